@@ -1,0 +1,77 @@
+//! Why a unit is where it is, or is nowhere yet: what `brig why` prints.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{NodeName, PlanSequence, UnitId};
+
+/// The newest decision of the scheduler about a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Explanation {
+    /// The unit.
+    pub unit: UnitId,
+    /// The plan in which it was decided.
+    pub plan: PlanSequence,
+    /// When, Unix milliseconds.
+    pub decided_ms: i64,
+    /// How many nodes there were.
+    pub nodes: u32,
+    /// Placed or not.
+    pub verdict: Verdict,
+    /// How many nodes each filter turned down, most first; also given for a placed unit.
+    pub refusals: Vec<Refusal>,
+}
+
+/// The outcome for one unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// A node was found.
+    Placed {
+        /// The node.
+        node: NodeName,
+        /// Its scores, in the order of the policy.
+        scores: Vec<Score>,
+        /// The sum of weighted scores.
+        total: i64,
+        /// The best of those that lost, if others were feasible.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        runner_up: Option<RunnerUp>,
+    },
+    /// No node fits, or the namespace may not have it.
+    Refused {
+        /// One sentence: what is in the way, and what would be enough.
+        message: String,
+    },
+}
+
+/// A node that would have been next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RunnerUp {
+    /// The node.
+    pub node: NodeName,
+    /// Its sum of weighted scores.
+    pub total: i64,
+}
+
+/// One part of the policy and what it gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Score {
+    /// The score's name, such as `bin-packing`.
+    pub name: String,
+    /// From 0 to 1000.
+    pub points: i64,
+    /// How much it counts.
+    pub weight: i64,
+}
+
+/// How many nodes one filter turned down, and an example of why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refusal {
+    /// The filter's name: `ready`, `runtime`, `attributes`, `ports`, `resources`, `quota`.
+    pub filter: String,
+    /// How many nodes it turned down.
+    pub nodes: u32,
+    /// The nearest miss in words, such as `memory: wanted 64Gi, at most 23Gi free (node-1)`.
+    pub detail: String,
+}

@@ -1,0 +1,152 @@
+//! Bodies of the `/v1` requests and answers that are no resource themselves.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::explain::Verdict;
+use crate::manifest::Manifest;
+use crate::object::{Object, ObjectKey};
+use crate::unit_spec::UnitSpec;
+use crate::{ResourceName, Revision};
+
+/// Largest body of a `/v1` request, in bytes: a big directory of manifests, far from hurting the server.
+pub const BODY_BYTES_MAX: usize = 8 << 20;
+/// Most manifests in one apply: they commit in one transaction.
+pub const MANIFESTS_MAX: usize = 1_000;
+
+/// `POST /v1/apply` and `POST /v1/plan`: all manifests take effect in one transaction, or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ApplyRequest {
+    /// In the order in which they take effect.
+    pub manifests: Vec<Manifest<UnitSpec>>,
+}
+
+/// What an apply did, or what a plan would do, with one manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Applied {
+    /// The resource.
+    pub key: ObjectKey,
+    /// What happened to it.
+    pub outcome: ApplyOutcome,
+    /// The fields that change, as `path: before -> after`; for `updated` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<String>,
+}
+
+/// What an apply does with one manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ApplyOutcome {
+    /// It did not exist.
+    Created,
+    /// It existed and differed.
+    Updated,
+    /// It was already so.
+    Unchanged,
+}
+
+/// Answer of `POST /v1/apply`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ApplyResponse {
+    /// The transaction; the newest revision when nothing changed.
+    pub revision: Revision,
+    /// One for each manifest, in their order.
+    pub applied: Vec<Applied>,
+}
+
+/// Answer of `POST /v1/plan`: what an apply would do, and where the scheduler would put the new units now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlanResponse {
+    /// The revision that it was tried on.
+    pub revision: Revision,
+    /// One for each manifest, in their order.
+    pub applied: Vec<Applied>,
+    /// One for each unit that would be decided.
+    pub placements: Vec<PlannedUnit>,
+    /// Names of units that would be stopped.
+    pub stops: Vec<ObjectKey>,
+}
+
+/// Where one unit would go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedUnit {
+    /// The unit.
+    pub key: ObjectKey,
+    /// The node, or why none.
+    pub verdict: Verdict,
+}
+
+/// Body of `POST …/services/{name}/scale`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleRequest {
+    /// The new number of units.
+    pub replicas: u32,
+}
+
+/// A list of resources and the revision at which it was read: watch from there to miss nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ListResponse {
+    /// When it was read.
+    pub revision: Revision,
+    /// In the order of namespace and name.
+    pub items: Vec<Object>,
+}
+
+/// Body of `POST /v1/sql`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SqlRequest {
+    /// One SELECT; it runs in a read-only transaction.
+    pub query: String,
+}
+
+/// Answer of `POST /v1/sql`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SqlResponse {
+    /// Names of the columns.
+    pub columns: Vec<String>,
+    /// The rows; each value null, a number, a text or a boolean.
+    pub rows: Vec<Vec<serde_json::Value>>,
+    /// More rows than the server gives out were left off.
+    pub is_truncated: bool,
+}
+
+/// Answer of `GET /v1/version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VersionResponse {
+    /// The server's version.
+    pub version: String,
+    /// The newest revision.
+    pub revision: Revision,
+    /// `sqlite` or `postgres`.
+    pub database: String,
+}
+
+/// Query of `GET …/units/{name}/logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogQuery {
+    /// The task; every task of the unit when none is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<ResourceName>,
+    /// Go on until the unit ends.
+    pub follow: bool,
+    /// Only the last so many lines of what is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<u32>,
+}
+
+/// Body of a first text message on `GET …/units/{name}/exec` (a WebSocket); then frames of [`crate::stdio`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    /// The task; the first that is no sidecar when none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<ResourceName>,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Give it a terminal of this size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<crate::stdio::TerminalSize>,
+}

@@ -1,0 +1,401 @@
+//! The spec of a unit: as written ([`UnitSpec`], with short forms) and as checked ([`UnitTemplate`]).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::constraint::Constraint;
+use crate::{ResourceName, Resources};
+
+/// Time between the stop signal and the kill, in milliseconds, where a unit names none.
+pub const GRACE_MS_DEFAULT: u64 = 10_000;
+/// The task name of a unit in short form.
+pub const MAIN_TASK: &str = "main";
+
+/// What a user writes about a unit. Either `tasks`, or the short form for one task: `wasm` or `oci` with
+/// `resources`, `limits`, `env` and `mounts` beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnitSpec {
+    /// Short form: the task's request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Short form: the task's limits, where they exceed the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Resources>,
+    /// Short form: a wasm program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wasm: Option<WasmProgram>,
+    /// Short form: a container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciProgram>,
+    /// Short form: environment variables.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, EnvValue>,
+    /// Short form: directories and files from outside.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// Long form: several tasks, freely mixed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskSpec>,
+    /// The rest, the same in both forms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartPolicy>,
+    /// Higher goes first; 0 where none is named. From -1000 to 1000.
+    #[serde(skip_serializing_if = "is_default")]
+    pub priority: i32,
+    /// Requirements on the node's attributes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub constraints: Vec<Constraint>,
+    /// Milliseconds from the stop signal to the kill.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+    /// What happens when the unit's node is out of reach.
+    #[serde(skip_serializing_if = "is_default")]
+    pub disconnect: Disconnect,
+}
+
+/// One task of the long form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TaskSpec {
+    /// Unique within the unit.
+    pub name: ResourceName,
+    /// A wasm program, or …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wasm: Option<WasmProgram>,
+    /// … a container: exactly one of the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciProgram>,
+    /// The task's request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// The task's limits, where they exceed the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Resources>,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, EnvValue>,
+    /// Directories and files from outside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// A sidecar is stopped when the unit's other tasks have ended.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sidecar: bool,
+}
+
+/// A unit that has been checked: every short form resolved, every default filled in. Written out, it is the
+/// long form of [`UnitSpec`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnitTemplate {
+    /// At least one; names are unique; at least one is no sidecar.
+    pub tasks: Vec<Task>,
+    /// What happens when a task ends.
+    pub restart: RestartPolicy,
+    /// Higher goes first.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub priority: i32,
+    /// Requirements on the node's attributes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub constraints: Vec<Constraint>,
+    /// Milliseconds from the stop signal to the kill.
+    pub grace_ms: u64,
+    /// What happens when the unit's node is out of reach.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub disconnect: Disconnect,
+}
+
+/// One checked task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Task {
+    /// Unique within the unit.
+    pub name: ResourceName,
+    /// What runs: `wasm: {…}` or `oci: {…}`.
+    #[serde(flatten)]
+    pub program: Program,
+    /// What is set aside for it.
+    pub resources: Resources,
+    /// What it may use at most; each at least the request.
+    pub limits: Resources,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, EnvValue>,
+    /// Directories and files from outside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// A sidecar is stopped when the unit's other tasks have ended.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sidecar: bool,
+}
+
+/// The program of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// Runs in wasmtime.
+    Wasm(WasmProgram),
+    /// Runs as a container.
+    Oci(OciProgram),
+}
+
+/// The two kinds of program.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Runtime {
+    /// wasmtime.
+    Wasm,
+    /// libcontainer.
+    Oci,
+}
+
+/// A WASI program: a core module (preview 1), a `wasi:cli/command` or a `wasi:http/proxy` component.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WasmProgram {
+    /// Reference of the module or component, such as `team-a/shop:1.4`.
+    pub artifact: String,
+    /// Arguments after the program's own name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Serve `wasi:http` requests. Needed for, and only allowed with, a `wasi:http` component.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpServing>,
+    /// Hosts that outgoing HTTP requests may go to: `name`, `name:port`, or `*.name`. None by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_hosts: Vec<String>,
+    /// End the program this many milliseconds after its start (for http: each request). No limit by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
+/// How a wasm unit serves HTTP.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpServing {
+    /// Port on the node; units of the same service on one node share it. Without one the node picks a free port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// A container from an OCI image.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OciProgram {
+    /// Reference of the image, such as `docker.io/library/redis:7` or `team-a/web:1`.
+    pub image: String,
+    /// Replaces the image's entrypoint (and drops its default arguments).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Replaces the image's default arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`; names are looked up in the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Working directory, absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Mount the root filesystem read-only.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub read_only_root: bool,
+    /// Most processes and threads; [`PIDS_DEFAULT`] where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+    /// Ports that the program listens on, on the node's network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+}
+
+/// Most processes and threads of a container that names no limit.
+pub const PIDS_DEFAULT: u32 = 1024;
+
+/// The value of an environment variable: a text (a number or boolean is taken as one), or a key of a secret or
+/// config.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a text, `{secret: NAME, key: KEY}` or `{config: NAME, key: KEY}`"
+)]
+pub enum EnvValue {
+    /// The text itself.
+    Text(#[serde(deserialize_with = "scalar_as_text")] String),
+    /// `{secret: NAME, key: KEY}`
+    Secret(SecretKey),
+    /// `{config: NAME, key: KEY}`
+    Config(ConfigKey),
+}
+
+/// A key of a secret in the unit's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretKey {
+    /// The secret.
+    pub secret: ResourceName,
+    /// The key in it.
+    pub key: String,
+}
+
+/// A key of a config in the unit's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigKey {
+    /// The config.
+    pub config: ResourceName,
+    /// The key in it.
+    pub key: String,
+}
+
+/// Something from outside that a task finds in its file tree: exactly one of `host`, `config`, `secret`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// A directory of the node; the node's operator must have allowed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<PathBuf>,
+    /// A config of the namespace: a directory with a file per key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ResourceName>,
+    /// A secret of the namespace: a directory with a file per key, in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<ResourceName>,
+    /// Absolute path in the task's file tree.
+    pub at: String,
+    /// Refuse writes. Configs and secrets are always read-only.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub read_only: bool,
+}
+
+/// What happens when a task of a unit ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Start it again, with back-off. What services do.
+    Always,
+    /// Start it again when it failed. What plain units do.
+    OnFailure,
+    /// Leave it. What jobs do: their retries are new units.
+    Never,
+}
+
+/// What happens to a unit whose node is out of reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Disconnect {
+    /// Give it up as lost after a time; its service or job replaces it.
+    #[default]
+    Replace,
+    /// Wait for the node for ever.
+    Wait,
+}
+
+/// `PORT: 8080` in YAML is a number, but was meant as a text.
+fn scalar_as_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::String(text) => Ok(text),
+        serde_json::Value::Number(number) => Ok(number.to_string()),
+        serde_json::Value::Bool(boolean) => Ok(boolean.to_string()),
+        _ => Err(serde::de::Error::custom("not a scalar")),
+    }
+}
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl Program {
+    /// Which runtime it needs.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        match self {
+            Self::Wasm(_) => Runtime::Wasm,
+            Self::Oci(_) => Runtime::Oci,
+        }
+    }
+
+    /// The reference of the artifact or image.
+    #[must_use]
+    pub fn reference(&self) -> &str {
+        match self {
+            Self::Wasm(wasm) => &wasm.artifact,
+            Self::Oci(oci) => &oci.image,
+        }
+    }
+}
+
+impl Runtime {
+    /// `wasm` or `oci`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wasm => "wasm",
+            Self::Oci => "oci",
+        }
+    }
+}
+
+/// A port on the node that a unit needs for itself (or, shared, for its service).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    /// The number.
+    pub port: u16,
+    /// May other units of the same service listen on it too?
+    pub is_shared_by_service: bool,
+}
+
+impl UnitTemplate {
+    /// The unit's request: the sum over its tasks.
+    #[must_use]
+    pub fn request(&self) -> Resources {
+        // Validation refused sums that overflow.
+        self.tasks
+            .iter()
+            .fold(Resources::default(), |sum, task| sum.checked_add(&task.resources).unwrap_or(sum))
+    }
+
+    /// The runtimes that a node must have, each once.
+    #[must_use]
+    pub fn runtimes(&self) -> Vec<Runtime> {
+        let mut runtimes: Vec<_> = self.tasks.iter().map(|task| task.program.runtime()).collect();
+        runtimes.sort_unstable();
+        runtimes.dedup();
+        runtimes
+    }
+
+    /// `wasm`, `oci` or `mixed`, for tables.
+    #[must_use]
+    pub fn runtime_label(&self) -> &'static str {
+        match self.runtimes().as_slice() {
+            [only] => only.as_str(),
+            _ => "mixed",
+        }
+    }
+
+    /// The fixed ports of the node that the unit occupies.
+    #[must_use]
+    pub fn host_ports(&self) -> Vec<HostPort> {
+        let mut ports: Vec<_> = self
+            .tasks
+            .iter()
+            .flat_map(|task| match &task.program {
+                Program::Wasm(wasm) => {
+                    let port = wasm.http.as_ref().and_then(|http| http.port);
+                    port.map(|port| HostPort { port, is_shared_by_service: true })
+                        .into_iter()
+                        .collect::<Vec<_>>()
+                }
+                Program::Oci(oci) => oci
+                    .ports
+                    .iter()
+                    .map(|port| HostPort { port: *port, is_shared_by_service: false })
+                    .collect(),
+            })
+            .collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}

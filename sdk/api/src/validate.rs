@@ -1,0 +1,452 @@
+//! From what was written to what can be run: short forms resolved, defaults filled in, every rule checked.
+
+use std::collections::BTreeSet;
+
+use crate::manifest::Manifest;
+use crate::problem::FieldError;
+use crate::reference::Reference;
+use crate::resources::Shortage;
+use crate::spec::{JobSpec, LoneUnitSpec, ServiceSpec};
+use crate::unit_spec::{
+    EnvValue, GRACE_MS_DEFAULT, MAIN_TASK, Mount, OciProgram, Program, RestartPolicy, Task,
+    TaskSpec, UnitSpec, UnitTemplate, WasmProgram,
+};
+use crate::{Bytes, MilliCpu, ResourceName, Resources};
+
+/// Most tasks in a unit.
+pub const TASKS_MAX: usize = 16;
+/// Most units of a service.
+pub const REPLICAS_MAX: u32 = 10_000;
+/// Most completions of a job.
+pub const COMPLETIONS_MAX: u32 = 100_000;
+/// Least memory that a task can be given: below it neither runtime starts anything.
+pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
+/// Longest grace period: an hour.
+pub const GRACE_MS_MAX: u64 = 3_600_000;
+/// Priorities go from minus this to plus this.
+pub const PRIORITY_MAX: i32 = 1_000;
+/// Most bytes of texts in one secret or config.
+pub const TEXTS_BYTES_MAX: usize = 1 << 20;
+
+/// Collects faults under a path.
+struct Faults {
+    path: Vec<String>,
+    found: Vec<FieldError>,
+}
+
+impl Faults {
+    fn add(&mut self, field: &str, message: impl Into<String>) {
+        let mut path = self.path.join(".");
+        if !field.is_empty() {
+            if !path.is_empty() {
+                path.push('.');
+            }
+            path.push_str(field);
+        }
+        self.found.push(FieldError { path, message: message.into() });
+    }
+
+    fn within<T>(&mut self, field: impl Into<String>, check: impl FnOnce(&mut Self) -> T) -> T {
+        self.path.push(field.into());
+        let result = check(self);
+        self.path.pop();
+        result
+    }
+}
+
+impl Manifest<UnitSpec> {
+    /// Checks the manifest and fills in what it leaves open.
+    ///
+    /// # Errors
+    /// Every fault found, with its path; never an empty list.
+    pub fn check(self) -> Result<Manifest<UnitTemplate>, Vec<FieldError>> {
+        let mut faults = Faults { path: Vec::new(), found: Vec::new() };
+        let checked = match self {
+            Self::Namespace(spec) => Some(Manifest::Namespace(spec)),
+            Self::Service(spec) => check_service(spec, &mut faults).map(Manifest::Service),
+            Self::Job(spec) => check_job(spec, &mut faults).map(Manifest::Job),
+            Self::Unit(spec) => check_unit(spec, &mut faults).map(Manifest::Unit),
+            Self::Secret(spec) => {
+                check_texts(&spec.data, &mut faults);
+                Some(Manifest::Secret(spec))
+            }
+            Self::Config(spec) => {
+                check_texts(&spec.data, &mut faults);
+                Some(Manifest::Config(spec))
+            }
+        };
+        match checked {
+            Some(manifest) if faults.found.is_empty() => Ok(manifest),
+            _ => Err(faults.found),
+        }
+    }
+}
+
+fn check_service(spec: ServiceSpec<UnitSpec>, faults: &mut Faults) -> Option<ServiceSpec> {
+    if spec.replicas > REPLICAS_MAX {
+        faults.add("replicas", format!("{} is too many: at most {REPLICAS_MAX}", spec.replicas));
+    }
+    let unit = check_template(spec.unit, RestartPolicy::Always, faults)?;
+    if unit.restart != RestartPolicy::Always {
+        faults
+            .add("unit.restart", "a service restarts its units always: leave it out, or use a job");
+    }
+    let ServiceSpec { name, namespace, replicas, labels, .. } = spec;
+    Some(ServiceSpec { name, namespace, replicas, unit, labels })
+}
+
+fn check_job(spec: JobSpec<UnitSpec>, faults: &mut Faults) -> Option<JobSpec> {
+    if spec.parallelism == 0 {
+        faults.add("parallelism", "must be at least 1");
+    }
+    if spec.completions == 0 || spec.completions > COMPLETIONS_MAX {
+        faults.add("completions", format!("must be from 1 to {COMPLETIONS_MAX}"));
+    }
+    let unit = check_template(spec.unit, RestartPolicy::Never, faults)?;
+    if unit.restart != RestartPolicy::Never {
+        faults.add(
+            "unit.restart",
+            "a job's units are not restarted: leave it out and set the job's `retries`",
+        );
+    }
+    let JobSpec { name, namespace, parallelism, completions, retries, labels, .. } = spec;
+    Some(JobSpec { name, namespace, parallelism, completions, retries, unit, labels })
+}
+
+fn check_unit(spec: LoneUnitSpec<UnitSpec>, faults: &mut Faults) -> Option<LoneUnitSpec> {
+    let unit = check_template(spec.unit, RestartPolicy::OnFailure, faults)?;
+    let LoneUnitSpec { name, namespace, labels, remove_when_done, .. } = spec;
+    Some(LoneUnitSpec { name, namespace, unit, labels, remove_when_done })
+}
+
+fn check_texts(data: &std::collections::BTreeMap<String, String>, faults: &mut Faults) {
+    for key in data.keys() {
+        let is_plain = !key.is_empty()
+            && key.len() <= 253
+            && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+            && key != "."
+            && key != "..";
+        if !is_plain {
+            faults.add(
+                "data",
+                format!("`{key}` is no key: expected letters, digits, `.`, `_` and `-`"),
+            );
+        }
+    }
+    let bytes: usize = data.iter().map(|(key, text)| key.len() + text.len()).sum();
+    if bytes > TEXTS_BYTES_MAX {
+        faults.add("data", format!("{bytes} bytes are too many: at most {TEXTS_BYTES_MAX}"));
+    }
+}
+
+fn check_template(
+    spec: UnitSpec,
+    restart: RestartPolicy,
+    faults: &mut Faults,
+) -> Option<UnitTemplate> {
+    faults.within("unit", |faults| {
+        if spec.priority.abs() > PRIORITY_MAX {
+            faults.add("priority", format!("must be from -{PRIORITY_MAX} to {PRIORITY_MAX}"));
+        }
+        if spec.grace_ms.is_some_and(|grace| grace > GRACE_MS_MAX) {
+            faults.add("grace_ms", format!("must be at most {GRACE_MS_MAX} (an hour)"));
+        }
+        for (index, constraint) in spec.constraints.iter().enumerate() {
+            if let Some(fault) = constraint.fault() {
+                faults.add(&format!("constraints[{index}]"), fault);
+            }
+        }
+        let template = UnitTemplate {
+            restart: spec.restart.unwrap_or(restart),
+            priority: spec.priority,
+            constraints: spec.constraints.clone(),
+            grace_ms: spec.grace_ms.unwrap_or(GRACE_MS_DEFAULT),
+            disconnect: spec.disconnect,
+            tasks: check_tasks(spec, faults)?,
+        };
+        let sum = |pick: fn(&Task) -> &Resources| {
+            template
+                .tasks
+                .iter()
+                .try_fold(Resources::default(), |sum, task| sum.checked_add(pick(task)))
+        };
+        if sum(|task| &task.resources).is_none() || sum(|task| &task.limits).is_none() {
+            faults.add("tasks", "the tasks' resources together are more than can be counted");
+        }
+        Some(template)
+    })
+}
+
+fn check_tasks(spec: UnitSpec, faults: &mut Faults) -> Option<Vec<Task>> {
+    let is_short = spec.wasm.is_some() || spec.oci.is_some();
+    let has_short_fields = spec.resources.is_some()
+        || spec.limits.is_some()
+        || !spec.env.is_empty()
+        || !spec.mounts.is_empty();
+    if !spec.tasks.is_empty() && (is_short || has_short_fields) {
+        faults.add(
+            "",
+            "has both `tasks` and fields of the short form (wasm, oci, resources, limits, env, mounts): move them into a task",
+        );
+        return None;
+    }
+    if spec.tasks.is_empty() {
+        let task = TaskSpec {
+            name: ResourceName::new(MAIN_TASK).ok()?,
+            wasm: spec.wasm,
+            oci: spec.oci,
+            resources: spec.resources,
+            limits: spec.limits,
+            env: spec.env,
+            mounts: spec.mounts,
+            sidecar: false,
+        };
+        return Some(vec![check_task(task, faults)?]);
+    }
+    if spec.tasks.len() > TASKS_MAX {
+        faults.add("tasks", format!("{} are too many: at most {TASKS_MAX}", spec.tasks.len()));
+    }
+    if spec.tasks.iter().all(|task| task.sidecar) {
+        faults.add("tasks", "at least one task must be no sidecar");
+    }
+    let mut names = BTreeSet::new();
+    let mut tasks = Vec::new();
+    for (index, task) in spec.tasks.into_iter().enumerate() {
+        if !names.insert(task.name.clone()) {
+            faults.add(
+                &format!("tasks[{index}].name"),
+                format!("`{}` is taken by another task", task.name),
+            );
+        }
+        tasks.extend(faults.within(format!("tasks[{index}]"), |faults| check_task(task, faults)));
+    }
+    Some(tasks)
+}
+
+fn check_task(spec: TaskSpec, faults: &mut Faults) -> Option<Task> {
+    let program = match (spec.wasm, spec.oci) {
+        (Some(wasm), None) => {
+            faults.within("wasm", |faults| check_wasm(&wasm, faults));
+            Program::Wasm(wasm)
+        }
+        (None, Some(oci)) => {
+            faults.within("oci", |faults| check_oci(&oci, faults));
+            Program::Oci(oci)
+        }
+        _ => {
+            faults.add("", "needs exactly one of `wasm: {artifact: …}` and `oci: {image: …}`");
+            return None;
+        }
+    };
+    let resources =
+        with_defaults(spec.resources.unwrap_or_default(), &Resources::default_request());
+    if resources.memory.0 < MEMORY_BYTES_MIN {
+        faults.add(
+            "resources.memory",
+            format!("{} is too little: at least {}", resources.memory, Bytes(MEMORY_BYTES_MIN)),
+        );
+    }
+    let limits = with_defaults(spec.limits.unwrap_or_default(), &resources);
+    for shortage in resources.shortages_in(&limits) {
+        let Shortage { resource, wanted, available } = shortage;
+        faults.add("limits", format!("{resource} {available} is below the request of {wanted}"));
+    }
+    check_env(&spec.env, faults);
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        faults.within(format!("mounts[{index}]"), |faults| check_mount(mount, faults));
+    }
+    let TaskSpec { name, env, mounts, sidecar, .. } = spec;
+    Some(Task { name, program, resources, limits, env, mounts, sidecar })
+}
+
+/// What is not named (or named as nothing) is as in `defaults`.
+fn with_defaults(written: Resources, defaults: &Resources) -> Resources {
+    let pick = |written: u64, default: u64| if written == 0 { default } else { written };
+    let mut scalars = defaults.scalars.clone();
+    scalars.extend(written.scalars);
+    Resources {
+        cpu: MilliCpu(pick(written.cpu.0, defaults.cpu.0)),
+        memory: Bytes(pick(written.memory.0, defaults.memory.0)),
+        disk: Bytes(pick(written.disk.0, defaults.disk.0)),
+        scalars,
+    }
+}
+
+fn check_reference(field: &str, text: &str, faults: &mut Faults) {
+    if let Err(error) = text.parse::<Reference>() {
+        faults.add(field, error.to_string());
+    }
+}
+
+fn check_no_nul(field: &str, texts: &[String], faults: &mut Faults) {
+    if texts.iter().any(|text| text.contains('\0')) {
+        faults.add(field, "must not contain NUL bytes");
+    }
+}
+
+fn check_wasm(wasm: &WasmProgram, faults: &mut Faults) {
+    check_reference("artifact", &wasm.artifact, faults);
+    check_no_nul("args", &wasm.args, faults);
+    if wasm.http.as_ref().is_some_and(|http| http.port == Some(0)) {
+        faults.add("http.port", "0 is no port: name one, or leave it out for a free one");
+    }
+    if wasm.deadline_ms == Some(0) {
+        faults.add("deadline_ms", "must be at least 1");
+    }
+    for (index, host) in wasm.allow_hosts.iter().enumerate() {
+        if !is_host_pattern(host) {
+            faults.add(
+                &format!("allow_hosts[{index}]"),
+                format!("`{host}` is no host: expected `api.example.com`, `api.example.com:8443` or `*.example.com`"),
+            );
+        }
+    }
+}
+
+fn is_host_pattern(text: &str) -> bool {
+    let text = text.strip_prefix("*.").unwrap_or(text);
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (text, None),
+    };
+    !name.is_empty()
+        && name.len() <= 253
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'[' | b']' | b':'))
+        && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0))
+}
+
+fn check_oci(oci: &OciProgram, faults: &mut Faults) {
+    check_reference("image", &oci.image, faults);
+    check_no_nul("command", &oci.command, faults);
+    check_no_nul("args", &oci.args, faults);
+    if oci.working_dir.as_deref().is_some_and(|dir| !dir.starts_with('/') || dir.contains('\0')) {
+        faults.add("working_dir", "must be an absolute path");
+    }
+    if oci.user.as_deref().is_some_and(|user| user.is_empty() || user.contains(['\0', '\n'])) {
+        faults.add("user", "expected `user`, `uid`, `user:group` or `uid:gid`");
+    }
+    // libcontainer 0.7 fails to create containers with a limit of 0 or 1.
+    if oci.pids.is_some_and(|pids| pids < 2) {
+        faults.add("pids", "must be at least 2");
+    }
+    let distinct: BTreeSet<_> = oci.ports.iter().collect();
+    if oci.ports.contains(&0) || distinct.len() != oci.ports.len() {
+        faults.add("ports", "ports are from 1 to 65535, each once");
+    }
+}
+
+fn check_env(env: &std::collections::BTreeMap<String, EnvValue>, faults: &mut Faults) {
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            faults.add(
+                "env",
+                format!("`{name}` is no variable's name: it must not be empty or contain `=`"),
+            );
+        }
+        if matches!(value, EnvValue::Text(text) if text.contains('\0')) {
+            faults.add(&format!("env.{name}"), "must not contain NUL bytes");
+        }
+    }
+}
+
+fn check_mount(mount: &Mount, faults: &mut Faults) {
+    let sources = usize::from(mount.host.is_some())
+        + usize::from(mount.config.is_some())
+        + usize::from(mount.secret.is_some());
+    if sources != 1 {
+        faults.add("", "needs exactly one of `host`, `config` and `secret`");
+    }
+    let is_plain = |path: &str| {
+        path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "..")
+    };
+    if !is_plain(&mount.at) {
+        faults.add("at", format!("`{}` must be an absolute path without `..`", mount.at));
+    }
+    if mount.host.as_ref().is_some_and(|host| !host.to_str().is_some_and(is_plain)) {
+        faults.add("host", "must be an absolute path without `..`");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{Format, parse};
+
+    fn faults(unit: &str) -> String {
+        let text = format!("kind: unit\nname: x\nunit: {unit}");
+        let manifest = parse(&text, Format::Yaml, None).unwrap().remove(0);
+        let faults = manifest.check().unwrap_err();
+        faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn each_rule_names_the_field() {
+        for (unit, expected) in [
+            ("{}", "unit: needs exactly one"),
+            ("{wasm: {artifact: a}, oci: {image: b}}", "unit: needs exactly one"),
+            ("{wasm: {artifact: a}, tasks: [{name: t, wasm: {artifact: a}}]}", "both `tasks` and"),
+            ("{wasm: {artifact: 'A B'}}", "unit.wasm.artifact: `A B`"),
+            ("{wasm: {artifact: a, http: {port: 0}}}", "unit.wasm.http.port"),
+            ("{wasm: {artifact: a, allow_hosts: ['a b']}}", "unit.wasm.allow_hosts[0]"),
+            (
+                "{wasm: {artifact: a}, resources: {memory: 1k}}",
+                "unit.resources.memory: 1000 is too little",
+            ),
+            (
+                "{wasm: {artifact: a}, resources: {cpu: 2}, limits: {cpu: 1}}",
+                "unit.limits: cpu 1 is below the request of 2",
+            ),
+            ("{wasm: {artifact: a}, env: {'A=B': c}}", "unit.env: `A=B`"),
+            ("{wasm: {artifact: a}, mounts: [{host: /x, at: /a/../b}]}", "unit.mounts[0].at"),
+            (
+                "{wasm: {artifact: a}, mounts: [{at: /a}]}",
+                "unit.mounts[0]: needs exactly one of `host`",
+            ),
+            ("{wasm: {artifact: a}, priority: 5000}", "unit.priority"),
+            (
+                "{wasm: {artifact: a}, constraints: [{attribute: z, operator: '='}]}",
+                "unit.constraints[0]",
+            ),
+            ("{oci: {image: a, pids: 1}}", "unit.oci.pids"),
+            ("{oci: {image: a, ports: [80, 80]}}", "unit.oci.ports"),
+            ("{oci: {image: a, working_dir: x}}", "unit.oci.working_dir"),
+            (
+                "{tasks: [{name: t, oci: {image: a}}, {name: t, oci: {image: a}}]}",
+                "unit.tasks[1].name: `t` is taken",
+            ),
+            ("{tasks: [{name: t, oci: {image: a}, sidecar: true}]}", "no sidecar"),
+            (
+                "{tasks: [{name: t, oci: {image: a}, resources: {cpu: 18446744073709551}}, {name: u, oci: {image: a}, resources: {cpu: 18446744073709551}}]}",
+                "more than can be counted",
+            ),
+        ] {
+            let found = faults(unit);
+            assert!(found.contains(expected), "{unit}\n  gave: {found}\n  not: {expected}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_open_is_filled_in() {
+        let text = "kind: unit\nname: x\nunit: {wasm: {artifact: a}, resources: {memory: 128Mi}, limits: {cpu: 2}}";
+        let Manifest::Unit(unit) =
+            parse(text, Format::Yaml, None).unwrap().remove(0).check().unwrap()
+        else {
+            panic!("a unit")
+        };
+        let task = &unit.unit.tasks[0];
+        assert_eq!((task.resources.cpu, task.resources.memory), (MilliCpu(100), Bytes(128 << 20)));
+        assert_eq!((task.limits.cpu, task.limits.memory), (MilliCpu(2000), Bytes(128 << 20)));
+        assert_eq!(unit.unit.restart, RestartPolicy::OnFailure);
+    }
+
+    #[test]
+    fn a_checked_manifest_written_out_reads_back_as_itself() {
+        let text = "kind: service\nname: x\nunit: {oci: {image: a, ports: [80]}, env: {A: b}, limits: {cpu: 2}}";
+        let checked = parse(text, Format::Yaml, None).unwrap().remove(0).check().unwrap();
+        let written = serde_json::to_string(&checked).unwrap();
+        let again = parse(&written, Format::Json, None).unwrap().remove(0).check().unwrap();
+        assert_eq!(checked, again);
+    }
+}

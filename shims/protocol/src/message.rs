@@ -1,0 +1,307 @@
+//! The messages between agent and shim: JSON in frames, over a unix socket.
+//!
+//! The agent sends [`ToShim`], the shim answers each with [`FromShim::Reply`] of the same `id`, and sends
+//! [`FromShim::Exited`] and [`FromShim::Running`] to every connection by itself. Requests are idempotent: starting
+//! a task that is there, signalling or removing one that has ended, all succeed. After [`Request::Exec`] was
+//! answered with [`Reply::Done`] the connection carries [`brig_api::stdio`] frames and nothing else; so an exec
+//! has a connection of its own.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use brig_api::lifecycle::Reason;
+use brig_api::request::ExecRequest;
+use brig_api::{Digest, NamespacePath};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::ExitRecord;
+
+/// The version of this protocol. An agent that finds a shim of another version lets it run its tasks to their
+/// end and starts new tasks in a new shim.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// The shim's socket in its state directory.
+pub const SOCKET_NAME: &str = "shim.sock";
+
+/// From the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToShim {
+    /// Comes back in the reply.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What an agent asks of a shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Request {
+    /// The first request of a connection. Answer: [`Reply::Hello`].
+    Hello {
+        /// [`PROTOCOL_VERSION`]
+        version: u32,
+    },
+    /// Set up and start a task. Answered at once with [`Reply::Done`] when it was accepted; [`FromShim::Running`]
+    /// or [`FromShim::Exited`] follows.
+    Start(Box<StartTask>),
+    /// Ask a task to end, or end it. Answer: [`Reply::Done`].
+    Stop {
+        /// Which.
+        task: TaskKey,
+        /// How.
+        how: StopSignal,
+    },
+    /// What a task uses. Answer: [`Reply::Usage`].
+    Usage {
+        /// Which.
+        task: TaskKey,
+    },
+    /// Run another program inside a running container. wasm shims refuse it.
+    Exec {
+        /// Where.
+        task: TaskKey,
+        /// What.
+        exec: ExecRequest,
+    },
+    /// Forget an ended task; its directory is the agent's again. A shim without tasks that has forgotten its last
+    /// one ends by itself after a while.
+    Remove {
+        /// Which.
+        task: TaskKey,
+    },
+    /// End now if there are no tasks. Answer: [`Reply::Done`], or an error when there are some.
+    Shutdown,
+}
+
+/// One run of one task: a restart is another run.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskKey(pub String);
+
+impl TaskKey {
+    /// The key of the `run`th run (from 0) of a task; a safe file name.
+    #[must_use]
+    pub fn new(unit: &brig_api::UnitId, task: &brig_api::ResourceName, run: u32) -> Self {
+        Self(format!("{unit}.{task}.{run}"))
+    }
+}
+
+/// How a task is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopSignal {
+    /// The image's stop signal, SIGTERM by default. For wasm: ends the task at the next chance; a server stops
+    /// accepting and finishes the requests that it has.
+    Terminate,
+    /// SIGINT, where a program wants that.
+    Interrupt,
+    /// SIGKILL. For wasm: ends the task at once.
+    Kill,
+}
+
+/// Everything a shim needs to know to run a task. All names are resolved, all files are on this machine.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartTask {
+    /// The run.
+    pub key: TaskKey,
+    /// The namespace, for the shim's own log.
+    pub namespace: NamespacePath,
+    /// `unit/task` as people know it, for the shim's own log and the container's host name.
+    pub title: String,
+    /// The run's directory: exists, is empty, is the shim's until [`Request::Remove`].
+    pub dir: PathBuf,
+    /// Where output goes.
+    pub log: LogTarget,
+    /// Environment, complete.
+    pub env: BTreeMap<String, String>,
+    /// What it may use.
+    pub limits: Limits,
+    /// Files from outside.
+    pub mounts: Vec<BindMount>,
+    /// What runs.
+    pub program: StartProgram,
+}
+
+/// Environment may hold secrets: `Debug` leaves it out.
+impl std::fmt::Debug for StartTask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StartTask")
+            .field("key", &self.key)
+            .field("namespace", &self.namespace)
+            .field("title", &self.title)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A rotated log file in the format of [`brig_api::logline`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogTarget {
+    /// The newest file; older ones are `PATH.1`, `PATH.2`, …
+    pub path: PathBuf,
+    /// A file larger than this is rotated.
+    pub bytes_max: u64,
+    /// How many older files are kept.
+    pub files_kept: u32,
+}
+
+/// What a task may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Its share when others want the processor too, in thousandths of a core.
+    pub cpu_request_milli: u64,
+    /// Most processor time, in thousandths of a core.
+    pub cpu_limit_milli: u64,
+    /// Most memory in bytes.
+    pub memory_bytes: u64,
+    /// Most processes and threads (containers).
+    pub pids: u32,
+}
+
+/// A file or directory of this machine in a task's file tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindMount {
+    /// On this machine.
+    pub source: PathBuf,
+    /// Absolute path in the task's tree.
+    pub at: String,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+/// What runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "runtime", rename_all = "snake_case")]
+pub enum StartProgram {
+    /// A wasm module or component.
+    Wasm(StartWasm),
+    /// A container.
+    Oci(StartOci),
+}
+
+/// A wasm module or component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartWasm {
+    /// The `.wasm` file, verified.
+    pub module: PathBuf,
+    /// Its digest.
+    pub digest: Digest,
+    /// `argv[0]`, then the arguments.
+    pub args: Vec<String>,
+    /// Serve `wasi:http` on this address; several tasks of a service share one port (SO_REUSEPORT).
+    pub http: Option<SocketAddr>,
+    /// See [`brig_api::unit_spec::WasmProgram::allow_hosts`].
+    pub allow_hosts: Vec<String>,
+    /// See [`brig_api::unit_spec::WasmProgram::deadline_ms`].
+    pub deadline_ms: Option<u64>,
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartOci {
+    /// Unpacked layers, lowest first; read-only, shared with other containers. In overlay format: whiteouts are
+    /// character devices 0/0, opaque directories have the xattr `trusted.overlay.opaque=y`.
+    pub layers: Vec<PathBuf>,
+    /// A directory for upper and work directories of the overlay, on the same disk; the shim removes its contents.
+    pub scratch: PathBuf,
+    /// Program and arguments, after image and spec were merged; not empty.
+    pub args: Vec<String>,
+    /// `user[:group]` as the spec or else the image has it; empty for root. Names are looked up in the image.
+    pub user: String,
+    /// Absolute working directory; created when missing.
+    pub working_dir: String,
+    /// Mount the root read-only.
+    pub read_only_root: bool,
+    /// The image's stop signal, such as `SIGQUIT`; SIGTERM when there is none.
+    pub stop_signal: Option<String>,
+}
+
+/// From the shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromShim {
+    /// Answer to the request of that id.
+    Reply {
+        /// The request's.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// The task's program runs (an http server accepts).
+    Running {
+        /// Which.
+        task: TaskKey,
+        /// Where its http server listens, if it has one.
+        http: Option<SocketAddr>,
+    },
+    /// The task ended; the record is on disk.
+    Exited {
+        /// Which.
+        task: TaskKey,
+        /// How.
+        record: ExitRecord,
+    },
+}
+
+/// Answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// Answer to [`Request::Hello`].
+    Hello {
+        /// [`PROTOCOL_VERSION`]
+        version: u32,
+        /// The shim's process id.
+        pid: u32,
+        /// Every task that was not removed yet.
+        tasks: Vec<TaskView>,
+    },
+    /// Answer to [`Request::Usage`].
+    Usage(Usage),
+    /// It can't be done.
+    Refused {
+        /// Why, for programs.
+        reason: Option<Reason>,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// A task as a shim knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskView {
+    /// Which.
+    pub key: TaskKey,
+    /// How it is.
+    pub state: TaskState,
+}
+
+/// How a task in a shim is. Starting → Running → Exited, or Starting → Exited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TaskState {
+    /// Being set up (a large module may be compiled for seconds).
+    Starting,
+    /// Runs.
+    Running {
+        /// Where its http server listens, if it has one.
+        http: Option<SocketAddr>,
+    },
+    /// Ended.
+    Exited(ExitRecord),
+}
+
+/// What a task used so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time in nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory in bytes now.
+    pub memory_bytes: u64,
+    /// Most memory in bytes so far.
+    pub memory_peak_bytes: u64,
+    /// How long it was held back by its cpu limit, in nanoseconds.
+    pub throttled_ns: u64,
+}
