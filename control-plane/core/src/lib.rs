@@ -1,1 +1,17 @@
-//! Being written.
+//! The pure core: the model of the cluster, and every decision about it. No I/O, no clock, no random source.
+//!
+//! ```text
+//!   change feed ──▶ Model ──┐
+//!                           ├──▶ plan() = reconcile ▶ filter ▶ score ▶ place ──▶ Plan ──▶ (store commits it)
+//!   now, silent nodes ──────┘
+//! ```
+//!
+//! **Invariant:** the same model and moment give the same plan, byte for byte.
+//! **Invariant:** nothing acts on a plan before the store has committed it.
+#![warn(missing_docs)]
+
+pub mod model;
+pub mod plan;
+
+pub use model::Model;
+pub use plan::{Decision, Moment, Plan};

@@ -18,7 +18,7 @@ pub const TASKS_MAX: usize = 16;
 /// Most units of a service.
 pub const REPLICAS_MAX: u32 = 10_000;
 /// Most completions of a job.
-pub const COMPLETIONS_MAX: u32 = 100_000;
+pub const COMPLETIONS_MAX: u32 = 10_000;
 /// Least memory that a task can be given: below it neither runtime starts anything.
 pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
 /// Longest grace period: an hour.
