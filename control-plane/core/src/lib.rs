@@ -10,8 +10,18 @@
 //! **Invariant:** nothing acts on a plan before the store has committed it.
 #![warn(missing_docs)]
 
+pub mod commit;
 pub mod model;
 pub mod plan;
+pub mod reconcile;
+
+mod draft;
+mod explain;
+mod filter;
+mod names;
+mod place;
+mod room;
+mod score;
 
 pub use model::Model;
-pub use plan::{Decision, Moment, Plan};
+pub use plan::{Decision, Moment, Plan, plan, preview, why};

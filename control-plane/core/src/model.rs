@@ -29,7 +29,11 @@ pub struct Model {
 impl Model {
     /// A model of these objects; kinds that the scheduler does not look at are left out.
     #[must_use]
-    pub fn new(revision: Revision, plan: PlanSequence, objects: impl IntoIterator<Item = Object>) -> Self {
+    pub fn new(
+        revision: Revision,
+        plan: PlanSequence,
+        objects: impl IntoIterator<Item = Object>,
+    ) -> Self {
         let mut model = Self { revision, plan, ..Self::default() };
         for object in objects {
             model.put(object);
@@ -47,7 +51,7 @@ impl Model {
         self.revision = self.revision.max(change.revision);
     }
 
-    fn put(&mut self, object: Object) {
+    pub(crate) fn put(&mut self, object: Object) {
         match object {
             Object::Namespace(namespace) => {
                 self.namespaces.insert(namespace.spec.name.clone(), namespace);
@@ -77,7 +81,9 @@ impl Model {
             Kind::Namespace => self.namespaces.retain(|path, _| path.as_str() != key.name),
             Kind::Node => self.nodes.retain(|name, _| name.as_str() != key.name),
             Kind::Service => {
-                if let Some(names) = namespace.and_then(|namespace| self.services.get_mut(namespace)) {
+                if let Some(names) =
+                    namespace.and_then(|namespace| self.services.get_mut(namespace))
+                {
                     names.retain(|name, _| name.as_str() != key.name);
                 }
             }
@@ -87,7 +93,9 @@ impl Model {
                 }
             }
             Kind::Unit => {
-                let is_it = |unit: &Unit| unit.name.as_str() == key.name && Some(&unit.namespace) == namespace;
+                let is_it = |unit: &Unit| {
+                    unit.name.as_str() == key.name && Some(&unit.namespace) == namespace
+                };
                 self.units.retain(|_, unit| !is_it(unit));
             }
             Kind::Secret | Kind::Config | Kind::Artifact => {}

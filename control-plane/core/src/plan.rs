@@ -1,12 +1,67 @@
-//! What one pass decides.
+//! One pass: from the model and the moment to the decisions, and what decisions there are.
 
 use std::collections::BTreeSet;
 
 use brig_api::explain::Explanation;
 use brig_api::lifecycle::Reason;
-use brig_api::object::{Desired, JobState, NodeState, Unit};
+use brig_api::object::{Desired, JobState, NodeState, Object, Unit};
 use brig_api::{NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
 use serde::{Deserialize, Serialize};
+
+use crate::Model;
+use crate::draft::Draft;
+use crate::place::{self, Stamp};
+use crate::reconcile::reconcile;
+use crate::room::Room;
+
+/// Decides what is to happen now: a function of its arguments and nothing else. On a settled cluster the plan is empty.
+#[must_use]
+pub fn plan(model: &Model, moment: &Moment) -> Plan {
+    let span = tracing::debug_span!("plan", model.revision = model.revision.0);
+    let _entered = span.entered();
+    let room = Room::new(model, moment);
+    let mut draft = Draft::new(model, moment);
+    reconcile(&mut draft, &room);
+    let created = draft.decisions.iter().filter_map(|decision| match decision {
+        Decision::UnitCreate(unit) => Some(&**unit),
+        _ => None,
+    });
+    let waiting = model.units.values().filter(|unit| draft.is_waiting(unit));
+    let mut queue: Vec<&Unit> = waiting.chain(created).collect();
+    queue.sort_by(|left, right| place::queue_order(left).cmp(&place::queue_order(right)));
+    let stamp = Stamp { plan: draft.sequence, now_ms: draft.now_ms };
+    // The created units live shorter than the model, and so does room with them in it.
+    let mut room = room;
+    let placements = place::place(&mut room, &queue, stamp);
+    let mut decisions = draft.decisions;
+    decisions.extend(placements.decisions);
+    Plan {
+        after: model.plan,
+        based_on: model.revision,
+        decisions,
+        explanations: placements.explanations,
+        wake_at_ms: draft.wake_at_ms,
+    }
+}
+
+/// What would be decided if `objects` were stored as well: the same pass on a copy of the model.
+#[must_use]
+pub fn preview(model: &Model, moment: &Moment, objects: impl IntoIterator<Item = Object>) -> Plan {
+    let mut copy = model.clone();
+    for object in objects {
+        copy.put(object);
+    }
+    plan(&copy, moment)
+}
+
+/// Where a pending unit would go now, or why it can't go anywhere: fresher and more exact than the explanation kept
+/// from the pass that refused it. None for a unit that does not wait for a node.
+#[must_use]
+pub fn why(model: &Model, moment: &Moment, unit: &UnitId) -> Option<Explanation> {
+    let unit = model.units.get(unit).filter(|unit| Draft::new(model, moment).is_waiting(unit))?;
+    let stamp = Stamp { plan: model.plan, now_ms: moment.now_ms };
+    place::judge(&Room::new(model, moment), unit, stamp)
+}
 
 /// What a pass must know besides the model.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -30,6 +85,14 @@ pub struct Plan {
     pub explanations: Vec<Explanation>,
     /// When to plan again although nothing changed, Unix milliseconds.
     pub wake_at_ms: Option<i64>,
+}
+
+impl Plan {
+    /// Nothing is to be done, so there is nothing to commit.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.decisions.is_empty()
+    }
 }
 
 /// One step. A step whose premise no longer holds when the plan commits (somebody deleted the unit meanwhile) is
