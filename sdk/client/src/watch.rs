@@ -1,0 +1,155 @@
+//! Watches resources: every change, in order, once, also across lost connections and server restarts.
+
+use std::time::Duration;
+
+use brig_api::change::Change;
+use brig_api::{Kind, NamespacePath, Revision};
+use reqwest::{Method, Response};
+
+use crate::error::ClientError;
+use crate::http::{Client, escaped};
+
+/// First pause before a lost watch is opened again; it doubles up to [`RETRY_MS_MAX`].
+const RETRY_MS_MIN: u64 = 50;
+/// Longest pause before a lost watch is opened again.
+const RETRY_MS_MAX: u64 = 5_000;
+/// Largest event: all changes of one revision, of at most a thousand manifests.
+const EVENT_BYTES_MAX: usize = 64 << 20;
+
+/// What to watch; everything by default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WatchFilter {
+    /// Only this kind.
+    pub kind: Option<Kind>,
+    /// Only this namespace and those below it.
+    pub namespace: Option<NamespacePath>,
+}
+
+/// The changes after a revision.
+#[derive(Debug)]
+pub struct WatchStream {
+    client: Client,
+    filter: WatchFilter,
+    since: Revision,
+    connection: Option<Response>,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    /// Watches what `filter` names, from the first change after `since`: the revision of the list that came before.
+    #[must_use]
+    pub fn watch(&self, filter: WatchFilter, since: Revision) -> WatchStream {
+        WatchStream { client: self.clone(), filter, since, connection: None, buffer: Vec::new() }
+    }
+}
+
+impl WatchStream {
+    /// The newest revision that was seen: watch from there to miss nothing.
+    #[must_use]
+    pub fn since(&self) -> Revision {
+        self.since
+    }
+
+    /// The changes of the next revision that has any; waits for it. A lost connection is made again.
+    ///
+    /// # Errors
+    /// A problem that the server gave, `revision-too-old` among them: list again. Never for a lost connection.
+    pub async fn next(&mut self) -> Result<Vec<Change>, ClientError> {
+        let mut pause_ms = RETRY_MS_MIN;
+        loop {
+            match self.next_of_connection().await {
+                Ok(changes) => return Ok(changes),
+                Err(error @ ClientError::Problem(_)) if error.code() != Some(brig_api::Code::Unavailable) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "watch lost");
+                    self.connection = None;
+                    self.buffer.clear();
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                    pause_ms = (pause_ms * 2).min(RETRY_MS_MAX);
+                }
+            }
+        }
+    }
+
+    async fn next_of_connection(&mut self) -> Result<Vec<Change>, ClientError> {
+        let broken = |what: &'static str| ClientError::Broken(what.into());
+        loop {
+            let connection = match &mut self.connection {
+                Some(connection) => connection,
+                None => {
+                    let response = self.open().await?;
+                    self.connection.insert(response)
+                }
+            };
+            while let Some(end) = end_of_event(&self.buffer) {
+                let event: Vec<u8> = self.buffer.drain(..end).collect();
+                let Some((revision, changes)) = parse(&event).map_err(|_| broken("not an event of a watch"))? else {
+                    continue;
+                };
+                // The server may send again what came before a lost connection.
+                if revision > self.since {
+                    self.since = revision;
+                    return Ok(changes);
+                }
+            }
+            if self.buffer.len() > EVENT_BYTES_MAX {
+                return Err(broken("an event of the watch is too long"));
+            }
+            match connection.chunk().await.map_err(|error| ClientError::Broken(Box::new(error)))? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk),
+                None => return Err(broken("the watch ended")),
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Response, ClientError> {
+        let mut path = format!("/v1/watch?since={}", self.since);
+        if let Some(kind) = self.filter.kind {
+            path.push_str(&format!("&kind={kind}"));
+        }
+        if let Some(namespace) = &self.filter.namespace {
+            path.push_str(&format!("&namespace={}", escaped(namespace.as_str())));
+        }
+        self.client.send(self.client.request(Method::GET, &path)).await
+    }
+}
+
+/// Just behind the first whole event: events end with an empty line.
+fn end_of_event(buffer: &[u8]) -> Option<usize> {
+    buffer.windows(2).position(|pair| pair == b"\n\n").map(|position| position + 2)
+}
+
+/// Reads an event of a stream of server-sent events (WHATWG HTML, section 9.2): the revision is its id. None for
+/// a comment, which keeps the connection alive.
+fn parse(event: &[u8]) -> Result<Option<(Revision, Vec<Change>)>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut id = None;
+    let mut data = String::new();
+    for line in std::str::from_utf8(event)?.lines() {
+        if let Some(value) = line.strip_prefix("id:") {
+            id = Some(Revision(value.trim().parse()?));
+        } else if let Some(value) = line.strip_prefix("data:") {
+            data.push_str(value.strip_prefix(' ').unwrap_or(value));
+        }
+    }
+    match id {
+        Some(revision) if !data.is_empty() => Ok(Some((revision, serde_json::from_str(&data)?))),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_carry_a_revision_and_its_changes() {
+        let (revision, changes) = parse(b"id: 7\ndata: []\n\n").unwrap().unwrap();
+        assert_eq!((revision, changes), (Revision(7), vec![]));
+        assert!(parse(b": alive\n\n").unwrap().is_none());
+        assert!(parse(b"id: x\ndata: []\n\n").is_err());
+        assert_eq!(end_of_event(b"id: 7\n\nid: 8"), Some(7));
+        assert_eq!(end_of_event(b"id: 7\n"), None);
+    }
+}
