@@ -1,1 +1,31 @@
-//! Being written.
+//! All SQL of the control plane, on SQLite and on PostgreSQL: what users asked for, what was decided, what happened.
+//!
+//! One [`Store`] per process, cheap to clone. A method is one transaction: it takes effect whole or not at all. Every
+//! write that changes something takes the next [`brig_api::Revision`] and appends to the change feed; a write that
+//! changes nothing takes none.
+//!
+//! **Invariant:** revisions have no gaps, and the feed holds every change of a kept revision, in order.
+//! **Invariant:** writers take their turns: each locks the counter of revisions before it reads anything.
+//! **Invariant:** secrets' texts leave the store through [`Store::texts_for`] alone.
+#![warn(missing_docs)]
+
+mod apply;
+mod artifact;
+mod command;
+mod error;
+mod event;
+mod feed;
+mod lease;
+mod node;
+mod object;
+mod plan;
+mod sql;
+mod status;
+mod store;
+mod text;
+
+pub use artifact::NewArtifact;
+pub use error::StoreError;
+pub use event::EventFilter;
+pub use plan::Committed;
+pub use store::{Backend, Store};
