@@ -25,3 +25,6 @@ mod score;
 
 pub use model::Model;
 pub use plan::{Decision, Moment, Plan, plan, preview, why};
+
+#[cfg(test)]
+mod tests;

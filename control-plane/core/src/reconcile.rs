@@ -36,6 +36,6 @@ pub(crate) fn reconcile<'a>(draft: &mut Draft<'a>, room: &Room<'a>) {
 }
 
 /// The order in which units came, for people and for ties: time, then id.
-fn age_order<'u>(unit: &'u Unit) -> (i64, &'u str) {
+fn age_order(unit: &Unit) -> (i64, &str) {
     (unit.meta.created_ms, unit.id.as_str())
 }

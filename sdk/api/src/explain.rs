@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeName, PlanSequence, UnitId};
+use crate::{NodeName, PlanSequence, ResourceName, UnitId};
 
 /// The newest decision of the scheduler about a unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -74,4 +74,41 @@ pub struct Refusal {
     pub nodes: u32,
     /// The nearest miss in words, such as `memory: wanted 64Gi, at most 23Gi free (node-1)`.
     pub detail: String,
+}
+
+impl Explanation {
+    /// The decision in words and lines, as `brig why` prints it; ends with a line break.
+    #[must_use]
+    pub fn render(&self, unit: &ResourceName) -> String {
+        let mut lines = Vec::new();
+        match &self.verdict {
+            Verdict::Placed { node, scores, total, runner_up } => {
+                lines.push(format!("{unit} was placed on {node} by plan {}.", self.plan));
+                let terms = scores.iter().map(|score| {
+                    let Score { name, points, weight } = score;
+                    format!("{name} {points} x {weight}")
+                });
+                let terms: Vec<_> = terms.collect();
+                lines.push(format!("  score  {total} = {}", terms.join(" + ")));
+                lines.push(match runner_up {
+                    Some(RunnerUp { node, total }) => format!("  next   {node} with {total}"),
+                    None => "  next   no other node could take it".to_owned(),
+                });
+            }
+            Verdict::Refused { message } => lines.push(format!("{unit} waits: {message}.")),
+        }
+        if !self.refusals.is_empty() {
+            let nodes = self.nodes;
+            lines.push(format!("Turned down, of {nodes} {}:", counted(nodes, "node", "nodes")));
+        }
+        for Refusal { filter, nodes, detail } in &self.refusals {
+            lines.push(format!("  {filter:<10} {nodes:>5}  {detail}"));
+        }
+        lines.push(String::new());
+        lines.join("\n")
+    }
+}
+
+fn counted<'t>(count: u32, one: &'t str, many: &'t str) -> &'t str {
+    if count == 1 { one } else { many }
 }

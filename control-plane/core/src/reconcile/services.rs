@@ -105,7 +105,7 @@ fn runs_in_reach(room: &Room<'_>, unit: &Unit) -> bool {
     unit.status.state == UnitState::Running && node.is_some_and(|node| node.is_ready)
 }
 
-fn running<'a>(room: &Room<'_>, units: &[&'a Unit]) -> usize {
+fn running(room: &Room<'_>, units: &[&Unit]) -> usize {
     units.iter().filter(|unit| runs_in_reach(room, unit)).count()
 }
 

@@ -1,0 +1,325 @@
+//! Tests of whole passes: a small cluster is built, planned on, committed, and its nodes do as they are told.
+
+mod jobs;
+mod nodes_and_units;
+mod placing;
+mod properties;
+mod services;
+mod texts;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use brig_api::constraint::{Constraint, Operator};
+use brig_api::lifecycle::{Reason, UnitState};
+use brig_api::object::{
+    Desired, Job, JobState, Meta, Namespace, Node, NodeFacts, NodeState, Object, Owner, Service,
+    Unit, UnitStatus,
+};
+use brig_api::spec::{JobSpec, Labels, NamespaceSpec, ServiceSpec};
+use brig_api::unit_spec::{
+    Disconnect, HttpServing, OciProgram, Program, RestartPolicy, Runtime, Task, UnitTemplate,
+    WasmProgram,
+};
+use brig_api::{
+    Bytes, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, Revision,
+    UnitId,
+};
+
+use crate::commit::commit;
+use crate::{Decision, Model, Moment, Plan, plan};
+
+pub(super) const MI: u64 = 1 << 20;
+pub(super) const GI: u64 = 1 << 30;
+/// Passes within which every test's cluster comes to rest.
+const PASSES_MAX: usize = 300;
+
+pub(super) fn name(text: &str) -> ResourceName {
+    ResourceName::new(text).unwrap()
+}
+
+pub(super) fn namespace(text: &str) -> NamespacePath {
+    NamespacePath::new(text).unwrap()
+}
+
+pub(super) fn amount(cpu: u64, memory: u64) -> Resources {
+    Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), ..Resources::default() }
+}
+
+pub(super) fn wasm(request: Resources) -> UnitTemplate {
+    let program = WasmProgram { artifact: "a:1".to_owned(), ..WasmProgram::default() };
+    template(request, Program::Wasm(program))
+}
+
+pub(super) fn http(request: Resources, port: u16) -> UnitTemplate {
+    let http = Some(HttpServing { port: Some(port) });
+    let program = WasmProgram { artifact: "a:1".to_owned(), http, ..WasmProgram::default() };
+    template(request, Program::Wasm(program))
+}
+
+pub(super) fn oci(request: Resources, ports: &[u16]) -> UnitTemplate {
+    let image = "docker.io/library/redis:7".to_owned();
+    let program = OciProgram { image, ports: ports.to_vec(), ..OciProgram::default() };
+    template(request, Program::Oci(program))
+}
+
+fn template(request: Resources, program: Program) -> UnitTemplate {
+    let task = Task {
+        name: name("main"),
+        program,
+        limits: request.clone(),
+        resources: request,
+        env: BTreeMap::new(),
+        mounts: Vec::new(),
+        sidecar: false,
+    };
+    UnitTemplate {
+        tasks: vec![task],
+        restart: RestartPolicy::Always,
+        priority: 0,
+        constraints: Vec::new(),
+        grace_ms: 1_000,
+        disconnect: Disconnect::Replace,
+    }
+}
+
+pub(super) fn requires(attribute: &str, operator: Operator, values: &[&str]) -> Constraint {
+    let values = values.iter().map(|value| (*value).to_owned()).collect();
+    Constraint { attribute: attribute.to_owned(), operator, values }
+}
+
+/// A cluster whose nodes do as they are told, at once.
+#[derive(Debug, Clone)]
+pub(super) struct Cluster {
+    pub(super) model: Model,
+    pub(super) moment: Moment,
+    /// Units whose program ends with this state as soon as it runs, by prefix of the unit's name.
+    pub(super) endings: BTreeMap<String, UnitState>,
+    /// Nodes that take assignments and begin nothing.
+    pub(super) is_stuck: bool,
+    created: u64,
+}
+
+impl Cluster {
+    pub(super) fn new() -> Self {
+        let moment = Moment { now_ms: 1_000_000, silent: BTreeSet::new() };
+        let model = Model::new(Revision(1), PlanSequence(0), []);
+        Self { model, moment, endings: BTreeMap::new(), is_stuck: false, created: 0 }
+    }
+
+    fn put(&mut self, object: Object) {
+        self.model.revision.0 += 1;
+        self.model.put(object);
+    }
+
+    fn meta(&self) -> Meta {
+        Meta { revision: self.model.revision, created_ms: self.moment.now_ms }
+    }
+
+    pub(super) fn node(&mut self, text: &str, allocatable: Resources) -> NodeName {
+        self.node_like(text, allocatable, &[Runtime::Wasm, Runtime::Oci], &[])
+    }
+
+    pub(super) fn node_like(
+        &mut self,
+        text: &str,
+        allocatable: Resources,
+        runtimes: &[Runtime],
+        attributes: &[(&str, &str)],
+    ) -> NodeName {
+        let name = NodeName::new(text).unwrap();
+        let attributes =
+            attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let facts = NodeFacts {
+            allocatable,
+            attributes: attributes.collect(),
+            runtimes: runtimes.to_vec(),
+            address: "10.0.0.1".to_owned(),
+            agent_version: "0.1.0".to_owned(),
+            boot_id: "b".to_owned(),
+        };
+        let meta = self.meta();
+        self.put(Object::Node(Node {
+            name: name.clone(),
+            facts,
+            state: NodeState::Ready,
+            state_since_ms: 0,
+            meta,
+        }));
+        name
+    }
+
+    pub(super) fn namespace(&mut self, path: &str, quota: Option<Resources>) {
+        let spec = NamespaceSpec { name: namespace(path), quota, description: String::new() };
+        let meta = self.meta();
+        self.put(Object::Namespace(Namespace { spec, meta }));
+    }
+
+    pub(super) fn service(&mut self, text: &str, replicas: u32, unit: UnitTemplate) {
+        let spec = ServiceSpec {
+            name: name(text),
+            namespace: namespace("default"),
+            replicas,
+            unit,
+            labels: Labels::from([("app".to_owned(), text.to_owned())]),
+        };
+        let meta = self.meta();
+        self.put(Object::Service(Service { spec, generation: 1, is_deleting: false, meta }));
+    }
+
+    pub(super) fn change_service(&mut self, text: &str, change: impl FnOnce(&mut Service)) {
+        let names = self.model.services.get_mut(&namespace("default")).unwrap();
+        change(names.get_mut(&name(text)).unwrap());
+        self.model.revision.0 += 1;
+    }
+
+    pub(super) fn job(&mut self, text: &str, size: (u32, u32, u32), unit: UnitTemplate) {
+        let (parallelism, completions, retries) = size;
+        let spec = JobSpec {
+            name: name(text),
+            namespace: namespace("default"),
+            parallelism,
+            completions,
+            retries,
+            unit: UnitTemplate { restart: RestartPolicy::Never, ..unit },
+            labels: Labels::from([("app".to_owned(), text.to_owned())]),
+        };
+        let meta = self.meta();
+        let (state, succeeded, failed, is_deleting) = (JobState::Active, 0, 0, false);
+        self.put(Object::Job(Job { spec, state, succeeded, failed, is_deleting, meta }));
+    }
+
+    pub(super) fn change_job(&mut self, text: &str, change: impl FnOnce(&mut Job)) {
+        let names = self.model.jobs.get_mut(&namespace("default")).unwrap();
+        change(names.get_mut(&name(text)).unwrap());
+        self.model.revision.0 += 1;
+    }
+
+    pub(super) fn job_named(&self, text: &str) -> &Job {
+        &self.model.jobs[&namespace("default")][&name(text)]
+    }
+
+    /// A lone unit of the namespace.
+    pub(super) fn unit_in(&mut self, path: &str, text: &str, template: UnitTemplate) -> UnitId {
+        self.created += 1;
+        let id = UnitId::of_revision(Revision(self.created), 0);
+        let meta = self.meta();
+        self.put(Object::Unit(Box::new(Unit {
+            id: id.clone(),
+            name: name(text),
+            namespace: namespace(path),
+            owner: None,
+            labels: Labels::new(),
+            template,
+            desired: Desired::Run,
+            remove_when_done: false,
+            node: None,
+            placed_by: None,
+            status: UnitStatus::default(),
+            meta,
+        })));
+        id
+    }
+
+    pub(super) fn unit(&mut self, text: &str, template: UnitTemplate) -> UnitId {
+        self.unit_in("default", text, template)
+    }
+
+    pub(super) fn change_unit(&mut self, id: &UnitId, change: impl FnOnce(&mut Unit)) {
+        change(self.model.units.get_mut(id).unwrap());
+        self.model.revision.0 += 1;
+    }
+
+    pub(super) fn report(&mut self, id: &UnitId, state: UnitState) {
+        let now_ms = self.moment.now_ms;
+        self.change_unit(id, |unit| {
+            unit.status.state = state;
+            unit.status.finished_ms = state.is_final().then_some(now_ms);
+        });
+    }
+
+    /// Plans and commits; the invariants hold before and after.
+    pub(super) fn pass(&mut self) -> Plan {
+        let plan = plan(&self.model, &self.moment);
+        properties::assert_sound(&self.model, &self.moment, &plan);
+        if !plan.is_empty() {
+            commit(&mut self.model, &plan, self.moment.now_ms).unwrap();
+        }
+        plan
+    }
+
+    /// What is assigned runs, what is to stop has stopped, and programs end as `endings` says.
+    pub(super) fn nodes_work(&mut self) -> bool {
+        let mut has_changed = false;
+        let ids: Vec<_> = self.model.units.keys().cloned().collect();
+        for id in ids {
+            let unit = &self.model.units[&id];
+            let silent = &self.moment.silent;
+            let is_silent = unit.node.as_ref().is_some_and(|node| silent.contains(node));
+            if !unit.status.state.is_on_node() || is_silent {
+                continue;
+            }
+            let ending =
+                self.endings.iter().find(|(prefix, _)| unit.name.as_str().starts_with(*prefix));
+            let next = match (unit.desired, unit.status.state) {
+                (Desired::Stop | Desired::Remove, _) => UnitState::Stopped,
+                (Desired::Run, _) if self.is_stuck => continue,
+                (Desired::Run, UnitState::Running) => match ending {
+                    Some((_, state)) => *state,
+                    None => continue,
+                },
+                (Desired::Run, _) => UnitState::Running,
+            };
+            self.report(&id, next);
+            has_changed = true;
+        }
+        has_changed
+    }
+
+    /// Passes, node steps and time until nothing is left to do.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..PASSES_MAX {
+            let plan = self.pass();
+            let has_changed = self.nodes_work();
+            if plan.is_empty() && !has_changed {
+                match plan.wake_at_ms {
+                    Some(at_ms) => self.moment.now_ms = at_ms,
+                    None => return,
+                }
+            }
+        }
+        panic!("the cluster did not come to rest: {:?}", plan(&self.model, &self.moment));
+    }
+
+    /// Node and state of every unit, by name.
+    pub(super) fn listing(&self) -> Vec<String> {
+        let line = |unit: &Unit| {
+            let node = unit.node.as_ref().map_or("-", |node| node.as_str());
+            format!("{} {} {node}", unit.name, unit.status.state.as_str())
+        };
+        let mut lines: Vec<_> = self.model.units.values().map(line).collect();
+        lines.sort();
+        lines
+    }
+
+    pub(super) fn count(&self, matches: impl Fn(&Unit) -> bool) -> usize {
+        self.model.units.values().filter(|unit| matches(unit)).count()
+    }
+
+    pub(super) fn running_of_generation(&self, wanted: u64) -> usize {
+        self.count(|unit| {
+            unit.status.state == UnitState::Running
+                && matches!(&unit.owner, Some(Owner::Service { generation, .. }) if *generation == wanted)
+        })
+    }
+}
+
+/// The refusals of a plan.
+pub(super) fn refusals(plan: &Plan) -> Vec<(&UnitId, Reason, &str)> {
+    let refusal = |decision| match decision {
+        &Decision::UnitRefuse { ref unit, reason, ref message } => {
+            Some((unit, reason, message.as_str()))
+        }
+        _ => None,
+    };
+    plan.decisions.iter().filter_map(refusal).collect()
+}
