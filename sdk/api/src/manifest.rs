@@ -133,7 +133,7 @@ pub fn parse(
         match Manifest::from_value(value) {
             Ok(manifest) => manifests.push(manifest),
             Err(fault) => {
-                errors.push(ManifestError { document: index + 1, kind, name, faults: vec![fault] })
+                errors.push(ManifestError { document: index + 1, kind, name, faults: vec![fault] });
             }
         }
     }
