@@ -20,11 +20,14 @@ fn check(cluster: &mut Cluster, expected: &Expect) {
 fn there_are_no_nodes() {
     let mut cluster = Cluster::new();
     cluster.unit("u", wasm(amount(1_000, GI)));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: the cluster has no nodes: start one with `brig node`
 
         u waits: the cluster has no nodes: start one with `brig node`.
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -33,13 +36,16 @@ fn it_is_larger_than_any_node() {
     cluster.node("a", amount(8_000, 8 * GI));
     cluster.node("b", amount(4_000, 32 * GI + 12_345));
     cluster.unit("u", wasm(amount(1_000, 64 * GI)));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: asks for 64Gi of memory, but the largest node (`b`) has 32.0Gi: ask for less, or add a larger node
 
         u waits: asks for 64Gi of memory, but the largest node (`b`) has 32.0Gi: ask for less, or add a larger node.
         Turned down, of 2 nodes:
           resources      2  memory: wanted 64Gi, 32.0Gi free (b)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -48,13 +54,16 @@ fn it_is_larger_than_any_node_in_two_ways() {
     cluster.node("a", amount(2_000, 64 * GI));
     cluster.node("b", amount(64_000, 2 * GI));
     cluster.unit("u", wasm(amount(8_000, 8 * GI)));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: asks for 8 of cpu and 8Gi of memory, which no single node has together: ask for less, or add a larger node
 
         u waits: asks for 8 of cpu and 8Gi of memory, which no single node has together: ask for less, or add a larger node.
         Turned down, of 2 nodes:
           resources      2  cpu: wanted 8, 2 free (a)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -63,13 +72,16 @@ fn it_asks_for_something_that_no_node_has() {
     cluster.node("a", amount(8_000, 8 * GI));
     let scalars = BTreeMap::from([("gpu".to_owned(), 1)]);
     cluster.unit("u", wasm(Resources { scalars, ..amount(1_000, GI) }));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: asks for 1 of gpu, but no node has any gpu: leave it out, or add a node with it
 
         u waits: asks for 1 of gpu, but no node has any gpu: leave it out, or add a node with it.
         Turned down, of 1 node:
           resources      1  gpu: wanted 1, 0 free (a)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -81,13 +93,16 @@ fn every_node_is_full() {
     cluster.unit("y", wasm(amount(7_500, 7 * GI)));
     cluster.pass();
     cluster.unit("u", wasm(amount(1_000, 2 * GI)));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: every node is short of cpu and memory: it starts as soon as there is room
 
         u waits: every node is short of cpu and memory: it starts as soon as there is room; enough would be 100Mi more memory free on `a`, or a request of 1948Mi memory.
         Turned down, of 2 nodes:
           resources      2  memory: wanted 2Gi, 1948Mi free (a)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -95,13 +110,16 @@ fn the_only_node_runs_no_containers() {
     let mut cluster = Cluster::new();
     cluster.node_like("a", amount(8_000, 8 * GI), &[Runtime::Wasm], &[]);
     cluster.unit("u", oci(amount(1_000, GI), &[]));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: the only node is unable to run oci: change the unit, or add a node that fits
 
         u waits: the only node is unable to run oci: change the unit, or add a node that fits; enough would be a node that can run oci.
         Turned down, of 1 node:
           runtime        1  a can't run oci
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -114,13 +132,16 @@ fn no_node_has_the_attributes() {
         requires("ssd", Operator::NotExists, &[]),
     ];
     cluster.unit("u", UnitTemplate { constraints, ..wasm(amount(1_000, GI)) });
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: every node is without zone in (y, z) and ssd not exists: change the unit, or add a node that fits
 
         u waits: every node is without zone in (y, z) and ssd not exists: change the unit, or add a node that fits; enough would be a node with zone in (y, z) (on `a`, zone is x), or a unit that does not ask for it.
         Turned down, of 2 nodes:
           attributes     2  wanted zone in (y, z), but zone is x (a)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -130,13 +151,16 @@ fn the_port_is_taken() {
     cluster.unit("x", oci(amount(1_000, GI), &[5432]));
     cluster.pass();
     cluster.unit("u", oci(amount(1_000, GI), &[5432, 5433]));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: the only node is using port 5432 or 5433 already: it starts as soon as there is room
 
         u waits: the only node is using port 5432 or 5433 already: it starts as soon as there is room; enough would be that the unit with port 5432 on `a` ends, or another port.
         Turned down, of 1 node:
           ports          1  port 5432 is taken (a)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -148,7 +172,9 @@ fn each_node_has_another_fault() {
     cluster.node("c", amount(500, 8 * GI));
     cluster.node("d", amount(250, 8 * GI));
     cluster.unit("u", oci(amount(1_000, GI), &[]));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         Unschedulable: every node is out of reach, unable to run oci or short of cpu: it starts as soon as there is room
 
         u waits: every node is out of reach, unable to run oci or short of cpu: it starts as soon as there is room; enough would be 500m more cpu free on `c`, or a request of 500m cpu.
@@ -156,7 +182,8 @@ fn each_node_has_another_fault() {
           resources      2  cpu: wanted 1, 500m free (c)
           ready          1  a is out of reach
           runtime        1  b can't run oci
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -167,13 +194,16 @@ fn the_quota_is_used_up() {
     cluster.unit_in("team/dev", "x", wasm(amount(1_000, 3 * GI)));
     cluster.pass();
     cluster.unit_in("team/dev", "u", wasm(amount(1_000, 2 * GI)));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         QuotaExceeded: asks for 2Gi of memory, and the quota of namespace `team` (4Gi) is used up: it starts once others there have ended, or the quota is raised
 
         u waits: asks for 2Gi of memory, and the quota of namespace `team` (4Gi) is used up: it starts once others there have ended, or the quota is raised; 3Gi of 4Gi are in use; enough would be a quota of 5Gi or a request of 1Gi.
         Turned down, of 1 node:
           quota          1  memory: wanted 2Gi, 1Gi left of 4Gi (namespace team)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -182,13 +212,16 @@ fn it_is_larger_than_the_whole_quota() {
     cluster.node("a", amount(8_000, 8 * GI));
     cluster.namespace("team", Some(amount(0, GI)));
     cluster.unit_in("team", "u", wasm(amount(1_000, 2 * GI)));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         QuotaExceeded: asks for 2Gi of memory, but the whole quota of namespace `team` is 1Gi: ask for less, or raise the quota
 
         u waits: asks for 2Gi of memory, but the whole quota of namespace `team` is 1Gi: ask for less, or raise the quota; 0 of 1Gi are in use; enough would be a quota of 2Gi or a request of 1Gi.
         Turned down, of 1 node:
           quota          1  memory: wanted 2Gi, 1Gi left of 1Gi (namespace team)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -198,7 +231,9 @@ fn it_is_placed() {
     cluster.node("b", amount(4_000, 8 * GI));
     cluster.node("c", amount(500, 8 * GI));
     cluster.unit("u", wasm(amount(1_000, GI)));
-    check(&mut cluster, &expect![[r#"
+    check(
+        &mut cluster,
+        &expect![[r#"
         placed
 
         u was placed on b by plan 1.
@@ -206,5 +241,6 @@ fn it_is_placed() {
           next   a with 1500
         Turned down, of 3 nodes:
           resources      1  cpu: wanted 1, 500m free (c)
-    "#]]);
+    "#]],
+    );
 }
