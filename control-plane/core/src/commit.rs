@@ -67,7 +67,9 @@ fn step(model: &mut Model, decision: &Decision, now_ms: i64) {
             });
         }
         Decision::UnitStop { unit, desired, .. } => {
-            with_unit(model, unit, |_| true, |unit| unit.desired = *desired);
+            // A user may have deleted it meanwhile; that stays.
+            let is_kept = |unit: &Unit| unit.desired != Desired::Remove;
+            with_unit(model, unit, is_kept, |unit| unit.desired = *desired);
         }
         Decision::UnitEnd { unit, reason } => with_unit(model, unit, is_pending, |unit| {
             end(unit, UnitState::Stopped, *reason, None, now_ms);
@@ -85,7 +87,9 @@ fn step(model: &mut Model, decision: &Decision, now_ms: i64) {
         }
         Decision::JobProgress { namespace, name, state, succeeded, failed } => {
             if let Some(job) = job(model, namespace, name) {
-                (job.state, job.succeeded, job.failed) = (*state, *succeeded, *failed);
+                // A user may have stopped it meanwhile; that stays.
+                job.state = if job.state.is_final() { job.state } else { *state };
+                (job.succeeded, job.failed) = (*succeeded, *failed);
                 job.meta.revision = revision;
             }
         }

@@ -125,7 +125,7 @@ pub enum Decision {
         /// Why, for people.
         message: String,
     },
-    /// The unit is to stop (and go).
+    /// The unit is to stop (and go). Premise: it is not to be removed already.
     UnitStop {
         /// The unit.
         unit: UnitId,
@@ -153,7 +153,7 @@ pub enum Decision {
         /// The unit.
         unit: UnitId,
     },
-    /// The job's counts or state changed.
+    /// The job's counts or state changed. A state that is final meanwhile (a user stopped the job) stays.
     JobProgress {
         /// The job's namespace.
         namespace: NamespacePath,
@@ -166,14 +166,14 @@ pub enum Decision {
         /// Attempts that failed.
         failed: u32,
     },
-    /// A deleted service has no units any more.
+    /// A deleted service has no units any more. Premise: it is being deleted.
     ServiceRemove {
         /// The service's namespace.
         namespace: NamespacePath,
         /// The service.
         name: ResourceName,
     },
-    /// A deleted job has no units any more.
+    /// A deleted job has no units any more. Premise: it is being deleted.
     JobRemove {
         /// The job's namespace.
         namespace: NamespacePath,

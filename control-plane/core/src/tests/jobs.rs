@@ -115,3 +115,17 @@ fn a_deleted_job_goes_with_its_last_unit() {
     assert!(cluster.model.units.is_empty());
     assert!(cluster.model.jobs.values().all(BTreeMap::is_empty));
 }
+
+#[test]
+fn a_job_that_a_user_stops_while_a_plan_is_made_stays_stopped() {
+    let mut cluster = cluster_with((1, 2, 0));
+    cluster.pass();
+    let first = cluster.model.units.keys().next().unwrap().clone();
+    cluster.report(&first, UnitState::Succeeded);
+    let late = plan(&cluster.model, &cluster.moment);
+    cluster.change_job("sum", |job| job.state = JobState::Stopped);
+    commit(&mut cluster.model, &late, cluster.moment.now_ms).unwrap();
+    let job = cluster.job_named("sum");
+    assert_eq!((job.state, job.succeeded), (JobState::Stopped, 1));
+    assert!(commit(&mut cluster.model, &late, 0).is_err(), "no plan commits twice");
+}
