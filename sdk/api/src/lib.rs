@@ -13,6 +13,7 @@ pub mod lifecycle;
 pub mod logline;
 pub mod manifest;
 pub mod object;
+pub mod oci;
 pub mod problem;
 pub mod quantity;
 pub mod reference;
