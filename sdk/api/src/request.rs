@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::explain::Verdict;
 use crate::manifest::Manifest;
-use crate::object::{Object, ObjectKey};
+use crate::object::{Kind, Object, ObjectKey};
 use crate::unit_spec::UnitSpec;
-use crate::{ResourceName, Revision};
+use crate::{NamespacePath, ResourceName, Revision};
 
 /// Largest body of a `/v1` request, in bytes: a big directory of manifests, far from hurting the server.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
@@ -149,4 +149,56 @@ pub struct ExecRequest {
     /// Give it a terminal of this size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<crate::stdio::TerminalSize>,
+}
+
+/// Query of `GET /v1/{kinds}`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListQuery {
+    /// Only this namespace and those below it; every namespace when none is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<NamespacePath>,
+}
+
+/// Query of `GET /v1/watch`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchQuery {
+    /// Changes after this revision; from now on when none is named. A `Last-Event-ID` header wins over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Revision>,
+    /// Only this kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// Only this namespace and those below it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<NamespacePath>,
+}
+
+/// Query of `GET /v1/events`. The answer is an array of [`crate::change::Event`], newest last.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventQuery {
+    /// Only this namespace and those below it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<NamespacePath>,
+    /// Only events about this kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// Only events about things of this name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Only events after this revision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Revision>,
+    /// Only the newest so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// Answer of every `DELETE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeleteResponse {
+    /// The transaction. What runs is stopped first and goes later: watch from here to see it go.
+    pub revision: Revision,
 }
