@@ -1,0 +1,38 @@
+//! The `/v1` API: what each path does.
+
+mod admission;
+mod apply;
+mod exec;
+mod logs;
+mod object;
+mod preview;
+mod system;
+mod watch;
+
+use crate::node::{session, stream};
+use crate::route::{Operation, Routes};
+
+/// Every route under `/v1`.
+pub(crate) fn routes() -> Routes {
+    Routes::default()
+        .merge(system::routes())
+        .merge(apply::routes())
+        .merge(object::routes())
+        .merge(logs::routes())
+        .merge(exec::routes())
+        .merge(watch::routes())
+        .add(
+            Operation::get("/v1/node-session", "nodeSession", "A node's session")
+                .upgrades("JSON messages of the session protocol, both ways."),
+            session::connect,
+        )
+        .add(
+            Operation::get(
+                "/v1/node-streams/{stream}",
+                "nodeStream",
+                "A node opens a stream that it was asked for over its session",
+            )
+            .upgrades("Binary messages: lines of a log, or frames of an exec."),
+            stream::dial,
+        )
+}

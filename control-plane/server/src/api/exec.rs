@@ -1,0 +1,121 @@
+//! Exec: a client's WebSocket and a node's, joined.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::response::Response;
+use brig_api::lifecycle::UnitState;
+use brig_api::object::Unit;
+use brig_api::request::ExecRequest;
+use brig_api::session::StreamRequest;
+use brig_api::stdio::StdioFrame;
+use brig_api::{Code, NamespacePath, ResourceName};
+use futures::{SinkExt, StreamExt};
+
+use super::{logs, object};
+use crate::app::App;
+use crate::extract::PathOf;
+use crate::limits::{EXEC_REQUEST_BYTES_MAX, EXEC_REQUEST_TIME_MAX};
+use crate::node::stream;
+use crate::problem::{Answer, Failure};
+use crate::route::{Operation, Routes};
+
+pub(super) fn routes() -> Routes {
+    Routes::default().add(
+        Operation::get(
+            "/v1/namespaces/{namespace}/units/{name}/exec",
+            "exec",
+            "Run a program in a unit's task",
+        )
+        .upgrades("First a text message with an ExecRequest, then binary messages: a byte for the channel, then the payload."),
+        exec,
+    )
+}
+
+async fn exec(
+    State(app): State<Arc<App>>,
+    PathOf((namespace, name)): PathOf<(NamespacePath, ResourceName)>,
+    upgrade: WebSocketUpgrade,
+) -> Answer<Response> {
+    let unit = object::unit(&app, namespace, &name).await?;
+    if unit.status.state != UnitState::Running {
+        let detail = format!(
+            "unit `{name}` is {}, not running: exec needs a running unit",
+            unit.status.state.as_str()
+        );
+        return Err(Failure::new(Code::WrongState, detail));
+    }
+    let upgrade =
+        upgrade.max_message_size(EXEC_REQUEST_BYTES_MAX).max_frame_size(EXEC_REQUEST_BYTES_MAX);
+    Ok(upgrade.on_upgrade(async move |mut socket| {
+        match begin(&app, &unit, &mut socket).await {
+            Ok(node) => {
+                tokio::select! {
+                    () = splice(socket, node) => {}
+                    () = app.stop.cancelled() => {}
+                }
+            }
+            Err(failure) => {
+                let frame = StdioFrame::Failed(failure.0.to_string());
+                // The client may have gone meanwhile.
+                let _ = socket.send(Message::Binary(frame.encode().into())).await;
+                let _ = socket.send(Message::Close(None)).await;
+            }
+        }
+    }))
+}
+
+/// Reads what is to be run and opens the stream to the node.
+async fn begin(app: &App, unit: &Unit, socket: &mut WebSocket) -> Answer<WebSocket> {
+    let first = tokio::time::timeout(EXEC_REQUEST_TIME_MAX, socket.recv()).await;
+    let Ok(Some(Ok(Message::Text(text)))) = first else {
+        return Err(Failure::field("", "expected the request as a text message first"));
+    };
+    let request: ExecRequest = serde_json::from_str(text.as_str())
+        .map_err(|error| Failure::field("", format!("not a request to run something: {error}")))?;
+    if request.command.is_empty() {
+        return Err(Failure::field("command", "must name a program"));
+    }
+    logs::check_task(unit, request.task.as_ref())?;
+    stream::open(app, unit, StreamRequest::Exec(request)).await
+}
+
+/// Passes messages on, both ways, until one side is done. Each direction reads only what the other side takes.
+async fn splice(client: WebSocket, node: WebSocket) {
+    let (mut to_client, mut from_client) = client.split();
+    let (mut to_node, mut from_node) = node.split();
+    let upwards = async {
+        while let Some(Ok(message)) = from_client.next().await {
+            match message {
+                Message::Binary(_) => {
+                    if to_node.send(message).await.is_err() {
+                        return;
+                    }
+                }
+                Message::Ping(_) | Message::Pong(_) => {}
+                Message::Text(_) | Message::Close(_) => return,
+            }
+        }
+    };
+    let downwards = async {
+        while let Some(Ok(message)) = from_node.next().await {
+            match message {
+                Message::Binary(_) => {
+                    if to_client.send(message).await.is_err() {
+                        return;
+                    }
+                }
+                Message::Ping(_) | Message::Pong(_) => {}
+                Message::Text(_) | Message::Close(_) => return,
+            }
+        }
+    };
+    tokio::select! {
+        () = upwards => {}
+        () = downwards => {}
+    }
+    // Either may be gone already.
+    let _ = to_client.send(Message::Close(None)).await;
+    let _ = to_node.send(Message::Close(None)).await;
+}

@@ -1,0 +1,224 @@
+//! The loop that makes things happen: keeps the model up to date, asks the core for a plan, commits it.
+//!
+//! It is woken by commits, by nodes that come back, by nodes that fall silent and by the core's own timer; what woke
+//! it is not trusted, it looks at everything each time. Only the holder of the lease plans, but correctness rests
+//! on [`Store::plan_commit`] alone: a plan that was not made after the newest one is refused.
+//!
+//! **Invariant:** between two passes without news there is a pause; a failing database or two rules that undo one
+//! another never make it spin.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brig_api::Revision;
+use brig_core::{Model, Moment, Plan};
+use brig_store::{Store, StoreError};
+use futures::FutureExt;
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::clock;
+use crate::feed::{Batch, FeedError, Follower};
+use crate::limits::{
+    CONDUCTOR_PAUSE_MAX, CONDUCTOR_PAUSE_MIN, INLINE_UNITS_MAX, LEASE, LEASE_RENEWAL,
+    PASSES_IN_A_ROW_MAX,
+};
+use crate::problem::chain;
+
+/// Plans until the server stops.
+pub(crate) async fn run(app: Arc<App>, holder: String) {
+    let mut pause = CONDUCTOR_PAUSE_MIN;
+    while !app.stop.is_cancelled() {
+        let began = Instant::now();
+        let ended = AssertUnwindSafe(lead(&app, &holder)).catch_unwind().await;
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = %chain(&error), "planning failed; the model is loaded again");
+            }
+            Err(_) => tracing::error!("planning panicked; the model is loaded again"),
+        }
+        if began.elapsed() > CONDUCTOR_PAUSE_MAX {
+            pause = CONDUCTOR_PAUSE_MIN;
+        }
+        tokio::select! {
+            () = app.stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(CONDUCTOR_PAUSE_MAX),
+        }
+    }
+    app.is_leader.send_replace(false);
+    // A lease of no length: another server, or this one's successor, need not wait for it to run out.
+    if let Err(error) = app.store.leader_try(&holder, clock::now_ms(), 0).await {
+        tracing::debug!(error = %error, "the lease was not given back");
+    }
+}
+
+/// Tries for the lease; with it, plans until it is lost, something fails or the server stops.
+async fn lead(app: &App, holder: &str) -> Result<(), FeedError> {
+    if !try_lease(&app.store, holder).await? {
+        app.is_leader.send_replace(false);
+        tokio::select! {
+            () = app.stop.cancelled() => {}
+            () = tokio::time::sleep(LEASE_RENEWAL) => {}
+        }
+        return Ok(());
+    }
+    if !app.is_leader.send_replace(true) {
+        app.nodes.restart_grace();
+        tracing::info!("this server plans now");
+    }
+    let model = app.store.model_load().await?;
+    let follower = app.feed.follow(model.revision);
+    let pass = Pass { app, model: Box::new(model), follower, in_a_row: 0 };
+    tokio::select! {
+        result = pass.repeat() => result,
+        result = keep_lease(&app.store, holder) => {
+            app.is_leader.send_replace(false);
+            tracing::info!("another server plans now");
+            result.map_err(FeedError::from)
+        }
+        () = app.stop.cancelled() => Ok(()),
+    }
+}
+
+async fn try_lease(store: &Store, holder: &str) -> Result<bool, StoreError> {
+    let lease_ms = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+    store.leader_try(holder, clock::now_ms(), lease_ms).await
+}
+
+/// Returns when the lease is lost, or could not be renewed for as long as it lasts.
+async fn keep_lease(store: &Store, holder: &str) -> Result<(), StoreError> {
+    let mut renewed = Instant::now();
+    loop {
+        tokio::time::sleep(LEASE_RENEWAL).await;
+        match try_lease(store, holder).await {
+            Ok(true) => renewed = Instant::now(),
+            Ok(false) => return Ok(()),
+            Err(error) if renewed.elapsed() >= LEASE => return Err(error),
+            Err(error) => tracing::warn!(error = %error, "the lease could not be renewed"),
+        }
+    }
+}
+
+/// The model and what keeps it up to date.
+struct Pass<'a> {
+    app: &'a App,
+    /// In a box, so that moving it to another thread and back is cheap.
+    model: Box<Model>,
+    follower: Follower,
+    /// Passes that committed something while nobody else did.
+    in_a_row: u32,
+}
+
+/// What a pass came to.
+enum Outcome {
+    /// Something was committed; look again at once.
+    Committed(Revision),
+    /// There is nothing to do before one of these moments.
+    Idle { wake_at_ms: Option<i64>, silence_due: Option<Instant> },
+}
+
+impl Pass<'_> {
+    async fn repeat(mut self) -> Result<(), FeedError> {
+        loop {
+            match self.plan_once().await? {
+                Outcome::Committed(revision) => {
+                    self.in_a_row = self.in_a_row.saturating_add(1);
+                    self.see(revision).await?;
+                    if self.in_a_row > PASSES_IN_A_ROW_MAX {
+                        tracing::warn!(passes = self.in_a_row, "planning does not come to rest");
+                        tokio::time::sleep(CONDUCTOR_PAUSE_MAX).await;
+                    }
+                }
+                Outcome::Idle { wake_at_ms, silence_due } => {
+                    self.in_a_row = 0;
+                    self.wait(wake_at_ms, silence_due).await?;
+                }
+            }
+            while let Some(batch) = self.follower.next().now_or_never() {
+                self.take(&batch?, None);
+            }
+        }
+    }
+
+    fn take(&mut self, batch: &Batch, own: Option<Revision>) {
+        batch.changes.iter().for_each(|change| self.model.apply(change));
+        if own != Some(batch.revision) {
+            self.in_a_row = 0;
+        }
+    }
+
+    /// Waits until the model holds what was just committed: a plan made without it would do the same again.
+    async fn see(&mut self, own: Revision) -> Result<(), FeedError> {
+        while self.follower.position() < own {
+            let next = tokio::time::timeout(CONDUCTOR_PAUSE_MAX, self.follower.next()).await;
+            let Ok(batch) = next else {
+                tracing::warn!(plan.revision = own.0, "a committed plan did not come with the feed");
+                return Err(FeedError::Stopped);
+            };
+            self.take(&batch?, Some(own));
+        }
+        Ok(())
+    }
+
+    /// Waits for news: a change in the feed (taken into the model), a node's return, or time.
+    async fn wait(
+        &mut self,
+        wake_at_ms: Option<i64>,
+        silence_due: Option<Instant>,
+    ) -> Result<(), FeedError> {
+        let timer = wake_at_ms.map(|at_ms| {
+            let delay_ms = u64::try_from(at_ms - clock::now_ms()).unwrap_or(0);
+            Instant::now() + Duration::from_millis(delay_ms).max(CONDUCTOR_PAUSE_MIN)
+        });
+        let silence = silence_due.map(|due| due + CONDUCTOR_PAUSE_MIN);
+        let due = [timer, silence].into_iter().flatten().min();
+        let timer = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            batch = self.follower.next() => self.take(&*batch?, None),
+            () = self.app.nodes.changed() => {}
+            () = timer => {}
+        }
+        Ok(())
+    }
+
+    async fn plan_once(&mut self) -> Result<Outcome, FeedError> {
+        let (silent, silence_due) = self.app.nodes.silent(self.model.nodes.keys());
+        let moment = Moment { now_ms: clock::now_ms(), silent };
+        let plan = self.plan(moment).await?;
+        if plan.decisions.is_empty() && plan.explanations.is_empty() {
+            return Ok(Outcome::Idle { wake_at_ms: plan.wake_at_ms, silence_due });
+        }
+        let committed = self.app.store.plan_commit(&plan, clock::now_ms()).await?;
+        self.model.plan = committed.sequence;
+        tracing::debug!(
+            plan.sequence = committed.sequence.0,
+            plan.revision = committed.revision.0,
+            decisions = plan.decisions.len(),
+            skipped = committed.skipped.len(),
+            "a plan was committed"
+        );
+        Ok(Outcome::Committed(committed.revision))
+    }
+
+    async fn plan(&mut self, moment: Moment) -> Result<Plan, FeedError> {
+        if self.model.units.len() <= INLINE_UNITS_MAX {
+            return Ok(brig_core::plan(&self.model, &moment));
+        }
+        let model = std::mem::take(&mut self.model);
+        let planned = tokio::task::spawn_blocking(move || {
+            let plan = brig_core::plan(&model, &moment);
+            (model, plan)
+        });
+        // A panic in there loses the model; it is loaded again.
+        let (model, plan) = planned.await.map_err(|_| FeedError::Stopped)?;
+        self.model = model;
+        Ok(plan)
+    }
+}

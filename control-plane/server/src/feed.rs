@@ -1,0 +1,193 @@
+//! The change feed inside the server: one task reads what was committed, once, and hands it to watches, node
+//! sessions and the conductor. Who falls behind reads from SQL; nobody holds anybody up, nothing is lost.
+//!
+//! **Invariant:** a [`Follower`] gets every batch after its position, in order, once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use brig_api::Revision;
+use brig_api::change::Change;
+use brig_store::{Backend, Store, StoreError};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::limits::{FEED_BATCHES_MAX, FEED_PAUSE, FEED_POLL, FEED_READ_MAX};
+
+/// The changes of one revision.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// The revision before it that has changes (as far as the reader knew).
+    after: Revision,
+    /// Which transaction.
+    pub(crate) revision: Revision,
+    /// All its changes, in order.
+    pub(crate) changes: Vec<Change>,
+}
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Feed {
+    store: Store,
+    batches: broadcast::Sender<Arc<Batch>>,
+    position: Arc<watch::Sender<Revision>>,
+}
+
+/// Reads the feed from a position on.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    store: Store,
+    live: broadcast::Receiver<Arc<Batch>>,
+    backlog: VecDeque<Arc<Batch>>,
+    position: Revision,
+    is_behind: bool,
+}
+
+/// Why a follower can't go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FeedError {
+    /// The server stops.
+    #[error("the server is stopping")]
+    Stopped,
+    /// The feed could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Feed {
+    pub(crate) async fn new(store: Store) -> Result<Self, StoreError> {
+        let newest = store.revision().await?;
+        let (batches, _) = broadcast::channel(FEED_BATCHES_MAX);
+        Ok(Self { store, batches, position: Arc::new(watch::Sender::new(newest)) })
+    }
+
+    /// The newest revision that was handed out.
+    pub(crate) fn position(&self) -> Revision {
+        *self.position.borrow()
+    }
+
+    /// Everything after `since`.
+    pub(crate) fn follow(&self, since: Revision) -> Follower {
+        // First subscribe, then compare: `pump` moves the position before it sends, so what is not behind the
+        // position now will come live.
+        let live = self.batches.subscribe();
+        Follower {
+            store: self.store.clone(),
+            live,
+            backlog: VecDeque::new(),
+            position: since,
+            is_behind: since < self.position(),
+        }
+    }
+
+    /// Hands out what is committed until the server stops.
+    pub(crate) async fn pump(self, stop: CancellationToken) {
+        let mut committed = self.store.subscribe();
+        loop {
+            if let Err(error) = self.hand_out().await {
+                tracing::warn!(error = %error, "the change feed could not be read");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(FEED_PAUSE) => continue,
+                }
+            }
+            let others = async {
+                match self.store.backend() {
+                    Backend::Postgres => tokio::time::sleep(FEED_POLL).await,
+                    Backend::Sqlite => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = committed.changed() => if changed.is_err() { return },
+                () = others => {}
+            }
+        }
+    }
+
+    async fn hand_out(&self) -> Result<(), StoreError> {
+        loop {
+            let after = self.position();
+            let changes = self.store.changes_since(after, FEED_READ_MAX).await?;
+            let is_all = changes.len() < FEED_READ_MAX;
+            for batch in batches(after, changes) {
+                self.position.send_replace(batch.revision);
+                // No receiver is no error: nobody watches.
+                let _ = self.batches.send(Arc::new(batch));
+            }
+            if is_all {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Follower {
+    /// The next batch, as soon as there is one. Safe to cancel.
+    pub(crate) async fn next(&mut self) -> Result<Arc<Batch>, FeedError> {
+        loop {
+            if let Some(batch) = self.backlog.pop_front() {
+                self.position = batch.revision;
+                return Ok(batch);
+            }
+            if self.is_behind {
+                let changes = self.store.changes_since(self.position, FEED_READ_MAX).await?;
+                self.is_behind = changes.len() >= FEED_READ_MAX;
+                self.backlog = batches(self.position, changes).into_iter().map(Arc::new).collect();
+                continue;
+            }
+            match self.live.recv().await {
+                Ok(batch) if batch.revision <= self.position => {}
+                Ok(batch) if batch.after <= self.position => {
+                    self.position = batch.revision;
+                    return Ok(batch);
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => self.is_behind = true,
+                Err(broadcast::error::RecvError::Closed) => return Err(FeedError::Stopped),
+            }
+        }
+    }
+
+    /// The revision up to which everything was handed out.
+    pub(crate) fn position(&self) -> Revision {
+        self.position
+    }
+}
+
+/// Changes in the feed's order, grouped by revision.
+fn batches(mut after: Revision, changes: Vec<Change>) -> Vec<Batch> {
+    let mut batches: Vec<Batch> = Vec::new();
+    for change in changes {
+        match batches.last_mut() {
+            Some(batch) if batch.revision == change.revision => batch.changes.push(change),
+            _ => {
+                let revision = change.revision;
+                batches.push(Batch { after, revision, changes: vec![change] });
+                after = revision;
+            }
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use brig_api::Kind;
+    use brig_api::object::ObjectKey;
+
+    use super::*;
+
+    fn change(revision: u64, position: u32) -> Change {
+        let key = ObjectKey { kind: Kind::Node, namespace: None, name: "n".into() };
+        Change { revision: Revision(revision), position, key, object: None }
+    }
+
+    #[test]
+    fn changes_are_grouped_by_revision_and_know_their_predecessor() {
+        let found = batches(Revision(3), vec![change(4, 0), change(4, 1), change(6, 0)]);
+        let shape: Vec<_> =
+            found.iter().map(|b| (b.after.0, b.revision.0, b.changes.len())).collect();
+        assert_eq!(shape, [(3, 4, 2), (4, 6, 1)]);
+        assert!(batches(Revision(3), Vec::new()).is_empty());
+    }
+}

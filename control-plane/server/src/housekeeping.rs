@@ -1,0 +1,79 @@
+//! What must be done now and then: trim the change feed, sweep artifacts that nothing names.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brig_api::object::Object;
+use brig_api::reference::Reference;
+use brig_api::unit_spec::UnitTemplate;
+use brig_api::{Digest, Kind};
+use brig_store::StoreError;
+
+use crate::app::App;
+use crate::limits::{GARBAGE_AGE, GARBAGE_PERIOD, REVISIONS_KEPT, TRIM_PERIOD};
+use crate::problem::chain;
+
+/// Goes on until the server stops.
+pub(crate) async fn run(app: Arc<App>) {
+    tokio::join!(
+        every(&app, TRIM_PERIOD, async |app: &App| {
+            if *app.is_leader.borrow() {
+                if let Err(error) = app.store.changes_trim(REVISIONS_KEPT).await {
+                    tracing::warn!(error = %chain(&error), "the change feed could not be trimmed");
+                }
+            }
+        }),
+        every(&app, GARBAGE_PERIOD, async |app: &App| collect(app).await),
+    );
+}
+
+async fn every(app: &App, period: Duration, work: impl AsyncFn(&App)) {
+    loop {
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = tokio::time::sleep(period) => work(app).await,
+        }
+    }
+}
+
+async fn collect(app: &App) {
+    let pinned = match pinned(app).await {
+        Ok(pinned) => pinned.into_iter().collect::<Vec<_>>(),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "artifacts in use could not be listed");
+            return;
+        }
+    };
+    match app.registry.collect(&pinned, GARBAGE_AGE).await {
+        Ok(collected) => tracing::info!(?collected, "the registry was swept"),
+        Err(error) => tracing::warn!(error = %chain(&error), "the registry could not be swept"),
+    }
+}
+
+/// Digests that something stored runs, whatever became of their tags.
+async fn pinned(app: &App) -> Result<BTreeSet<Digest>, StoreError> {
+    let mut pinned = BTreeSet::new();
+    for kind in [Kind::Service, Kind::Job, Kind::Unit] {
+        let (_, objects) = app.store.object_list(kind, None).await?;
+        for object in &objects {
+            pinned.extend(template_of(object).into_iter().flat_map(digests));
+        }
+    }
+    Ok(pinned)
+}
+
+fn template_of(object: &Object) -> Option<&UnitTemplate> {
+    match object {
+        Object::Service(service) => Some(&service.spec.unit),
+        Object::Job(job) => Some(&job.spec.unit),
+        Object::Unit(unit) => Some(&unit.template),
+        _ => None,
+    }
+}
+
+fn digests(template: &UnitTemplate) -> Vec<Digest> {
+    let references =
+        template.tasks.iter().filter_map(|task| task.program.reference().parse::<Reference>().ok());
+    references.filter_map(|reference| reference.digest).collect()
+}

@@ -1,0 +1,216 @@
+//! Which nodes are in touch: their sessions, and when each was heard last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use brig_api::session::{SILENCE_MS_MAX, StreamRequest};
+use brig_api::{Code, NodeName, Problem, Revision, UnitId};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::limits::COMMAND_QUEUE_MAX;
+
+/// How long a node may be silent.
+const SILENCE_MAX: Duration = Duration::from_millis(SILENCE_MS_MAX);
+
+/// Something that a session is to tell its node.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// See [`brig_api::session::ToNode::OpenStream`].
+    OpenStream {
+        /// The stream's name.
+        stream: String,
+        /// The unit.
+        unit: UnitId,
+        /// What to serve.
+        request: StreamRequest,
+        /// Not before the node has heard of everything up to here: it must know the unit.
+        not_before: Revision,
+    },
+}
+
+/// The place of one session among the nodes.
+pub(crate) struct Seat {
+    /// Tells this session from others of the same node.
+    pub(crate) number: u64,
+    /// What to tell the node.
+    pub(crate) commands: mpsc::Receiver<Command>,
+    /// Another session of the same node took over.
+    pub(crate) replaced: CancellationToken,
+}
+
+/// All nodes that were heard of since [`Nodes::restart_grace`].
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    table: Mutex<Table>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Table {
+    /// Silence counts from here: a server that just started, or just took over, has heard of nobody.
+    counts_from: Instant,
+    sessions: u64,
+    nodes: BTreeMap<NodeName, Contact>,
+}
+
+#[derive(Debug)]
+struct Contact {
+    heard: Instant,
+    session: Option<Session>,
+}
+
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    commands: mpsc::Sender<Command>,
+    replaced: CancellationToken,
+}
+
+impl Nodes {
+    pub(crate) fn new() -> Self {
+        let table = Table { counts_from: Instant::now(), sessions: 0, nodes: BTreeMap::new() };
+        Self { table: Mutex::new(table), changed: Notify::new() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives every node time to come (back) before its silence counts.
+    pub(crate) fn restart_grace(&self) {
+        self.table().counts_from = Instant::now();
+    }
+
+    /// A session of this node begins; one that it had before ends.
+    pub(crate) fn enter(&self, name: &NodeName) -> Seat {
+        let (sender, commands) = mpsc::channel(COMMAND_QUEUE_MAX);
+        let replaced = CancellationToken::new();
+        let number = {
+            let mut table = self.table();
+            table.sessions += 1;
+            let number = table.sessions;
+            let session = Session { number, commands: sender, replaced: replaced.clone() };
+            let contact = Contact { heard: Instant::now(), session: Some(session) };
+            let before = table.nodes.insert(name.clone(), contact);
+            if let Some(session) = before.and_then(|contact| contact.session) {
+                session.replaced.cancel();
+            }
+            number
+        };
+        self.changed.notify_one();
+        Seat { number, commands, replaced }
+    }
+
+    /// The node said something.
+    pub(crate) fn heard(&self, name: &NodeName) {
+        let now = Instant::now();
+        let was_silent = self.table().nodes.get_mut(name).is_some_and(|contact| {
+            let silence = now.duration_since(contact.heard);
+            contact.heard = now;
+            silence > SILENCE_MAX
+        });
+        if was_silent {
+            self.changed.notify_one();
+        }
+    }
+
+    /// A session ended. The node counts as in touch until its time is up.
+    pub(crate) fn leave(&self, name: &NodeName, number: u64) {
+        if let Some(contact) = self.table().nodes.get_mut(name) {
+            contact.session.take_if(|session| session.number == number);
+        }
+    }
+
+    /// Passes a command to the node's session.
+    pub(crate) fn command(&self, name: &NodeName, command: Command) -> Result<(), Problem> {
+        let sender = self.table().nodes.get(name).and_then(|contact| {
+            contact.session.as_ref().map(|session| session.commands.clone())
+        });
+        let unreachable = |why| {
+            Problem::new(
+                Code::NodeUnreachable,
+                format!("node `{name}` {why}: try again, or see `brig node ls`"),
+            )
+        };
+        let sender = sender.ok_or_else(|| unreachable("is not connected"))?;
+        sender.try_send(command).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => unreachable("is too busy to open another stream"),
+            mpsc::error::TrySendError::Closed(_) => unreachable("is not connected"),
+        })
+    }
+
+    /// Which of `names` have been silent for too long, and when the next of the others will have been.
+    pub(crate) fn silent<'a>(
+        &self,
+        names: impl Iterator<Item = &'a NodeName>,
+    ) -> (BTreeSet<NodeName>, Option<Instant>) {
+        let table = self.table();
+        let now = Instant::now();
+        let mut silent = BTreeSet::new();
+        let mut next: Option<Instant> = None;
+        for name in names {
+            let heard = table.nodes.get(name).map(|contact| contact.heard);
+            let heard = heard.map_or(table.counts_from, |heard| heard.max(table.counts_from));
+            let due = heard + SILENCE_MAX;
+            if due < now {
+                silent.insert(name.clone());
+            } else {
+                next = Some(next.map_or(due, |next| next.min(due)));
+            }
+        }
+        (silent, next)
+    }
+
+    /// Waits until a node came (back).
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> NodeName {
+        NodeName::new("n1").unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_is_silent_only_after_its_time_even_when_it_was_never_heard() {
+        let nodes = Nodes::new();
+        let (silent, next) = nodes.silent([name()].iter());
+        assert!(silent.is_empty() && next.is_some());
+        tokio::time::advance(SILENCE_MAX + Duration::from_millis(1)).await;
+        assert_eq!(nodes.silent([name()].iter()), ([name()].into(), None));
+        let seat = nodes.enter(&name());
+        assert!(nodes.silent([name()].iter()).0.is_empty());
+        nodes.leave(&name(), seat.number);
+        assert!(nodes.silent([name()].iter()).0.is_empty(), "a short absence is none");
+        tokio::time::advance(SILENCE_MAX * 2).await;
+        assert_eq!(nodes.silent([name()].iter()).0.len(), 1);
+        nodes.restart_grace();
+        assert!(nodes.silent([name()].iter()).0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_second_session_replaces_the_first_and_the_first_can_not_end_the_second() {
+        let nodes = Nodes::new();
+        let first = nodes.enter(&name());
+        let mut second = nodes.enter(&name());
+        assert!(first.replaced.is_cancelled() && !second.replaced.is_cancelled());
+        nodes.leave(&name(), first.number);
+        let command = || Command::OpenStream {
+            stream: "s".into(),
+            unit: UnitId::new("u1").unwrap(),
+            request: StreamRequest::Logs(Default::default()),
+            not_before: Revision(0),
+        };
+        assert!(nodes.command(&name(), command()).is_ok());
+        assert!(second.commands.recv().await.is_some());
+        nodes.leave(&name(), second.number);
+        assert_eq!(nodes.command(&name(), command()).unwrap_err().code, Code::NodeUnreachable);
+    }
+}

@@ -1,0 +1,320 @@
+//! A node's session: greeting, complete assignments, then differences down and statuses up.
+//!
+//! Three loops share one WebSocket, and the session ends when any of them does: what comes in, what is new in the
+//! change feed, and what goes out. Committing a status therefore delays no assignment.
+//!
+//! **Invariant:** a status is acknowledged only after it was committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
+use brig_api::object::{NodeFacts, Unit};
+use brig_api::session::{
+    Assignment, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, Texts, ToNode,
+};
+use brig_api::{Code, NodeName, Problem};
+use brig_store::StoreError;
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use tokio::sync::mpsc;
+
+use crate::app::App;
+use crate::clock;
+use crate::feed::{FeedError, Follower};
+use crate::limits::{HELLO_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX};
+use crate::node::assignment::{Told, assignment, names_texts};
+use crate::node::contact::{Command, Seat};
+use crate::problem::{Failure, chain};
+
+/// Why a session ended; the text goes into the close frame, where it may be 123 bytes long.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the connection was closed")]
+    Closed,
+    #[error("the connection broke: {0}")]
+    Broken(#[source] axum::Error),
+    #[error("not a message of this protocol: {0}")]
+    Unreadable(String),
+    #[error("nothing was heard for {SILENCE_MS_MAX} ms")]
+    Silent,
+    #[error("messages were not read in time")]
+    Slow,
+    #[error("another session of this node took over")]
+    Replaced,
+    #[error("the server is stopping or no longer leads: connect again")]
+    Leaving,
+    #[error("the assignments are larger than {MESSAGE_BYTES_MAX} bytes")]
+    TooLarge,
+    #[error("not accepted: {0}")]
+    Refused(Box<Problem>),
+    #[error("the database failed: {0}")]
+    Store(#[from] StoreError),
+}
+
+impl End {
+    fn close_code(&self) -> u16 {
+        match self {
+            Self::Closed => close_code::NORMAL,
+            Self::Leaving => close_code::AWAY,
+            Self::Unreadable(_) | Self::Refused(_) => close_code::POLICY,
+            Self::TooLarge => close_code::SIZE,
+            _ => close_code::AGAIN,
+        }
+    }
+}
+
+impl From<FeedError> for End {
+    fn from(error: FeedError) -> Self {
+        match error {
+            FeedError::Stopped => Self::Leaving,
+            FeedError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+/// `GET /v1/node-session`
+pub(crate) async fn connect(State(app): State<Arc<App>>, upgrade: WebSocketUpgrade) -> Response {
+    upgrade
+        .max_message_size(MESSAGE_BYTES_MAX)
+        .max_frame_size(MESSAGE_BYTES_MAX)
+        .on_upgrade(async move |socket| serve(&app, socket).await)
+}
+
+async fn serve(app: &App, mut socket: WebSocket) {
+    let (name, facts) = match greet(app, &mut socket).await {
+        Ok(hello) => hello,
+        Err(end) => {
+            tracing::info!(reason = %end, "a node was not accepted");
+            if let End::Refused(problem) = &end {
+                let refused = ToNode::Refused { problem: problem.clone() };
+                if let Ok(message) = encode(&refused) {
+                    let _ = tokio::time::timeout(SEND_TIME_MAX, socket.send(message)).await;
+                }
+            }
+            close(&mut socket, &end).await;
+            return;
+        }
+    };
+    let mut seat = app.nodes.enter(&name);
+    tracing::info!(node.name = %name, "a node's session began");
+    let (mut sink, stream) = socket.split();
+    let end = converse(app, &name, facts, &mut seat, &mut sink, stream).await;
+    app.nodes.leave(&name, seat.number);
+    match &end {
+        End::Store(error) => tracing::warn!(node.name = %name, error = %chain(error), "a node's session failed"),
+        end => tracing::info!(node.name = %name, reason = %end, "a node's session ended"),
+    }
+    let frame = Message::Close(Some(close_frame(&end)));
+    let _ = tokio::time::timeout(SEND_TIME_MAX, sink.send(frame)).await;
+}
+
+/// The first message, and whether the node is accepted.
+async fn greet(app: &App, socket: &mut WebSocket) -> Result<(NodeName, NodeFacts), End> {
+    let message = tokio::time::timeout(HELLO_TIME_MAX, socket.recv()).await;
+    let message = message.map_err(|_| End::Silent)?.ok_or(End::Closed)?.map_err(End::Broken)?;
+    let FromNode::Hello { protocol, name, facts } = decode(&message)? else {
+        return Err(End::Unreadable("expected `hello` first".to_owned()));
+    };
+    if protocol != SESSION_PROTOCOL {
+        let detail = format!(
+            "node `{name}` speaks version {protocol} of the session protocol, this server version {SESSION_PROTOCOL}: use the same version of brig on both"
+        );
+        return Err(End::Refused(Box::new(Problem::new(Code::Invalid, detail))));
+    }
+    if !*app.is_leader.borrow() {
+        let detail = "another server leads this cluster just now: connect to that one, or try again";
+        return Err(End::Refused(Box::new(Problem::new(Code::Unavailable, detail))));
+    }
+    Ok((name, *facts))
+}
+
+async fn converse(
+    app: &App,
+    name: &NodeName,
+    facts: NodeFacts,
+    seat: &mut Seat,
+    sink: &mut SplitSink<WebSocket, Message>,
+    stream: SplitStream<WebSocket>,
+) -> End {
+    let (outgoing, queue) = mpsc::channel(SESSION_QUEUE_MAX);
+    let mut is_leader = app.is_leader.subscribe();
+    let replaced = seat.replaced.clone();
+    let downwards = async {
+        let (told, follower) = begin(app, name, facts, &outgoing).await?;
+        tell(app, told, follower, seat, &outgoing).await
+    };
+    let result = tokio::select! {
+        result = downwards => result,
+        result = listen(app, name, stream, &outgoing) => result,
+        result = send(sink, queue) => result,
+        () = replaced.cancelled() => Err(End::Replaced),
+        () = app.stop.cancelled() => Err(End::Leaving),
+        _ = is_leader.wait_for(|is_leader| !is_leader) => Err(End::Leaving),
+    };
+    result.err().unwrap_or(End::Closed)
+}
+
+/// Registers the node and sends it everything that it should run.
+async fn begin(
+    app: &App,
+    name: &NodeName,
+    facts: NodeFacts,
+    outgoing: &mpsc::Sender<ToNode>,
+) -> Result<(Told, Follower), End> {
+    if let Err(error) = app.store.node_register(name, facts, clock::now_ms()).await {
+        let problem = Failure::from(error).0;
+        push(outgoing, ToNode::Refused { problem }).await?;
+        return std::future::pending().await; // `send` ends the session once the node was told.
+    }
+    let server_version = env!("CARGO_PKG_VERSION").to_owned();
+    push(outgoing, ToNode::Welcome { server_version }).await?;
+    // The position first: what is committed after it comes (again) with the feed.
+    let follower = app.feed.follow(app.store.revision().await?);
+    let units = app.store.node_assignments(name).await?;
+    let mut told = Told::new(name.clone());
+    told.all(units.iter());
+    let units = with_texts(app, &units).await?;
+    push(outgoing, ToNode::Assignments { units }).await?;
+    Ok((told, follower))
+}
+
+/// Sends what is new, and what others want of the node, for ever.
+async fn tell(
+    app: &App,
+    mut told: Told,
+    mut follower: Follower,
+    seat: &mut Seat,
+    outgoing: &mpsc::Sender<ToNode>,
+) -> Result<(), End> {
+    let mut early: Vec<Command> = Vec::new();
+    loop {
+        tokio::select! {
+            batch = follower.next() => {
+                let difference = told.take_over(&batch?.changes);
+                if !difference.withdraw.is_empty() {
+                    push(outgoing, ToNode::Withdraw { units: difference.withdraw }).await?;
+                }
+                if !difference.assign.is_empty() {
+                    let units = with_texts(app, &difference.assign).await?;
+                    push(outgoing, ToNode::Assign { units }).await?;
+                }
+            }
+            command = seat.commands.recv() => early.push(command.ok_or(End::Replaced)?),
+        }
+        for command in std::mem::take(&mut early) {
+            let Command::OpenStream { stream, unit, request, not_before } = command;
+            if follower.position() >= not_before {
+                push(outgoing, ToNode::OpenStream { stream, unit, request }).await?;
+            } else {
+                early.push(Command::OpenStream { stream, unit, request, not_before });
+            }
+        }
+    }
+}
+
+async fn with_texts(app: &App, units: &[Unit]) -> Result<Vec<Assignment>, End> {
+    let mut assignments = Vec::with_capacity(units.len());
+    for unit in units {
+        let texts = if names_texts(&unit.template) {
+            match app.store.texts_for(unit).await {
+                Ok(texts) => texts,
+                // The node finds that it is missing and says so in the unit's status.
+                Err(StoreError::NotFound(key)) => {
+                    tracing::warn!(unit.id = %unit.id, missing = %key, "a unit's texts are missing");
+                    Texts::default()
+                }
+                Err(error) => return Err(error.into()),
+            }
+        } else {
+            Texts::default()
+        };
+        assignments.push(assignment(unit, texts));
+    }
+    Ok(assignments)
+}
+
+/// Takes in what the node says, for ever.
+async fn listen(
+    app: &App,
+    name: &NodeName,
+    mut stream: SplitStream<WebSocket>,
+    outgoing: &mpsc::Sender<ToNode>,
+) -> Result<(), End> {
+    loop {
+        let message = tokio::time::timeout(Duration::from_millis(SILENCE_MS_MAX), stream.next());
+        let message = message.await.map_err(|_| End::Silent)?;
+        let message = message.ok_or(End::Closed)?.map_err(End::Broken)?;
+        app.nodes.heard(name);
+        match message {
+            Message::Ping(_) | Message::Pong(_) => continue,
+            Message::Close(_) => return Err(End::Closed),
+            Message::Text(_) | Message::Binary(_) => {}
+        }
+        match decode(&message)? {
+            FromNode::Heartbeat => {}
+            FromNode::Statuses { reports } => {
+                let now_ms = clock::now_ms();
+                let reports = app.store.statuses_report(name, &reports, now_ms).await?;
+                push(outgoing, ToNode::Acknowledge { reports }).await?;
+            }
+            FromNode::StreamFailed { stream, problem } => app.streams.fail(name, &stream, *problem),
+            FromNode::Hello { .. } => {
+                return Err(End::Unreadable("`hello` was said already".to_owned()));
+            }
+        }
+    }
+}
+
+/// Sends what is queued, for ever.
+async fn send(
+    sink: &mut SplitSink<WebSocket, Message>,
+    mut queue: mpsc::Receiver<ToNode>,
+) -> Result<(), End> {
+    while let Some(message) = queue.recv().await {
+        let sent = tokio::time::timeout(SEND_TIME_MAX, sink.send(encode(&message)?)).await;
+        sent.map_err(|_| End::Slow)?.map_err(End::Broken)?;
+        if let ToNode::Refused { problem } = message {
+            return Err(End::Refused(problem));
+        }
+    }
+    Err(End::Closed)
+}
+
+async fn push(outgoing: &mpsc::Sender<ToNode>, message: ToNode) -> Result<(), End> {
+    outgoing.send(message).await.map_err(|_| End::Closed)
+}
+
+fn encode(message: &ToNode) -> Result<Message, End> {
+    let text = serde_json::to_string(message).map_err(|error| End::Unreadable(error.to_string()))?;
+    if text.len() > MESSAGE_BYTES_MAX {
+        return Err(End::TooLarge);
+    }
+    Ok(Message::Text(text.into()))
+}
+
+fn decode(message: &Message) -> Result<FromNode, End> {
+    match message {
+        Message::Text(text) => serde_json::from_str(text.as_str())
+            .map_err(|error| End::Unreadable(error.to_string())),
+        Message::Close(_) => Err(End::Closed),
+        _ => Err(End::Unreadable("expected JSON in a text message".to_owned())),
+    }
+}
+
+async fn close(socket: &mut WebSocket, end: &End) {
+    let frame = Message::Close(Some(close_frame(end)));
+    let _ = tokio::time::timeout(SEND_TIME_MAX, socket.send(frame)).await;
+}
+
+fn close_frame(end: &End) -> CloseFrame {
+    /// The protocol's limit for a control frame, less the code.
+    const REASON_BYTES_MAX: usize = 123;
+    let mut reason = end.to_string();
+    while reason.len() > REASON_BYTES_MAX {
+        reason.pop();
+    }
+    CloseFrame { code: end.close_code(), reason: reason.into() }
+}

@@ -1,0 +1,93 @@
+//! Failures as users see them: the one table from what went wrong to `application/problem+json`.
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::response::{IntoResponse, Response};
+use brig_api::problem::{FieldError, PROBLEM_MEDIA_TYPE};
+use brig_api::{Code, Problem};
+use brig_store::StoreError;
+use http::{HeaderValue, StatusCode, header};
+
+/// A failed request. Made from a [`Problem`] or, by the table below, from an error of the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure(pub(crate) Box<Problem>);
+
+/// What a handler answers.
+pub(crate) type Answer<T> = Result<T, Failure>;
+
+impl Failure {
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
+        Problem::new(code, detail).into()
+    }
+
+    /// One field at fault.
+    pub(crate) fn field(path: impl Into<String>, message: impl Into<String>) -> Self {
+        let field = FieldError { path: path.into(), message: message.into() };
+        Problem::invalid("the request is not valid", vec![field]).into()
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self(Box::new(problem))
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let detail = error.to_string();
+        let code = match &error {
+            StoreError::NotFound(_) => Code::NotFound,
+            StoreError::Conflict { .. } => Code::Conflict,
+            StoreError::InUse { .. } => Code::InUse,
+            StoreError::Invalid(fields) => {
+                return Problem::invalid("the request is not valid", fields.clone()).into();
+            }
+            StoreError::ReadOnly(_) => Code::Invalid,
+            StoreError::RevisionTooOld { .. } => Code::RevisionTooOld,
+            StoreError::PlanLost { .. } | StoreError::Unavailable(_) => Code::Unavailable,
+            StoreError::Corrupt { .. } | StoreError::Database(_) => {
+                tracing::error!(error = %chain(&error), "the store failed");
+                return Self::new(Code::Internal, "the server's database failed; its log says how");
+            }
+        };
+        Self::new(code, detail)
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl From<PathRejection> for Failure {
+    fn from(rejection: PathRejection) -> Self {
+        Self::field("path", rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(rejection: QueryRejection) -> Self {
+        let text = rejection.body_text();
+        let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+        Self::field("query", text)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(&*self.0)).into_response();
+        let media_type = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
+        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+        response
+    }
+}
