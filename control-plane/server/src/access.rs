@@ -34,7 +34,10 @@ impl Access {
             None => self.check_host(headers),
             Some(wanted) => match presented(headers) {
                 Some(token) if is_same(&sha256(&token), wanted) => Ok(()),
-                Some(_) => Err(Failure::new(Code::Unauthenticated, "the token is not the right one: check BRIG_TOKEN")),
+                Some(_) => Err(Failure::new(
+                    Code::Unauthenticated,
+                    "the token is not the right one: check BRIG_TOKEN",
+                )),
                 None => Err(Failure::new(
                     Code::Unauthenticated,
                     "this server wants a token: set BRIG_TOKEN, or send `Authorization: Bearer TOKEN`",
@@ -59,7 +62,9 @@ impl Access {
         }
         Err(Failure::new(
             Code::Forbidden,
-            format!("a server without a token answers to names of its own machine, not to `{host}`: use 127.0.0.1, or set a token"),
+            format!(
+                "a server without a token answers to names of its own machine, not to `{host}`: use 127.0.0.1, or set a token"
+            ),
         ))
     }
 }
@@ -73,8 +78,10 @@ pub(crate) async fn guard(State(access): State<Access>, request: Request, next: 
             let mut response = failure.into_response();
             if is_unknown {
                 // Registry clients take the user's password from their configuration when asked for `Basic`.
-                let scheme = if request.uri().path().starts_with("/v2") { "Basic" } else { "Bearer" };
-                if let Ok(value) = HeaderValue::from_str(&format!("{scheme} realm=\"brigantine\"")) {
+                let scheme =
+                    if request.uri().path().starts_with("/v2") { "Basic" } else { "Bearer" };
+                if let Ok(value) = HeaderValue::from_str(&format!("{scheme} realm=\"brigantine\""))
+                {
                     response.headers_mut().insert(header::WWW_AUTHENTICATE, value);
                 }
             }
@@ -144,7 +151,9 @@ mod tests {
         let basic = base64::engine::general_purpose::STANDARD.encode("anybody:s3cret");
         assert_eq!(check(Some("s3cret"), &[("authorization", "Bearer s3cret")]), Ok(()));
         assert_eq!(check(Some("s3cret"), &[("authorization", &format!("Basic {basic}"))]), Ok(()));
-        for wrong in ["Bearer s3cres", "Bearer ", "Bearer", "Basic !", "Basic Og==", "Digest s3cret"] {
+        for wrong in
+            ["Bearer s3cres", "Bearer ", "Bearer", "Basic !", "Basic Og==", "Digest s3cret"]
+        {
             let found = check(Some("s3cret"), &[("authorization", wrong)]);
             assert_eq!(found, Err(Code::Unauthenticated), "{wrong}");
         }

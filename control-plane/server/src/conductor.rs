@@ -137,7 +137,8 @@ impl Pass<'_> {
                 }
             }
             while let Some(batch) = self.follower.next().now_or_never() {
-                self.take(&batch?, None);
+                let batch = batch?;
+                self.take(&batch, None);
             }
         }
     }
@@ -154,10 +155,14 @@ impl Pass<'_> {
         while self.follower.position() < own {
             let next = tokio::time::timeout(CONDUCTOR_PAUSE_MAX, self.follower.next()).await;
             let Ok(batch) = next else {
-                tracing::warn!(plan.revision = own.0, "a committed plan did not come with the feed");
+                tracing::warn!(
+                    plan.revision = own.0,
+                    "a committed plan did not come with the feed"
+                );
                 return Err(FeedError::Stopped);
             };
-            self.take(&batch?, Some(own));
+            let batch = batch?;
+            self.take(&batch, Some(own));
         }
         Ok(())
     }
@@ -181,7 +186,10 @@ impl Pass<'_> {
             }
         };
         tokio::select! {
-            batch = self.follower.next() => self.take(&*batch?, None),
+            batch = self.follower.next() => {
+                let batch = batch?;
+                self.take(&batch, None);
+            },
             () = self.app.nodes.changed() => {}
             () = timer => {}
         }

@@ -38,10 +38,14 @@ pub enum StartError {
     )]
     OpenToAll(SocketAddr),
     /// The token can't be sent in a header.
-    #[error("the token must be 1 to {TOKEN_BYTES_MAX} visible ASCII characters without spaces or `:`")]
+    #[error(
+        "the token must be 1 to {TOKEN_BYTES_MAX} visible ASCII characters without spaces or `:`"
+    )]
     Token,
     /// The address is taken or not of this machine.
-    #[error("can't listen on {address}: {source}; choose another address with --listen, or port 0 for a free one")]
+    #[error(
+        "can't listen on {address}: {source}; choose another address with --listen, or port 0 for a free one"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -4,18 +4,21 @@ use brig_api::Digest;
 use brig_api::object::Artifact;
 use brig_store::Store;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 
 use crate::clock;
-use crate::registry::{ArtifactIndex, IndexError, IndexFuture, NewArtifact};
+use crate::registry::{ArtifactIndex, IndexError, NewArtifact};
+
+/// What the registry waits for.
+type Kept<'a, T> = BoxFuture<'a, Result<T, IndexError>>;
 
 /// Tags are rows of the store's artifacts.
 pub(crate) struct StoreIndex(pub(crate) Store);
 
 impl ArtifactIndex for StoreIndex {
-    fn put(&self, new: NewArtifact) -> IndexFuture<'_, ()> {
+    fn put(&self, new: NewArtifact) -> Kept<'_, ()> {
         let NewArtifact { repository, tag, digest, media_type, kind, size_bytes } = new;
-        let new =
-            brig_store::NewArtifact { repository, tag, digest, media_type, kind, size_bytes };
+        let new = brig_store::NewArtifact { repository, tag, digest, media_type, kind, size_bytes };
         async move {
             let put = self.0.artifact_put(new, clock::now_ms()).await;
             put.map(|_| ()).map_err(IndexError::new)
@@ -23,11 +26,11 @@ impl ArtifactIndex for StoreIndex {
         .boxed()
     }
 
-    fn get<'a>(&'a self, repository: &'a str, tag: &'a str) -> IndexFuture<'a, Option<Artifact>> {
+    fn get<'a>(&'a self, repository: &'a str, tag: &'a str) -> Kept<'a, Option<Artifact>> {
         async move { self.0.artifact_get(repository, tag).await.map_err(IndexError::new) }.boxed()
     }
 
-    fn list<'a>(&'a self, repository: Option<&'a str>) -> IndexFuture<'a, Vec<Artifact>> {
+    fn list<'a>(&'a self, repository: Option<&'a str>) -> Kept<'a, Vec<Artifact>> {
         async move {
             let mut artifacts = self.0.artifact_list().await.map_err(IndexError::new)?;
             if let Some(repository) = repository {
@@ -38,7 +41,7 @@ impl ArtifactIndex for StoreIndex {
         .boxed()
     }
 
-    fn delete<'a>(&'a self, repository: &'a str, tag: &'a str) -> IndexFuture<'a, bool> {
+    fn delete<'a>(&'a self, repository: &'a str, tag: &'a str) -> Kept<'a, bool> {
         async move {
             let deleted = self.0.artifact_delete(repository, tag, clock::now_ms()).await;
             deleted.map_err(IndexError::new)
@@ -46,11 +49,7 @@ impl ArtifactIndex for StoreIndex {
         .boxed()
     }
 
-    fn delete_digest<'a>(
-        &'a self,
-        repository: &'a str,
-        digest: &'a Digest,
-    ) -> IndexFuture<'a, usize> {
+    fn delete_digest<'a>(&'a self, repository: &'a str, digest: &'a Digest) -> Kept<'a, usize> {
         async move {
             let now_ms = clock::now_ms();
             let deleted = self.0.artifact_delete_digest(repository, digest, now_ms).await;

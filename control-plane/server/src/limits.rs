@@ -5,72 +5,72 @@ use std::time::Duration;
 
 /// Most open connections. Each watch, log and node session holds one; beyond this, callers wait in the
 /// listener's backlog instead of costing memory.
-pub const CONNECTIONS_MAX: usize = 4_096;
+pub(crate) const CONNECTIONS_MAX: usize = 4_096;
 /// Time for a request's head to arrive: a slow one would hold a connection for nothing.
-pub const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+pub(crate) const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
 /// Time for a request that is no stream, its body included.
-pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+pub(crate) const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// Time for open requests to finish when the server stops.
-pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(3);
+pub(crate) const DRAIN_TIME_MAX: Duration = Duration::from_secs(3);
 /// Pause after a failed accept (out of file descriptors, say), so that the loop does not spin.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Batches of changes kept in memory for readers of the feed; who falls further behind reads from SQL.
-pub const FEED_BATCHES_MAX: usize = 256;
+pub(crate) const FEED_BATCHES_MAX: usize = 256;
 /// Changes read from SQL at a time.
-pub const FEED_READ_MAX: usize = 1_000;
+pub(crate) const FEED_READ_MAX: usize = 1_000;
 /// How often a PostgreSQL database is asked for what other servers committed.
-pub const FEED_POLL: Duration = Duration::from_millis(250);
+pub(crate) const FEED_POLL: Duration = Duration::from_millis(250);
 /// Pause after the feed could not be read.
-pub const FEED_PAUSE: Duration = Duration::from_millis(200);
+pub(crate) const FEED_PAUSE: Duration = Duration::from_millis(200);
 /// Revisions kept for watches that resume: some hours of a busy cluster.
-pub const REVISIONS_KEPT: u64 = 100_000;
+pub(crate) const REVISIONS_KEPT: u64 = 100_000;
 /// How often the feed is trimmed to that.
-pub const TRIM_PERIOD: Duration = Duration::from_secs(60);
+pub(crate) const TRIM_PERIOD: Duration = Duration::from_secs(60);
 /// A comment on an idle watch, so that both sides notice a dead connection.
-pub const WATCH_KEEPALIVE: Duration = Duration::from_secs(10);
+pub(crate) const WATCH_KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Rows that an SQL query gives out.
-pub const SQL_ROWS_MAX: usize = 10_000;
+pub(crate) const SQL_ROWS_MAX: usize = 10_000;
 /// Events given out where the query names no number, and at most.
-pub const EVENTS_DEFAULT: u32 = 200;
+pub(crate) const EVENTS_DEFAULT: u32 = 200;
 /// See [`EVENTS_DEFAULT`].
-pub const EVENTS_MAX: u32 = 5_000;
+pub(crate) const EVENTS_MAX: u32 = 5_000;
 
 /// Pause after a failed pass of the conductor; doubles up to [`CONDUCTOR_PAUSE_MAX`].
-pub const CONDUCTOR_PAUSE_MIN: Duration = Duration::from_millis(20);
+pub(crate) const CONDUCTOR_PAUSE_MIN: Duration = Duration::from_millis(20);
 /// See [`CONDUCTOR_PAUSE_MIN`].
-pub const CONDUCTOR_PAUSE_MAX: Duration = Duration::from_secs(2);
+pub(crate) const CONDUCTOR_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Passes in a row that commit something; beyond it there is a pause between passes, so that two rules that undo
 /// one another cannot keep the database busy.
-pub const PASSES_IN_A_ROW_MAX: u32 = 20;
+pub(crate) const PASSES_IN_A_ROW_MAX: u32 = 20;
 /// Units in the model up to which a pass runs on the spot; larger ones get a thread that may block.
-pub const INLINE_UNITS_MAX: usize = 500;
+pub(crate) const INLINE_UNITS_MAX: usize = 500;
 /// For how long the lease that says who plans is taken.
-pub const LEASE: Duration = Duration::from_secs(10);
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
 /// How often it is renewed, or tried for.
-pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
+pub(crate) const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 
 /// Time for a node's first message.
-pub const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
+pub(crate) const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
 /// Time for one message to a node to leave; a node that reads slower is cut off and comes back.
-pub const SEND_TIME_MAX: Duration = Duration::from_secs(10);
+pub(crate) const SEND_TIME_MAX: Duration = Duration::from_secs(10);
 /// Messages that wait for one node.
-pub const SESSION_QUEUE_MAX: usize = 64;
+pub(crate) const SESSION_QUEUE_MAX: usize = 64;
 /// Requests to open a stream that wait for one node.
-pub const COMMAND_QUEUE_MAX: usize = 256;
+pub(crate) const COMMAND_QUEUE_MAX: usize = 256;
 /// Time for a node to dial back for a stream.
-pub const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
+pub(crate) const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Streams that wait for a node to dial back, over all nodes.
-pub const STREAMS_WAITING_MAX: usize = 1_024;
+pub(crate) const STREAMS_WAITING_MAX: usize = 1_024;
 /// Time for the first message of an exec.
-pub const EXEC_REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+pub(crate) const EXEC_REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 /// Largest first message of an exec, in bytes: arguments may be long.
-pub const EXEC_REQUEST_BYTES_MAX: usize = 1 << 20;
+pub(crate) const EXEC_REQUEST_BYTES_MAX: usize = 1 << 20;
 /// Largest message of a log stream, in bytes: a batch of lines.
-pub const LOG_MESSAGE_BYTES_MAX: usize = 1 << 20;
+pub(crate) const LOG_MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// How often artifacts that nothing names are swept from the registry.
-pub const GARBAGE_PERIOD: Duration = Duration::from_secs(3_600);
+pub(crate) const GARBAGE_PERIOD: Duration = Duration::from_secs(3_600);
 /// They must have been there for this long: a push sends blobs first and the manifest last.
-pub const GARBAGE_AGE: Duration = Duration::from_secs(24 * 3_600);
+pub(crate) const GARBAGE_AGE: Duration = Duration::from_secs(24 * 3_600);

@@ -45,8 +45,8 @@ impl From<StoreError> for Failure {
             }
             StoreError::ReadOnly(_) => Code::Invalid,
             StoreError::RevisionTooOld { .. } => Code::RevisionTooOld,
-            StoreError::PlanLost { .. } | StoreError::Unavailable(_) => Code::Unavailable,
-            StoreError::Corrupt { .. } | StoreError::Database(_) => {
+            StoreError::PlanLost { .. } | StoreError::Unavailable { .. } => Code::Unavailable,
+            _ => {
                 tracing::error!(error = %chain(&error), "the store failed");
                 return Self::new(Code::Internal, "the server's database failed; its log says how");
             }

@@ -51,7 +51,12 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
-    fn new(method: Method, path: impl Into<String>, id: impl Into<String>, summary: impl Into<String>) -> Self {
+    fn new(
+        method: Method,
+        path: impl Into<String>,
+        id: impl Into<String>,
+        summary: impl Into<String>,
+    ) -> Self {
         Self {
             method,
             path: path.into(),
@@ -63,15 +68,27 @@ impl Operation {
         }
     }
 
-    pub(crate) fn get(path: impl Into<String>, id: impl Into<String>, summary: impl Into<String>) -> Self {
+    pub(crate) fn get(
+        path: impl Into<String>,
+        id: impl Into<String>,
+        summary: impl Into<String>,
+    ) -> Self {
         Self::new(Method::Get, path, id, summary)
     }
 
-    pub(crate) fn post(path: impl Into<String>, id: impl Into<String>, summary: impl Into<String>) -> Self {
+    pub(crate) fn post(
+        path: impl Into<String>,
+        id: impl Into<String>,
+        summary: impl Into<String>,
+    ) -> Self {
         Self::new(Method::Post, path, id, summary)
     }
 
-    pub(crate) fn delete(path: impl Into<String>, id: impl Into<String>, summary: impl Into<String>) -> Self {
+    pub(crate) fn delete(
+        path: impl Into<String>,
+        id: impl Into<String>,
+        summary: impl Into<String>,
+    ) -> Self {
         Self::new(Method::Delete, path, id, summary)
     }
 
@@ -199,7 +216,10 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     let success = match operation.answers {
         Answers::Json(schema) => {
             let schema = schema(generator);
-            ("200", json!({"description": "Done.", "content": {"application/json": {"schema": schema}}}))
+            (
+                "200",
+                json!({"description": "Done.", "content": {"application/json": {"schema": schema}}}),
+            )
         }
         Answers::Other(media_type, words) => {
             ("200", json!({"description": words, "content": {media_type: {}}}))

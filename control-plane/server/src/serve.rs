@@ -11,10 +11,10 @@ use brig_api::{Code, Problem};
 use http::StatusCode;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::Service;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
@@ -34,8 +34,7 @@ pub(crate) fn wrap(routes: Router, access: Access) -> Router {
 }
 
 async fn no_such_path(request: Request) -> Failure {
-    let detail =
-        format!("there is nothing at `{}`: see /v1/openapi.json", request.uri().path());
+    let detail = format!("there is nothing at `{}`: see /v1/openapi.json", request.uri().path());
     Failure::new(Code::NotFound, detail)
 }
 
@@ -74,7 +73,7 @@ async fn observe(request: Request, next: Next) -> Response {
 /// Serves until `stop`, then lets open requests finish for a moment.
 pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let graceful = GracefulShutdown::new();
+    let open = TaskTracker::new();
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
     builder.http2().timer(TokioTimer::new());
@@ -97,16 +96,25 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
         });
         let connection =
             builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let stop = stop.clone();
+        open.spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(error = %error, "a connection broke");
             }
             drop(permit);
         });
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN_TIME_MAX, graceful.shutdown()).await.is_err() {
+    open.close();
+    if tokio::time::timeout(DRAIN_TIME_MAX, open.wait()).await.is_err() {
         tracing::info!("open connections were cut off");
     }
 }

@@ -60,8 +60,9 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|source| StartError::Listen { address: config.listen, source })?;
-    let address =
-        listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| StartError::Listen { address: config.listen, source })?;
     let store = Store::open(&config.database).await.map_err(in_store)?;
     store.namespace_default_ensure(clock::now_ms()).await.map_err(in_store)?;
     let registry = open_registry(&config, &store)?;

@@ -123,8 +123,11 @@ impl Lookup<'_> {
         is_short_form: bool,
     ) -> Answer<()> {
         for (index, task) in template.tasks.iter_mut().enumerate() {
-            let path =
-                if is_short_form { path.to_owned() } else { join(path, &format!("tasks[{index}]")) };
+            let path = if is_short_form {
+                path.to_owned()
+            } else {
+                join(path, &format!("tasks[{index}]"))
+            };
             self.artifact(&mut task.program, &path).await?;
             self.texts_of(task, namespace, &path).await?;
         }
@@ -145,7 +148,10 @@ impl Lookup<'_> {
         }
         let described = self.app.registry.describe(&reference).await.map_err(|error| {
             tracing::warn!(error = %error, "the registry failed");
-            Failure::new(Code::Unavailable, format!("`{reference}` could not be looked up: {error}"))
+            Failure::new(
+                Code::Unavailable,
+                format!("`{reference}` could not be looked up: {error}"),
+            )
         })?;
         let Some(found) = described else {
             let message = format!(

@@ -9,7 +9,6 @@ use brig_api::lifecycle::UnitState;
 use brig_api::object::Unit;
 use brig_api::request::ExecRequest;
 use brig_api::session::StreamRequest;
-use brig_api::stdio::StdioFrame;
 use brig_api::{Code, NamespacePath, ResourceName};
 use futures::{SinkExt, StreamExt};
 
@@ -28,7 +27,7 @@ pub(super) fn routes() -> Routes {
             "exec",
             "Run a program in a unit's task",
         )
-        .upgrades("First a text message with an ExecRequest, then binary messages: a byte for the channel, then the payload."),
+        .upgrades("First a text message with an ExecRequest, then binary messages, each a byte for the channel and the payload. A text message from the server is a problem."),
         exec,
     )
 }
@@ -57,9 +56,10 @@ async fn exec(
                 }
             }
             Err(failure) => {
-                let frame = StdioFrame::Failed(failure.0.to_string());
-                // The client may have gone meanwhile.
-                let _ = socket.send(Message::Binary(frame.encode().into())).await;
+                // A text message is a problem; frames are binary. The client may have gone meanwhile.
+                if let Ok(problem) = serde_json::to_string(&*failure.0) {
+                    let _ = socket.send(Message::Text(problem.into())).await;
+                }
                 let _ = socket.send(Message::Close(None)).await;
             }
         }

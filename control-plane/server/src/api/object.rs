@@ -85,25 +85,41 @@ fn commands() -> Routes {
     const OF: &str = "/v1/namespaces/{namespace}";
     Routes::default()
         .add(
-            Operation::post(format!("{OF}/units"), "createUnit", "Create a lone unit; its name must be free")
-                .body::<WrittenUnit>()
-                .answers::<Object>(),
+            Operation::post(
+                format!("{OF}/units"),
+                "createUnit",
+                "Create a lone unit; its name must be free",
+            )
+            .body::<WrittenUnit>()
+            .answers::<Object>(),
             create_unit,
         )
         .add(
-            Operation::post(format!("{OF}/units/{{name}}/stop"), "stopUnit", "Stop a unit; it stays listed")
-                .answers::<Object>(),
+            Operation::post(
+                format!("{OF}/units/{{name}}/stop"),
+                "stopUnit",
+                "Stop a unit; it stays listed",
+            )
+            .answers::<Object>(),
             stop_unit,
         )
         .add(
-            Operation::post(format!("{OF}/jobs/{{name}}/stop"), "stopJob", "Stop a job and its units")
-                .answers::<Object>(),
+            Operation::post(
+                format!("{OF}/jobs/{{name}}/stop"),
+                "stopJob",
+                "Stop a job and its units",
+            )
+            .answers::<Object>(),
             stop_job,
         )
         .add(
-            Operation::post(format!("{OF}/services/{{name}}/scale"), "scaleService", "Change the number of units")
-                .body::<ScaleRequest>()
-                .answers::<Object>(),
+            Operation::post(
+                format!("{OF}/services/{{name}}/scale"),
+                "scaleService",
+                "Change the number of units",
+            )
+            .body::<ScaleRequest>()
+            .answers::<Object>(),
             scale_service,
         )
         .add(
@@ -137,7 +153,9 @@ fn cluster_key(kind: Kind, name: String) -> Answer<ObjectKey> {
             {
                 None
             }
-            _ => Some(format!("`{name}` is no artifact: expected `repository:tag`, such as `team/app:1`")),
+            _ => Some(format!(
+                "`{name}` is no artifact: expected `repository:tag`, such as `team/app:1`"
+            )),
         },
     };
     match fault {

@@ -19,8 +19,12 @@ use crate::route::{Operation, Routes};
 pub(super) fn routes() -> Routes {
     Routes::default()
         .add(
-            Operation::get("/v1/version", "version", "The server's version and the newest revision")
-                .answers::<VersionResponse>(),
+            Operation::get(
+                "/v1/version",
+                "version",
+                "The server's version and the newest revision",
+            )
+            .answers::<VersionResponse>(),
             version,
         )
         .add(
@@ -28,8 +32,12 @@ pub(super) fn routes() -> Routes {
             health,
         )
         .add(
-            Operation::get("/v1/readyz", "ready", "Does the database answer, and is somebody planning?")
-                .answers::<Value>(),
+            Operation::get(
+                "/v1/readyz",
+                "ready",
+                "Does the database answer, and is somebody planning?",
+            )
+            .answers::<Value>(),
             ready,
         )
         .add(

@@ -79,7 +79,8 @@ impl Told {
             .units
             .iter()
             .filter(|(_, told)| {
-                told.name == change.key.name && Some(&told.namespace) == change.key.namespace.as_ref()
+                told.name == change.key.name
+                    && Some(&told.namespace) == change.key.namespace.as_ref()
             })
             .map(|(id, _)| id.clone())
             .collect();

@@ -126,9 +126,10 @@ impl Nodes {
 
     /// Passes a command to the node's session.
     pub(crate) fn command(&self, name: &NodeName, command: Command) -> Result<(), Problem> {
-        let sender = self.table().nodes.get(name).and_then(|contact| {
-            contact.session.as_ref().map(|session| session.commands.clone())
-        });
+        let sender =
+            self.table().nodes.get(name).and_then(|contact| {
+                contact.session.as_ref().map(|session| session.commands.clone())
+            });
         let unreachable = |why| {
             Problem::new(
                 Code::NodeUnreachable,

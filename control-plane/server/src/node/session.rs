@@ -104,7 +104,9 @@ async fn serve(app: &App, mut socket: WebSocket) {
     let end = converse(app, &name, facts, &mut seat, &mut sink, stream).await;
     app.nodes.leave(&name, seat.number);
     match &end {
-        End::Store(error) => tracing::warn!(node.name = %name, error = %chain(error), "a node's session failed"),
+        End::Store(error) => {
+            tracing::warn!(node.name = %name, error = %chain(error), "a node's session failed")
+        }
         end => tracing::info!(node.name = %name, reason = %end, "a node's session ended"),
     }
     let frame = Message::Close(Some(close_frame(&end)));
@@ -125,7 +127,8 @@ async fn greet(app: &App, socket: &mut WebSocket) -> Result<(NodeName, NodeFacts
         return Err(End::Refused(Box::new(Problem::new(Code::Invalid, detail))));
     }
     if !*app.is_leader.borrow() {
-        let detail = "another server leads this cluster just now: connect to that one, or try again";
+        let detail =
+            "another server leads this cluster just now: connect to that one, or try again";
         return Err(End::Refused(Box::new(Problem::new(Code::Unavailable, detail))));
     }
     Ok((name, *facts))
@@ -288,7 +291,8 @@ async fn push(outgoing: &mpsc::Sender<ToNode>, message: ToNode) -> Result<(), En
 }
 
 fn encode(message: &ToNode) -> Result<Message, End> {
-    let text = serde_json::to_string(message).map_err(|error| End::Unreadable(error.to_string()))?;
+    let text =
+        serde_json::to_string(message).map_err(|error| End::Unreadable(error.to_string()))?;
     if text.len() > MESSAGE_BYTES_MAX {
         return Err(End::TooLarge);
     }
@@ -297,8 +301,9 @@ fn encode(message: &ToNode) -> Result<Message, End> {
 
 fn decode(message: &Message) -> Result<FromNode, End> {
     match message {
-        Message::Text(text) => serde_json::from_str(text.as_str())
-            .map_err(|error| End::Unreadable(error.to_string())),
+        Message::Text(text) => {
+            serde_json::from_str(text.as_str()).map_err(|error| End::Unreadable(error.to_string()))
+        }
         Message::Close(_) => Err(End::Closed),
         _ => Err(End::Unreadable("expected JSON in a text message".to_owned())),
     }

@@ -19,11 +19,12 @@ use crate::node::contact::Command;
 use crate::problem::{Answer, Failure};
 
 /// Largest message that a node may send on a stream.
-pub(crate) const STREAM_MESSAGE_BYTES_MAX: usize = if LOG_MESSAGE_BYTES_MAX > FRAME_PAYLOAD_BYTES_MAX {
-    LOG_MESSAGE_BYTES_MAX
-} else {
-    FRAME_PAYLOAD_BYTES_MAX + 1
-};
+pub(crate) const STREAM_MESSAGE_BYTES_MAX: usize =
+    if LOG_MESSAGE_BYTES_MAX > FRAME_PAYLOAD_BYTES_MAX {
+        LOG_MESSAGE_BYTES_MAX
+    } else {
+        FRAME_PAYLOAD_BYTES_MAX + 1
+    };
 
 type Dialled = Result<WebSocket, Problem>;
 
@@ -122,9 +123,8 @@ pub(crate) async fn dial(
     let Some(waiting) = waiting else {
         return Err(Failure::new(Code::NotFound, "nobody waits for this stream (any more)"));
     };
-    let upgrade = upgrade
-        .max_message_size(STREAM_MESSAGE_BYTES_MAX)
-        .max_frame_size(STREAM_MESSAGE_BYTES_MAX);
+    let upgrade =
+        upgrade.max_message_size(STREAM_MESSAGE_BYTES_MAX).max_frame_size(STREAM_MESSAGE_BYTES_MAX);
     Ok(upgrade.on_upgrade(async move |socket| {
         // Who waited may have gone meanwhile; then the socket is dropped and the node sees it close.
         let _ = waiting.dialled.send(Ok(socket));
