@@ -72,7 +72,7 @@ pub enum StartError {
 }
 
 /// Longest token.
-pub const TOKEN_BYTES_MAX: usize = 512;
+pub(crate) const TOKEN_BYTES_MAX: usize = 512;
 
 impl ServerConfig {
     /// Refuses what would be unsafe.

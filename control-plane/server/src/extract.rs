@@ -34,7 +34,8 @@ fn check_is_json(request: &Request) -> Result<(), Failure> {
     if essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
         return Ok(());
     }
-    let written = media_type.map_or("no content type".to_owned(), |found| format!("`{found}`"));
+    let written =
+        media_type.map_or_else(|| "no content type".to_owned(), |found| format!("`{found}`"));
     Err(Failure::new(
         Code::Invalid,
         format!("expected a body with `Content-Type: application/json`, found {written}"),

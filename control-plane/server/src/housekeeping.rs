@@ -18,10 +18,10 @@ use crate::problem::chain;
 pub(crate) async fn run(app: Arc<App>) {
     tokio::join!(
         every(&app, TRIM_PERIOD, async |app: &App| {
-            if *app.is_leader.borrow() {
-                if let Err(error) = app.store.changes_trim(REVISIONS_KEPT).await {
-                    tracing::warn!(error = %chain(&error), "the change feed could not be trimmed");
-                }
+            if *app.is_leader.borrow()
+                && let Err(error) = app.store.changes_trim(REVISIONS_KEPT).await
+            {
+                tracing::warn!(error = %chain(&error), "the change feed could not be trimmed");
             }
         }),
         every(&app, GARBAGE_PERIOD, async |app: &App| collect(app).await),

@@ -105,7 +105,7 @@ async fn serve(app: &App, mut socket: WebSocket) {
     app.nodes.leave(&name, seat.number);
     match &end {
         End::Store(error) => {
-            tracing::warn!(node.name = %name, error = %chain(error), "a node's session failed")
+            tracing::warn!(node.name = %name, error = %chain(error), "a node's session failed");
         }
         end => tracing::info!(node.name = %name, reason = %end, "a node's session ended"),
     }
