@@ -1,1 +1,6 @@
-//! Being written.
+//! Contract suites: the same cases for every implementation of a contract.
+#![cfg(test)]
+
+mod shim_client;
+mod shim_contract;
+mod wasm_shim;

@@ -1,0 +1,145 @@
+//! The shim contract on `brig-shim-wasm`, and what only wasm programs have.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use brig_api::Digest;
+use brig_shim::message::{StartProgram, StartWasm};
+use sha2::Digest as _;
+
+use crate::shim_client::{ShimProcess, shim_binary};
+use crate::shim_contract::{ARGS, Does, Runtime, contract_of_shims};
+
+struct Wasm;
+
+impl Runtime for Wasm {
+    fn start_shim(&self, base: &Path, dir: &Path) -> ShimProcess {
+        let mut command = Command::new(shim_binary("brig-shim-wasm"));
+        command.arg("--dir").arg(dir).arg("--cache").arg(base.join("cache"));
+        ShimProcess::start(command, dir)
+    }
+
+    fn program(&self, base: &Path, does: &Does) -> StartProgram {
+        program_of(base, &guest_that(does))
+    }
+}
+
+/// A program of this text or these bytes, without arguments but [`ARGS`].
+fn program_of(base: &Path, module: &str) -> StartProgram {
+    let bytes = wat::parse_str(module).expect("a module in text form");
+    StartProgram::Wasm(wasm(&base.join("program.wasm"), &bytes))
+}
+
+fn wasm(module: &Path, bytes: &[u8]) -> StartWasm {
+    std::fs::write(module, bytes).expect("the module can be written");
+    StartWasm {
+        module: module.to_owned(),
+        digest: Digest::of_sha256(&sha2::Sha256::digest(bytes).into()),
+        args: std::iter::once("program").chain(ARGS).map(str::to_owned).collect(),
+        http: None,
+        allow_hosts: Vec::new(),
+        deadline_ms: None,
+    }
+}
+
+/// Imports and helpers that the guests share: `$say` writes bytes to a file descriptor.
+const PRELUDE: &str = r#"
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "args_sizes_get" (func $args_sizes (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "args_get" (func $args_get (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "environ_sizes_get" (func $env_sizes (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "environ_get" (func $env_get (param i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (data (i32.const 1024) "ready\n")
+  (func $say (param $fd i32) (param $at i32) (param $length i32)
+    (i32.store (i32.const 0) (local.get $at))
+    (i32.store (i32.const 4) (local.get $length))
+    (if (call $fd_write (local.get $fd) (i32.const 0) (i32.const 1) (i32.const 8))
+      (then (call $proc_exit (i32.const 90)))))
+"#;
+
+/// A preview 1 module in text form.
+fn guest_that(does: &Does) -> String {
+    let (data, body) = match does {
+        Does::Exit(code) => {
+            (String::new(), format!("(call $proc_exit (i32.const {code}))"))
+        }
+        Does::Print { stdout, stderr } => (
+            data(2048, stdout) + &data(4096, stderr),
+            format!(
+                "(call $say (i32.const 1) (i32.const 2048) (i32.const {}))
+                 (call $say (i32.const 2) (i32.const 4096) (i32.const {}))",
+                stdout.len(),
+                stderr.len()
+            ),
+        ),
+        Does::Sleep => (String::new(), SLEEP.to_owned()),
+        Does::Spin => (String::new(), format!("{READY} (loop $again (br $again))")),
+        Does::TakeMemory => (
+            String::new(),
+            "(loop $again (if (i32.ne (memory.grow (i32.const 16)) (i32.const -1)) (then (br $again))))
+             (call $proc_exit (i32.const 91))"
+                .to_owned(),
+        ),
+        Does::PrintArgsAndEnv => (String::new(), PRINT_ARGS_AND_ENV.to_owned()),
+        Does::ReadFile { name, .. } => (data(2048, name), open(name.len(), 0, 2) + READ_ALL),
+        Does::WriteFile { name, .. } => (
+            data(2048, name) + &data(4096, "written"),
+            open(name.len(), 1, 64)
+                + "(call $say (i32.load (i32.const 16)) (i32.const 4096) (i32.const 7))",
+        ),
+    };
+    format!(r#"(module {PRELUDE} {data} (func (export "_start") {body}))"#)
+}
+
+fn data(at: u32, text: &str) -> String {
+    let bytes: String = text.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+    format!("(data (i32.const {at}) \"{bytes}\")")
+}
+
+const READY: &str = "(call $say (i32.const 1) (i32.const 1024) (i32.const 6))";
+
+/// Waits an hour on the clock: a subscription is 48 bytes, the clock's id at 16, its time-out at 24.
+const SLEEP: &str = "
+  (call $say (i32.const 1) (i32.const 1024) (i32.const 6))
+  (i32.store (i32.const 2064) (i32.const 1))
+  (i64.store (i32.const 2072) (i64.const 3600000000000))
+  (drop (call $poll (i32.const 2048) (i32.const 4096) (i32.const 1) (i32.const 16)))";
+
+/// The strings lie one after another, each ended by NUL; argv[0] is left out.
+const PRINT_ARGS_AND_ENV: &str = "
+  (drop (call $args_sizes (i32.const 16) (i32.const 20)))
+  (drop (call $args_get (i32.const 4096) (i32.const 8192)))
+  (call $say (i32.const 1) (i32.load (i32.const 4100))
+    (i32.sub (i32.load (i32.const 20)) (i32.sub (i32.load (i32.const 4100)) (i32.const 8192))))
+  (drop (call $env_sizes (i32.const 16) (i32.const 20)))
+  (drop (call $env_get (i32.const 4096) (i32.const 16384)))
+  (call $say (i32.const 1) (i32.const 16384) (i32.load (i32.const 20)))";
+
+/// Opens the name at 2048 in the first directory that was granted; its descriptor goes to 16. The right is 2
+/// (read) or 64 (write), the flag 1 creates.
+fn open(length: usize, flags: u32, rights: u32) -> String {
+    format!(
+        "(if (call $path_open (i32.const 3) (i32.const 0) (i32.const 2048) (i32.const {length})
+            (i32.const {flags}) (i64.const {rights}) (i64.const {rights}) (i32.const 0) (i32.const 16))
+          (then (call $proc_exit (i32.const 92))))"
+    )
+}
+
+const READ_ALL: &str = "
+  (loop $again
+    (i32.store (i32.const 0) (i32.const 8192))
+    (i32.store (i32.const 4) (i32.const 4096))
+    (if (call $fd_read (i32.load (i32.const 16)) (i32.const 0) (i32.const 1) (i32.const 20))
+      (then (call $proc_exit (i32.const 93))))
+    (if (i32.load (i32.const 20))
+      (then
+        (call $say (i32.const 1) (i32.const 8192) (i32.load (i32.const 20)))
+        (br $again))))";
+
+contract_of_shims!(Wasm);
