@@ -1,2 +1,106 @@
-//! Being written.
-fn main() {}
+//! `brig-shim-wasm`: runs the wasm tasks of one namespace on one node, and outlives the agent that started it.
+//!
+//! ```text
+//!  agent ──unix socket──▶ serve ─▶ tasks ─▶ task ─▶ program ─▶ code_store ◀─ compiler (one process a module)
+//!                        control runtime │  guests' runtime: host, meter, memory, http_server, outgoing
+//! ```
+
+mod clock;
+mod code_store;
+mod compiler;
+mod engine;
+mod host;
+mod hosts;
+mod http_server;
+mod interfaces;
+mod memory;
+mod meter;
+mod options;
+mod outcome;
+mod outgoing;
+mod output;
+mod program;
+mod serve;
+mod stop;
+mod task;
+mod tasks;
+mod ticker;
+
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use options::{Options, ShimOptions};
+
+/// Threads that answer agents and watch over tasks; apart from the guests', so that no guest delays them.
+const CONTROL_THREADS: usize = 1;
+/// Threads for what guests do with files; they wait for disks most of the time.
+const BLOCKING_THREADS_MAX: usize = 64;
+
+fn main() -> ExitCode {
+    let result = match Options::parse(std::env::args_os().skip(1)) {
+        Ok(Options::Compile(job)) => compiler::run(&job).context("compiling"),
+        Ok(Options::Shim(options)) => run_shim(options),
+        Ok(Options::Help) => options::print_help().context("writing help"),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("brig-shim-wasm: {error:#}\n").as_bytes(),
+            );
+            ExitCode::from(if error.is::<options::WrongUse>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let listener = listener_from_stdin()?;
+    // A session of its own: signals to the agent's group are not for running tasks. Fails when it leads one.
+    let _ = rustix::process::setsid();
+    let engine =
+        engine::for_running().map_err(anyhow::Error::from).context("setting up wasmtime")?;
+    let programs = program::Programs::new(&engine, options.cache).context("opening the cache")?;
+    let ticker = ticker::Ticker::start(engine.clone()).context("starting a thread")?;
+    let machine = Arc::new(task::Machine { engine, programs, ticker });
+    let guests = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("guest")
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()?;
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("control")
+        .worker_threads(CONTROL_THREADS)
+        .enable_all()
+        .build()?;
+    let tasks = tasks::Tasks::new(machine, guests.handle().clone());
+    tracing::info!(dir = %options.dir.display(), "serving");
+    control.block_on(async {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        serve::serve(listener, tasks, options.idle).await;
+        anyhow::Ok(())
+    })?;
+    guests.shutdown_background();
+    Ok(())
+}
+
+/// The socket that the agent has bound: so it can be connected to before this process has come up.
+fn listener_from_stdin() -> anyhow::Result<std::os::unix::net::UnixListener> {
+    let stdin = std::io::stdin();
+    let listens = rustix::net::sockopt::socket_acceptconn(stdin.as_fd()).unwrap_or(false);
+    ensure!(
+        listens,
+        "standard input is not a listening unix socket. The node agent starts this program; to do it by hand: \
+         systemd-socket-activate --inetd --accept=no --listen=DIR/shim.sock brig-shim-wasm --dir DIR --cache CACHE"
+    );
+    Ok(stdin.as_fd().try_clone_to_owned().context("taking over the socket")?.into())
+}

@@ -1,0 +1,118 @@
+//! The wasmtime engine: its settings, and what they are for.
+
+use std::hash::{Hash, Hasher};
+
+use sha2::{Digest, Sha256};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, ModuleVersionStrategy,
+    PoolingAllocationConfig, WasmBacktraceDetails,
+};
+
+/// What compiled code is marked with besides wasmtime's own version. To be changed whenever the settings below
+/// change in a way that wasmtime does not see.
+const CODE_VERSION: &str = concat!("brig-", env!("CARGO_PKG_VERSION"), "-1");
+/// Most guests of one shim at a time: tasks, and requests of http services. Each has two mappings and a
+/// guarded stack; the kernel's default of 65,530 mappings per process is the wall.
+pub(crate) const GUESTS_MAX: u32 = 1_000;
+/// Instances, memories and tables per guest that the pool is sized for; components have a few of each.
+const PARTS_PER_GUEST: u32 = 2;
+/// Largest linear memory: all that 32 bits reach. A task's own limit is enforced by its limiter.
+const MEMORY_BYTES_MAX: usize = 4 << 30;
+/// Largest table in elements; interpreters keep every function of theirs in one.
+const TABLE_ELEMENTS_MAX: usize = 100_000;
+/// Largest bookkeeping of an instance; it grows with the number of functions.
+const INSTANCE_BYTES_MAX: usize = 8 << 20;
+/// Memory of a finished guest that is zeroed and kept instead of returned to the kernel.
+const MEMORY_KEEP_BYTES: usize = 1 << 20;
+/// The same for tables.
+const TABLE_KEEP_BYTES: usize = 64 << 10;
+
+/// Settings that decide what compiled code looks like: the same for the compiler and for the shim.
+fn config() -> wasmtime::Result<Config> {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .wasm_memory64(false)
+        .wasm_component_model_async(false)
+        .concurrency_support(false)
+        .relaxed_simd_deterministic(true)
+        .module_version(ModuleVersionStrategy::Custom(CODE_VERSION.to_owned()))?;
+    Ok(config)
+}
+
+/// The engine of the one-shot compiler.
+pub(crate) fn for_compiling() -> wasmtime::Result<Engine> {
+    Engine::new(&config()?)
+}
+
+/// The engine of a shim: the same code, and a pool of slots for guests.
+pub(crate) fn for_running() -> wasmtime::Result<Engine> {
+    let mut pooled = config()?;
+    pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+    match Engine::new(&pooled) {
+        Ok(engine) => Ok(engine),
+        Err(error) => {
+            // A limit on address space or mappings. Everything works without the pool, starts take longer.
+            tracing::warn!(error = format!("{error:#}"), "no room for a pool of guests");
+            for_compiling()
+        }
+    }
+}
+
+fn pool() -> PoolingAllocationConfig {
+    let parts = GUESTS_MAX * PARTS_PER_GUEST;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(GUESTS_MAX)
+        .total_core_instances(parts * 2)
+        .total_memories(parts)
+        .total_tables(parts)
+        .total_stacks(GUESTS_MAX)
+        .max_core_instance_size(INSTANCE_BYTES_MAX)
+        .max_component_instance_size(INSTANCE_BYTES_MAX)
+        .max_tables_per_module(8)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_memory_size(MEMORY_BYTES_MAX)
+        .linear_memory_keep_resident(MEMORY_KEEP_BYTES)
+        .table_keep_resident(TABLE_KEEP_BYTES)
+        .pagemap_scan(Enabled::Auto);
+    pool
+}
+
+/// A name for everything that compiled code depends on: wasmtime's exact version and settings, the processor's
+/// features, and our own version. Code compiled under another name is never looked at.
+pub(crate) fn compatibility(engine: &Engine) -> String {
+    struct Sha(Sha256);
+    impl Hasher for Sha {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+        fn finish(&self) -> u64 {
+            0 // never asked for: the whole sum is taken instead
+        }
+    }
+    let mut sum = Sha(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut sum);
+    CODE_VERSION.hash(&mut sum);
+    std::env::consts::ARCH.hash(&mut sum);
+    let sum: [u8; 32] = sum.0.finalize().into();
+    brig_api::Digest::of_sha256(&sum).hex()[..32].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compiler_and_shim_agree_on_the_code_and_other_settings_do_not() {
+        let compiling = compatibility(&for_compiling().unwrap());
+        assert_eq!(compiling, compatibility(&for_running().unwrap()));
+        assert_eq!(compiling, compatibility(&for_compiling().unwrap()), "it is stable");
+        let mut other = config().unwrap();
+        other.epoch_interruption(false);
+        assert_ne!(compiling, compatibility(&Engine::new(&other).unwrap()));
+        other.epoch_interruption(true);
+        other.module_version(ModuleVersionStrategy::Custom("other".into())).unwrap();
+        assert_ne!(compiling, compatibility(&Engine::new(&other).unwrap()));
+    }
+}

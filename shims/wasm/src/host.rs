@@ -1,0 +1,126 @@
+//! What a guest finds of its host: exactly what its task was granted.
+
+use std::sync::Arc;
+
+use brig_api::lifecycle::Reason;
+use brig_api::logline::Stream;
+use brig_shim::message::{BindMount, StartTask, StartWasm};
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::memory::{MemoryAccount, MemoryLimiter};
+use crate::outcome::Refusal;
+use crate::outgoing::Outgoing;
+use crate::output::{LogStream, TaskLog};
+
+/// Most random bytes that a guest gets in one call.
+const RANDOM_BYTES_MAX: u64 = 1 << 20;
+/// Most open handles of a component: files, streams, requests.
+const HANDLES_MAX: usize = 10_000;
+
+/// What a task was granted.
+pub(crate) struct Grants {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    mounts: Vec<BindMount>,
+    log: Arc<TaskLog>,
+    outgoing: Outgoing,
+}
+
+impl Grants {
+    /// Those of a start request.
+    pub(crate) fn new(start: &StartTask, wasm: &StartWasm, log: &Arc<TaskLog>) -> Self {
+        Self {
+            args: wasm.args.clone(),
+            env: start.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            mounts: start.mounts.clone(),
+            log: Arc::clone(log),
+            outgoing: Outgoing::new(&wasm.allow_hosts, log),
+        }
+    }
+
+    /// The host of a new core guest.
+    pub(crate) fn core_host(&self, memory: &Arc<MemoryAccount>) -> Result<CoreHost, Refusal> {
+        Ok(CoreHost { wasi: self.wasi()?.build_p1(), limiter: MemoryLimiter::new(memory) })
+    }
+
+    /// The host of a new component guest.
+    pub(crate) fn component_host(
+        &self,
+        memory: &Arc<MemoryAccount>,
+    ) -> Result<ComponentHost, Refusal> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES_MAX);
+        Ok(ComponentHost {
+            wasi: self.wasi()?.build(),
+            http: WasiHttpCtx::new(),
+            table,
+            outgoing: self.outgoing.clone(),
+            limiter: MemoryLimiter::new(memory),
+        })
+    }
+
+    /// Everything that is not granted here stays as it is: closed, empty or denied.
+    fn wasi(&self) -> Result<WasiCtxBuilder, Refusal> {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.args(&self.args)
+            .envs(&self.env)
+            .stdout(LogStream::new(&self.log, Stream::Stdout))
+            .stderr(LogStream::new(&self.log, Stream::Stderr))
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .max_random_size(RANDOM_BYTES_MAX);
+        for mount in &self.mounts {
+            let perms = if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+            wasi.preopened_dir(&mount.source, &mount.at, perms).map_err(|error| {
+                let message = format!(
+                    "{} can't be mounted at {}: {error:#}. A wasm program is given directories that exist",
+                    mount.source.display(),
+                    mount.at
+                );
+                Refusal::new(Reason::MountRefused, message)
+            })?;
+        }
+        Ok(wasi)
+    }
+}
+
+/// The host of a core module.
+pub(crate) struct CoreHost {
+    pub(crate) wasi: WasiP1Ctx,
+    pub(crate) limiter: MemoryLimiter,
+}
+
+impl CoreHost {
+    /// One that grants nothing, to ask a linker what it has.
+    pub(crate) fn empty() -> Self {
+        Self {
+            wasi: WasiCtxBuilder::new().build_p1(),
+            limiter: MemoryLimiter::new(&MemoryAccount::new(0)),
+        }
+    }
+}
+
+/// The host of a component.
+pub(crate) struct ComponentHost {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+    outgoing: Outgoing,
+    pub(crate) limiter: MemoryLimiter,
+}
+
+impl WasiView for ComponentHost {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for ComponentHost {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.outgoing }
+    }
+}

@@ -1,0 +1,168 @@
+//! What a program exports and imports, in words: to tell its kind, and to name what is missing.
+
+use std::collections::BTreeSet;
+
+use brig_api::lifecycle::Reason;
+use wasmtime::component::Component;
+use wasmtime::{Engine, Linker, Module, Store};
+
+use crate::host::CoreHost;
+use crate::outcome::Refusal;
+
+/// The interfaces that components may import, all of WASI 0.2.
+const PROVIDED: &[&str] = &[
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/outgoing-handler",
+    "wasi:http/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
+];
+/// The version of WASI that is provided: any of these.
+const PROVIDED_VERSION: &str = "0.2.";
+
+/// What a component exports, as far as it decides how it is run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Exports {
+    /// `wasi:http/incoming-handler@0.2.x`
+    pub(crate) has_http: bool,
+    /// `wasi:cli/run@0.2.x`
+    pub(crate) has_command: bool,
+    /// Everything, for messages.
+    names: Vec<String>,
+}
+
+impl Exports {
+    /// Those of a component.
+    pub(crate) fn of(engine: &Engine, component: &Component) -> Self {
+        let exported = component.component_type();
+        Self::of_names(exported.exports(engine).map(|(name, _)| name.to_owned()).collect())
+    }
+
+    fn of_names(names: Vec<String>) -> Self {
+        let has = |interface: &str| {
+            names.iter().any(|name| {
+                name.strip_prefix(interface)
+                    .and_then(|rest| rest.strip_prefix('@'))
+                    .is_some_and(|version| version.starts_with(PROVIDED_VERSION))
+            })
+        };
+        Self { has_http: has("wasi:http/incoming-handler"), has_command: has("wasi:cli/run"), names }
+    }
+
+    /// Is there anything to run?
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        if self.has_http || self.has_command {
+            return Ok(());
+        }
+        let is_newer = self.names.iter().any(|name| name.starts_with("wasi:") && name.contains("@0.3"));
+        let way_out = if is_newer {
+            "WASI 0.3 is not supported yet: build for WASI 0.2 (wasm32-wasip2)"
+        } else {
+            "build it as a wasi:cli/command or wasi:http/proxy component"
+        };
+        let exports = if self.names.is_empty() { "nothing".to_owned() } else { self.names.join(", ") };
+        Err(Refusal::new(
+            Reason::InvalidArtifact,
+            format!(
+                "the component is no program: it exports {exports}, expected wasi:cli/run or \
+                 wasi:http/incoming-handler of WASI 0.2; {way_out}"
+            ),
+        ))
+    }
+}
+
+/// Names every import of a component that nothing provides; None when none is missing.
+pub(crate) fn missing_component_imports(engine: &Engine, component: &Component) -> Option<Refusal> {
+    let imported = component.component_type();
+    let names = imported.imports(engine).map(|(name, _)| name.to_owned());
+    missing(names.filter(|name| !is_provided(name)).collect())
+}
+
+fn is_provided(import: &str) -> bool {
+    import.split_once('@').is_some_and(|(interface, version)| {
+        PROVIDED.contains(&interface) && version.starts_with(PROVIDED_VERSION)
+    })
+}
+
+/// Names every import of a module that nothing provides; None when none is missing.
+pub(crate) fn missing_core_imports(
+    engine: &Engine,
+    linker: &Linker<CoreHost>,
+    module: &Module,
+) -> Option<Refusal> {
+    let mut store = Store::new(engine, CoreHost::empty());
+    let names = module
+        .imports()
+        .filter(|import| linker.get(&mut store, import.module(), import.name()).is_err())
+        .map(|import| format!("{}.{}", import.module(), import.name()));
+    missing(names.collect())
+}
+
+fn missing(names: BTreeSet<String>) -> Option<Refusal> {
+    if names.is_empty() {
+        return None;
+    }
+    let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+    let message = format!(
+        "it imports {}, which nothing provides: a wasm unit gets WASI preview 1 (modules) or WASI 0.2 with \
+         wasi:http (components). Build it for wasm32-wasip1 or wasm32-wasip2 without that import",
+        names.join(", ")
+    );
+    Some(Refusal::new(Reason::ImportNotGranted, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exports(names: &[&str]) -> Exports {
+        Exports::of_names(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    #[test]
+    fn a_component_is_told_by_what_it_exports() {
+        assert!(exports(&["wasi:cli/run@0.2.3"]).has_command);
+        assert!(exports(&["wasi:http/incoming-handler@0.2.0"]).has_http);
+        for (names, says) in [
+            (&[][..], "nothing"),
+            (&["wasi:cli/run@0.3.0"], "0.3"),
+            (&["team:lib/math"], "team:lib/math"),
+        ] {
+            let refusal = exports(names).check().unwrap_err();
+            assert_eq!(refusal.reason, Reason::InvalidArtifact);
+            assert!(refusal.message.contains(says), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn imports_are_known_by_interface_and_version() {
+        assert!(is_provided("wasi:cli/stdout@0.2.6") && is_provided("wasi:http/types@0.2.0"));
+        for other in ["wasi:cli/stdout@0.3.0", "wasi:cli/stdout", "wasi:nn/graph@0.2.0", "x:y/z@0.2.0"] {
+            assert!(!is_provided(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The memory limit of a task: all linear memories and tables of all its guests together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use brig_api::Bytes;
+use wasmtime::ResourceLimiter;
+
+/// What an element of a table takes in the host.
+const TABLE_ELEMENT_BYTES: u64 = 8;
+/// Most instances, tables and memories of one guest; real programs have a handful.
+const PARTS_PER_GUEST_MAX: usize = 64;
+
+/// The guest wanted more than its task may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it wanted {wanted} of memory, the limit is {limit}")]
+pub(crate) struct MemoryExceeded {
+    /// What the task would have had in all.
+    pub(crate) wanted: Bytes,
+    /// The limit.
+    pub(crate) limit: Bytes,
+}
+
+/// The memory of a task.
+#[derive(Debug)]
+pub(crate) struct MemoryAccount {
+    limit: u64,
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl MemoryAccount {
+    /// An empty account.
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit, now: AtomicU64::new(0), peak: AtomicU64::new(0) })
+    }
+
+    /// The limit in bytes.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// What is in use now, in bytes.
+    pub(crate) fn now(&self) -> u64 {
+        self.now.load(Relaxed)
+    }
+
+    /// Most that was in use, in bytes.
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
+        let taken = self.now.fetch_update(Relaxed, Relaxed, |now| {
+            now.checked_add(bytes).filter(|sum| *sum <= self.limit)
+        });
+        match taken {
+            Ok(before) => {
+                self.peak.fetch_max(before.saturating_add(bytes), Relaxed);
+                Ok(())
+            }
+            Err(now) => Err(MemoryExceeded {
+                wanted: Bytes(now.saturating_add(bytes)),
+                limit: Bytes(self.limit),
+            }),
+        }
+    }
+}
+
+/// Charges one guest's memory to its task, and gives it back when the guest is gone.
+#[derive(Debug)]
+pub(crate) struct MemoryLimiter {
+    account: Arc<MemoryAccount>,
+    held: u64,
+    /// The last growth, given back when it fails after it was allowed.
+    last: u64,
+}
+
+impl MemoryLimiter {
+    /// A guest that holds nothing yet.
+    pub(crate) fn new(account: &Arc<MemoryAccount>) -> Self {
+        Self { account: Arc::clone(account), held: 0, last: 0 }
+    }
+
+    fn grow(&mut self, bytes: u64) -> wasmtime::Result<bool> {
+        self.account.take(bytes)?;
+        self.held = self.held.saturating_add(bytes);
+        self.last = bytes;
+        Ok(true)
+    }
+
+    fn take_back(&mut self) {
+        self.account.now.fetch_sub(self.last, Relaxed);
+        self.held = self.held.saturating_sub(self.last);
+        self.last = 0;
+    }
+}
+
+impl Drop for MemoryLimiter {
+    fn drop(&mut self) {
+        self.account.now.fetch_sub(self.held, Relaxed);
+    }
+}
+
+fn difference(current: usize, desired: usize) -> u64 {
+    u64::try_from(desired.saturating_sub(current)).unwrap_or(u64::MAX)
+}
+
+impl ResourceLimiter for MemoryLimiter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false); // the module's own maximum: the guest is told, as the standard says
+        }
+        self.grow(difference(current, desired))
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.take_back();
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        self.grow(difference(current, desired).saturating_mul(TABLE_ELEMENT_BYTES))
+    }
+
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.take_back();
+        Ok(())
+    }
+
+    fn instances(&self) -> usize {
+        PARTS_PER_GUEST_MAX
+    }
+
+    fn tables(&self) -> usize {
+        PARTS_PER_GUEST_MAX
+    }
+
+    fn memories(&self) -> usize {
+        PARTS_PER_GUEST_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_of_a_task_share_its_limit_and_give_back_what_they_had() {
+        let account = MemoryAccount::new(100);
+        let mut first = MemoryLimiter::new(&account);
+        let mut second = MemoryLimiter::new(&account);
+        assert!(first.memory_growing(0, 60, None).unwrap());
+        let error = second.memory_growing(0, 41, None).unwrap_err();
+        let exceeded = error.downcast_ref::<MemoryExceeded>().unwrap();
+        assert_eq!(*exceeded, MemoryExceeded { wanted: Bytes(101), limit: Bytes(100) });
+        assert!(second.table_growing(0, 5, None).unwrap());
+        drop(first);
+        assert_eq!((account.now(), account.peak()), (40, 100));
+        drop(second);
+        assert_eq!(account.now(), 0);
+    }
+
+    #[test]
+    fn growth_that_did_not_happen_is_not_charged() {
+        let account = MemoryAccount::new(100);
+        let mut limiter = MemoryLimiter::new(&account);
+        assert!(!limiter.memory_growing(0, 50, Some(40)).unwrap());
+        assert!(limiter.memory_growing(0, 30, Some(40)).unwrap());
+        limiter.memory_grow_failed(wasmtime::Error::msg("no memory")).unwrap();
+        assert_eq!(account.now(), 0);
+    }
+
+    #[test]
+    fn sizes_at_the_edge_of_the_numbers_are_refused() {
+        let account = MemoryAccount::new(u64::MAX);
+        let mut limiter = MemoryLimiter::new(&account);
+        assert!(limiter.memory_growing(0, 10, None).unwrap());
+        assert!(limiter.table_growing(0, usize::MAX, None).is_err());
+    }
+}

@@ -1,0 +1,178 @@
+//! How a task ended: exit codes and reasons for everything that can happen to a guest.
+
+use std::fmt::Write as _;
+
+use brig_api::lifecycle::Reason;
+use brig_shim::exit::MESSAGE_BYTES_MAX;
+use wasmtime::{Trap, WasmBacktrace};
+use wasmtime_wasi::I32Exit;
+
+use crate::memory::MemoryExceeded;
+
+/// The code of a task that could not be started, as shells use it for a file that can't be run.
+pub(crate) const CODE_NOT_STARTED: i32 = 126;
+/// The code of a task whose deadline passed, as `timeout` uses it.
+const CODE_DEADLINE: i32 = 124;
+/// The code of a task that was ended for its memory, as SIGKILL would give it.
+const CODE_OUT_OF_MEMORY: i32 = 137;
+/// The code of a trap.
+const CODE_TRAPPED: i32 = 1;
+/// How many frames of a trap's backtrace a message shows.
+const FRAMES_MAX: usize = 8;
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) code: i32,
+    pub(crate) reason: Option<Reason>,
+    pub(crate) message: Option<String>,
+}
+
+/// Why a task could not be started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
+#[error("{message}")]
+pub(crate) struct Refusal {
+    pub(crate) reason: Reason,
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Self::failed(CODE_NOT_STARTED, refusal.reason, refusal.message)
+    }
+}
+
+impl Outcome {
+    /// The program ended by itself.
+    pub(crate) fn exited(code: i32) -> Self {
+        Self { code, reason: (code != 0).then_some(Reason::ExitedNonZero), message: None }
+    }
+
+    /// The program was asked to end, and was cut off.
+    pub(crate) fn stopped(code: i32) -> Self {
+        Self { code, reason: None, message: None }
+    }
+
+    /// The deadline passed.
+    pub(crate) fn deadline(deadline_ms: u64) -> Self {
+        let message = format!("its deadline of {deadline_ms} ms passed");
+        Self::failed(CODE_DEADLINE, Reason::DeadlineExceeded, message)
+    }
+
+    /// The host itself failed while it ran the guest.
+    pub(crate) fn host_failed(what: &str) -> Self {
+        let message = format!("the wasm shim failed while it ran this: {what}; please report it");
+        Self::failed(CODE_TRAPPED, Reason::ShimLost, message)
+    }
+
+    /// What a call into a guest ended with, if not by returning.
+    pub(crate) fn of_error(error: &wasmtime::Error) -> Self {
+        if let Some(exit) = error.downcast_ref::<I32Exit>() {
+            return Self::exited(exit.0);
+        }
+        if let Some(exceeded) = error.downcast_ref::<MemoryExceeded>() {
+            let message = format!("ended for its memory: {exceeded}");
+            return Self::failed(CODE_OUT_OF_MEMORY, Reason::OutOfMemory, message);
+        }
+        Self::failed(CODE_TRAPPED, Reason::Trapped, trap_message(error))
+    }
+
+    /// What instantiating a guest failed with, before any of its code ran (a start function aside).
+    pub(crate) fn of_instantiation_error(error: &wasmtime::Error) -> Self {
+        if let Some(exceeded) = error.downcast_ref::<MemoryExceeded>() {
+            let message = format!("it can't start within its memory limit: {exceeded}");
+            return Refusal::new(Reason::LimitTooSmall, message).into();
+        }
+        if error.is::<Trap>() || error.is::<I32Exit>() {
+            return Self::of_error(error);
+        }
+        let message = format!("it could not be set up: {error:#}");
+        Refusal::new(Reason::CreateFailed, message).into()
+    }
+
+    fn failed(code: i32, reason: Reason, message: String) -> Self {
+        Self { code, reason: Some(reason), message: Some(cut(message)) }
+    }
+}
+
+/// The trap and where it happened, one frame a line.
+fn trap_message(error: &wasmtime::Error) -> String {
+    let mut message = match error.downcast_ref::<Trap>() {
+        Some(trap) => format!("trapped: {trap}"),
+        None => format!("ended by an error of the host: {}", error.root_cause()),
+    };
+    let backtrace = error.downcast_ref::<WasmBacktrace>();
+    let frames = backtrace.map_or(&[][..], WasmBacktrace::frames);
+    for (index, frame) in frames.iter().take(FRAMES_MAX).enumerate() {
+        let module = frame.module().name().unwrap_or("<module>");
+        let function = frame.func_name().map_or_else(
+            || format!("<function {}>", frame.func_index()),
+            |name| short_name(name).to_owned(),
+        );
+        let _ = write!(message, "\n  {index}: {module}!{function}");
+    }
+    if frames.len() > FRAMES_MAX {
+        let _ = write!(message, "\n  … {} more", frames.len() - FRAMES_MAX);
+    }
+    message
+}
+
+/// Names as the producer wrote them, without what a very long one would do to a table.
+fn short_name(name: &str) -> &str {
+    const NAME_BYTES_MAX: usize = 200;
+    let mut end = name.len().min(NAME_BYTES_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+fn cut(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES_MAX {
+        let mut end = MESSAGE_BYTES_MAX - '…'.len_utf8();
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use brig_api::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn what_happens_to_a_guest_has_a_code_and_a_reason() {
+        let exceeded = MemoryExceeded { wanted: Bytes(65 << 20), limit: Bytes(64 << 20) };
+        for (error, code, reason) in [
+            (wasmtime::Error::new(I32Exit(0)), 0, None),
+            (wasmtime::Error::new(I32Exit(3)), 3, Some(Reason::ExitedNonZero)),
+            (wasmtime::Error::new(exceeded), 137, Some(Reason::OutOfMemory)),
+            (Trap::UnreachableCodeReached.into(), 1, Some(Reason::Trapped)),
+        ] {
+            let outcome = Outcome::of_error(&error.context("somewhere"));
+            assert_eq!((outcome.code, outcome.reason), (code, reason));
+        }
+        let outcome = Outcome::of_instantiation_error(&wasmtime::Error::new(exceeded));
+        assert_eq!(outcome.reason, Some(Reason::LimitTooSmall));
+        let message = outcome.message.unwrap();
+        assert!(message.contains("65Mi") && message.contains("64Mi"), "{message}");
+    }
+
+    #[test]
+    fn long_messages_are_cut_between_characters() {
+        let message = cut("ü".repeat(MESSAGE_BYTES_MAX));
+        assert!(message.len() <= MESSAGE_BYTES_MAX && message.ends_with('…'));
+        assert_eq!(cut("short".into()), "short");
+    }
+}

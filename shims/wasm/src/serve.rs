@@ -1,0 +1,193 @@
+//! Connections of agents: frames in, replies and events out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use brig_shim::frame::{Decoder, FrameError, encode_message};
+use brig_shim::message::{FromShim, PROTOCOL_VERSION, Reply, Request, ToShim};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::tasks::Tasks;
+
+/// Connections at a time: an agent has one, an upgrade two.
+const CONNECTIONS_MAX: usize = 16;
+/// Longest wait until an agent takes what it is sent.
+const WRITE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for the hello of a connection.
+const HELLO_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Read at a time.
+const READ_BYTES: usize = 16 << 10;
+
+/// Serves until a shutdown is asked for, or until there has been neither a task nor a connection for `idle`.
+pub(crate) async fn serve(listener: UnixListener, tasks: Arc<Tasks>, idle: Duration) {
+    let shutdown = CancellationToken::new();
+    let connections = watch::Sender::new(0_usize);
+    let mut connection_count = connections.subscribe();
+    let mut task_count = tasks.count();
+    loop {
+        let is_idle = *connection_count.borrow_and_update() == 0 && *task_count.borrow_and_update() == 0;
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => accept(stream, &tasks, &connections, &shutdown),
+                Err(error) => {
+                    tracing::error!(error = %error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            () = shutdown.cancelled() => break,
+            () = tokio::time::sleep(idle), if is_idle => {
+                tracing::info!("no tasks and no agent: ending");
+                break;
+            }
+            _ = connection_count.changed() => {}
+            _ = task_count.changed() => {}
+        }
+    }
+}
+
+fn accept(
+    stream: UnixStream,
+    tasks: &Arc<Tasks>,
+    connections: &watch::Sender<usize>,
+    shutdown: &CancellationToken,
+) {
+    if *connections.borrow() >= CONNECTIONS_MAX {
+        tracing::warn!("too many connections: one more is refused");
+        return;
+    }
+    connections.send_modify(|count| *count += 1);
+    let connection = Connection {
+        stream,
+        decoder: Decoder::default(),
+        tasks: Arc::clone(tasks),
+        shutdown: shutdown.clone(),
+        events: None,
+    };
+    let connections = connections.clone();
+    tokio::spawn(async move {
+        match connection.serve().await {
+            Ok(()) => {}
+            Err(Broken::Io(error)) => tracing::debug!(error = %error, "a connection broke"),
+            Err(Broken::Frame(error)) => tracing::warn!(error = %error, "a connection was closed"),
+            Err(broken) => tracing::warn!(error = %broken, "a connection was closed"),
+        }
+        connections.send_modify(|count| *count -= 1);
+    });
+}
+
+/// Why a connection is closed from this side.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the agent does not read what it is sent")]
+    Slow,
+    #[error("no hello within {HELLO_WAIT_MAX:?}")]
+    Silent,
+}
+
+struct Connection {
+    stream: UnixStream,
+    decoder: Decoder,
+    tasks: Arc<Tasks>,
+    shutdown: CancellationToken,
+    /// Since the hello.
+    events: Option<broadcast::Receiver<FromShim>>,
+}
+
+impl Connection {
+    async fn serve(mut self) -> Result<(), Broken> {
+        let mut buffer = vec![0; READ_BYTES];
+        let hello_until = tokio::time::Instant::now() + HELLO_WAIT_MAX;
+        loop {
+            while let Some(ToShim { id, request }) = self.decoder.next_message()? {
+                let is_last = self.answer(id, request).await?;
+                if is_last {
+                    return Ok(());
+                }
+            }
+            let is_silent = self.events.is_none();
+            tokio::select! {
+                event = next_event(&mut self.events) => match event {
+                    Ok(event) => self.send(&event).await?,
+                    Err(broadcast::error::RecvError::Lagged(_)) => return Err(Broken::Slow),
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                },
+                count = self.stream.read(&mut buffer) => match count? {
+                    0 => return Ok(()),
+                    count => self.decoder.push(&buffer[..count]),
+                },
+                () = tokio::time::sleep_until(hello_until), if is_silent => return Err(Broken::Silent),
+            }
+        }
+    }
+
+    /// Answers a request; true when nothing more will be said on this connection.
+    async fn answer(&mut self, id: u64, request: Request) -> Result<bool, Broken> {
+        let (reply, is_last) = match request {
+            Request::Hello { version: PROTOCOL_VERSION } => {
+                let (reply, events) = self.tasks.hello();
+                self.events = Some(events);
+                (reply, false)
+            }
+            Request::Hello { version } => {
+                let message = format!(
+                    "this shim speaks version {PROTOCOL_VERSION}, not {version}: let it run its tasks to \
+                     their end and start new ones in a new shim"
+                );
+                (refused(message), true)
+            }
+            _ if self.events.is_none() => (refused("say hello first".to_owned()), true),
+            request => self.act(request),
+        };
+        self.send(&FromShim::Reply { id, reply }).await?;
+        Ok(is_last)
+    }
+
+    fn act(&self, request: Request) -> (Reply, bool) {
+        match request {
+            Request::Start(start) => (self.tasks.start(*start), false),
+            Request::Stop { task, how } => (self.tasks.stop(&task, how), false),
+            Request::Usage { task } => (self.tasks.usage(&task), false),
+            Request::Remove { task } => (self.tasks.remove(&task), false),
+            Request::Shutdown => match *self.tasks.count().borrow() {
+                0 => {
+                    self.shutdown.cancel();
+                    (Reply::Done, true)
+                }
+                count => (refused(format!("{count} tasks have not been removed")), false),
+            },
+            Request::Hello { .. } | Request::Exec { .. } => {
+                let message = "a wasm program has no shell: exec works in containers only";
+                (refused(message.to_owned()), false)
+            }
+        }
+    }
+
+    async fn send(&mut self, message: &FromShim) -> Result<(), Broken> {
+        let mut bytes = Vec::new();
+        encode_message(message, &mut bytes)?;
+        match tokio::time::timeout(WRITE_WAIT_MAX, self.stream.write_all(&bytes)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Broken::Slow),
+        }
+    }
+}
+
+async fn next_event(
+    events: &mut Option<broadcast::Receiver<FromShim>>,
+) -> Result<FromShim, broadcast::error::RecvError> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn refused(message: String) -> Reply {
+    Reply::Refused { reason: None, message }
+}

@@ -1,0 +1,258 @@
+//! One task from its start to its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brig_api::lifecycle::Reason;
+use brig_shim::message::{StartTask, StartWasm, Usage};
+use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
+
+use crate::host::{ComponentHost, CoreHost, Grants};
+use crate::http_server;
+use crate::memory::MemoryAccount;
+use crate::meter::{Meter, Slice};
+use crate::outcome::{Outcome, Refusal};
+use crate::output::TaskLog;
+use crate::program::{Program, Programs, Ready};
+use crate::stop::Stop;
+use crate::ticker::Ticker;
+
+/// Most bytes that a component may pass to its host in one call.
+const CALL_BYTES_MAX: usize = 16 << 20;
+
+/// What all tasks of a shim share.
+pub(crate) struct Machine {
+    pub(crate) engine: Engine,
+    pub(crate) programs: Programs,
+    pub(crate) ticker: Arc<Ticker>,
+}
+
+/// What can be seen and asked of a task from outside while it runs.
+pub(crate) struct Control {
+    pub(crate) stop: Arc<Stop>,
+    meter: Arc<Meter>,
+    memory: Arc<MemoryAccount>,
+}
+
+impl Control {
+    pub(crate) fn new(start: &StartTask, is_server: bool) -> Self {
+        Self {
+            stop: Arc::new(Stop::new(is_server)),
+            meter: Meter::new(start.limits.cpu_limit_milli),
+            memory: MemoryAccount::new(start.limits.memory_bytes),
+        }
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            cpu_ns: self.meter.used_ns(),
+            memory_bytes: self.memory.now(),
+            memory_peak_bytes: self.memory.peak(),
+            throttled_ns: self.meter.throttled_ns(),
+        }
+    }
+}
+
+/// A task that has been set up.
+pub(crate) struct Task {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) grants: Grants,
+    pub(crate) log: Arc<TaskLog>,
+    pub(crate) deadline_ms: Option<u64>,
+}
+
+/// The guest was cut off because its task was asked to end.
+#[derive(Debug, thiserror::Error)]
+#[error("the task was asked to end")]
+struct CutOff;
+
+impl Task {
+    /// A store for a new guest, with the task's limits on it.
+    fn store<T: 'static>(
+        &self,
+        host: T,
+        slice: &Arc<Slice>,
+        limiter: fn(&mut T) -> &mut dyn ResourceLimiter,
+    ) -> Store<T> {
+        let mut store = Store::new(&self.machine.engine, host);
+        store.limiter(limiter);
+        let (slice, stop) = (Arc::clone(slice), Arc::clone(&self.control.stop));
+        store.epoch_deadline_callback(move |_| -> wasmtime::Result<UpdateDeadline> {
+            if stop.is_cut() {
+                return Err(wasmtime::Error::new(CutOff));
+            }
+            Ok(slice.on_tick())
+        });
+        store.set_epoch_deadline(1);
+        store
+    }
+
+    /// A store for a core guest.
+    fn core_store(&self, slice: &Arc<Slice>) -> Result<Store<CoreHost>, Refusal> {
+        let host = self.grants.core_host(&self.control.memory)?;
+        Ok(self.store(host, slice, |host| &mut host.limiter))
+    }
+
+    /// A store for a component guest.
+    pub(crate) fn component_store(
+        &self,
+        slice: &Arc<Slice>,
+    ) -> Result<Store<ComponentHost>, Refusal> {
+        let host = self.grants.component_host(&self.control.memory)?;
+        let mut store = self.store(host, slice, |host| &mut host.limiter);
+        store.set_hostcall_fuel(CALL_BYTES_MAX);
+        Ok(store)
+    }
+
+    /// Runs a guest within the task's processor limit until it ends, is cut off, or its deadline passes.
+    pub(crate) async fn run_guest(
+        &self,
+        slice: &Arc<Slice>,
+        guest: impl Future<Output = Outcome>,
+    ) -> Outcome {
+        let stop = &self.control.stop;
+        let guest = slice.metered(&self.machine.ticker, guest);
+        tokio::select! {
+            biased;
+            () = stop.cut() => Outcome::stopped(stop.code()),
+            outcome = guest => outcome,
+            outcome = self.deadline() => outcome,
+        }
+    }
+
+    async fn deadline(&self) -> Outcome {
+        match self.deadline_ms {
+            Some(deadline_ms) => {
+                tokio::time::sleep(Duration::from_millis(deadline_ms)).await;
+                Outcome::deadline(deadline_ms)
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What a call into a guest failed with.
+    pub(crate) fn outcome_of(&self, error: &wasmtime::Error) -> Outcome {
+        if error.is::<CutOff>() {
+            return Outcome::stopped(self.control.stop.code());
+        }
+        Outcome::of_error(error)
+    }
+
+    /// A new meter slice for a guest.
+    pub(crate) fn slice(&self) -> Arc<Slice> {
+        Slice::new(&self.control.meter)
+    }
+
+    /// The task's memory.
+    pub(crate) fn memory(&self) -> &MemoryAccount {
+        &self.control.memory
+    }
+}
+
+/// Sets a task up and runs it to its end. `on_running` is called once, when the program begins or the server
+/// accepts.
+pub(crate) async fn run(
+    machine: Arc<Machine>,
+    control: Arc<Control>,
+    start: StartTask,
+    wasm: StartWasm,
+    on_running: impl FnOnce(Option<SocketAddr>) + Send,
+) -> Outcome {
+    let stop = Arc::clone(&control.stop);
+    let set_up = set_up(machine, control, &start, &wasm);
+    let (task, ready) = tokio::select! {
+        biased;
+        () = stop.asked() => return Outcome::stopped(stop.code()),
+        result = set_up => match result {
+            Ok(task) => task,
+            Err(refusal) => return refusal.into(),
+        },
+    };
+    let log = Arc::clone(&task.log);
+    let mut outcome = match &ready.program {
+        Program::Core(pre) => {
+            on_running(None);
+            run_core(&task, pre).await
+        }
+        Program::Command(pre) => {
+            on_running(None);
+            run_command(&task, pre).await
+        }
+        Program::Http(pre) => match wasm.http {
+            Some(address) => http_server::run(Arc::new(task), pre, address, on_running).await,
+            None => Refusal::new(Reason::CreateFailed, "no address to serve http on").into(),
+        },
+    };
+    if log.dropped_bytes() > 0 && outcome.message.is_none() {
+        outcome.message =
+            Some(format!("{} bytes of its output could not be written: is the disk full?", log.dropped_bytes()));
+    }
+    outcome
+}
+
+async fn set_up(
+    machine: Arc<Machine>,
+    control: Arc<Control>,
+    start: &StartTask,
+    wasm: &StartWasm,
+) -> Result<(Task, Arc<Ready>), Refusal> {
+    let log = TaskLog::open(start.log.clone()).map_err(|error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::DiskFull,
+            _ => Reason::CreateFailed,
+        };
+        Refusal::new(reason, format!("its log {} can't be opened: {error}", start.log.path.display()))
+    })?;
+    let ready = machine.programs.get(wasm).await?;
+    ready.check(wasm, start.limits.memory_bytes)?;
+    let grants = Grants::new(start, wasm, &log);
+    Ok((Task { machine, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
+}
+
+async fn run_core(task: &Task, pre: &wasmtime::InstancePre<CoreHost>) -> Outcome {
+    let slice = task.slice();
+    let mut store = match task.core_store(&slice) {
+        Ok(store) => store,
+        Err(refusal) => return refusal.into(),
+    };
+    let guest = async {
+        let instance = match pre.instantiate_async(&mut store).await {
+            Ok(instance) => instance,
+            Err(error) => return Outcome::of_instantiation_error(&error),
+        };
+        let called = match instance.get_typed_func::<(), ()>(&mut store, "_start") {
+            Ok(start) => start.call_async(&mut store, ()).await,
+            Err(error) => {
+                let message = format!("`_start` is no function without parameters: {error:#}");
+                return Refusal::new(Reason::InvalidArtifact, message).into();
+            }
+        };
+        called.map_or_else(|error| task.outcome_of(&error), |()| Outcome::exited(0))
+    };
+    task.run_guest(&slice, guest).await
+}
+
+async fn run_command(
+    task: &Task,
+    pre: &wasmtime_wasi::p2::bindings::CommandPre<ComponentHost>,
+) -> Outcome {
+    let slice = task.slice();
+    let mut store = match task.component_store(&slice) {
+        Ok(store) => store,
+        Err(refusal) => return refusal.into(),
+    };
+    let guest = async {
+        let command = match pre.instantiate_async(&mut store).await {
+            Ok(command) => command,
+            Err(error) => return Outcome::of_instantiation_error(&error),
+        };
+        match command.wasi_cli_run().call_run(&mut store).await {
+            Ok(Ok(())) => Outcome::exited(0),
+            Ok(Err(())) => Outcome::exited(1),
+            Err(error) => task.outcome_of(&error),
+        }
+    };
+    task.run_guest(&slice, guest).await
+}

@@ -1,0 +1,193 @@
+//! The tasks of this shim: what agents ask of them, and what they are told.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use brig_api::lifecycle::Reason;
+use brig_shim::exit::ExitRecord;
+use brig_shim::message::{
+    FromShim, PROTOCOL_VERSION, Reply, StartProgram, StartTask, StopSignal, TaskKey, TaskState,
+    TaskView,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, watch};
+
+use crate::clock::now_ms;
+use crate::engine::GUESTS_MAX;
+use crate::outcome::Outcome;
+use crate::task::{self, Control, Machine};
+
+/// Tasks of one shim that have not been removed. The rest of the pool's slots is for requests.
+const TASKS_MAX: usize = GUESTS_MAX as usize * 9 / 10;
+/// Events that a slow connection may lag behind; then it is closed, and hears the rest at its next hello.
+const EVENTS_KEPT: usize = 4_096;
+/// How often an exit that could not be written (a full disk) is tried again.
+const EXIT_RETRY: Duration = Duration::from_secs(1);
+
+/// All tasks.
+pub(crate) struct Tasks {
+    machine: Arc<Machine>,
+    guests: Handle,
+    table: Mutex<BTreeMap<TaskKey, Entry>>,
+    events: broadcast::Sender<FromShim>,
+    count: watch::Sender<usize>,
+}
+
+struct Entry {
+    state: TaskState,
+    control: Arc<Control>,
+}
+
+impl Tasks {
+    /// No tasks yet; guests will run on `guests`.
+    pub(crate) fn new(machine: Arc<Machine>, guests: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            machine,
+            guests,
+            table: Mutex::default(),
+            events: broadcast::channel(EVENTS_KEPT).0,
+            count: watch::Sender::new(0),
+        })
+    }
+
+    /// Every task, and what happens from now on: between the two nothing is lost.
+    pub(crate) fn hello(&self) -> (Reply, broadcast::Receiver<FromShim>) {
+        let table = self.table();
+        let tasks = table
+            .iter()
+            .map(|(key, entry)| TaskView { key: key.clone(), state: entry.state.clone() })
+            .collect();
+        let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: std::process::id(), tasks };
+        (reply, self.events.subscribe())
+    }
+
+    /// How many tasks there are, and when that changes.
+    pub(crate) fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    /// Accepts a task; the rest is told by events. To be called on the control runtime.
+    pub(crate) fn start(self: &Arc<Self>, start: StartTask) -> Reply {
+        let StartProgram::Wasm(wasm) = start.program.clone() else {
+            return refused(None, "this shim runs wasm programs, not containers");
+        };
+        let mut table = self.table();
+        if table.contains_key(&start.key) {
+            return Reply::Done;
+        }
+        if table.len() >= TASKS_MAX {
+            let message = format!("this shim has {TASKS_MAX} tasks, it takes no more on");
+            return refused(Some(Reason::CreateFailed), &message);
+        }
+        let control = Arc::new(Control::new(&start, wasm.http.is_some()));
+        let entry = Entry { state: TaskState::Starting, control: Arc::clone(&control) };
+        table.insert(start.key.clone(), entry);
+        self.count.send_replace(table.len());
+        drop(table);
+        tracing::info!(task = %start.key.0, namespace = %start.namespace, title = %start.title, "starting");
+        let (key, dir, tasks) = (start.key.clone(), start.dir.clone(), Arc::clone(self));
+        let running = {
+            let (tasks, key) = (Arc::clone(self), key.clone());
+            move |http| tasks.running(key, http)
+        };
+        let guest = self.guests.spawn(task::run(
+            Arc::clone(&self.machine),
+            Arc::clone(&control),
+            start,
+            wasm,
+            running,
+        ));
+        tokio::spawn(async move {
+            let outcome = guest.await.unwrap_or_else(|error| {
+                tracing::error!(task = %key.0, error = %error, "running a task panicked");
+                Outcome::host_failed(&error.to_string())
+            });
+            tasks.ended(key, dir, &control, outcome).await;
+        });
+        Reply::Done
+    }
+
+    /// Asks a task to end; one that has ended or is unknown stays as it is.
+    pub(crate) fn stop(&self, key: &TaskKey, how: StopSignal) -> Reply {
+        if let Some(entry) = self.table().get(key) {
+            entry.control.stop.ask(how);
+        }
+        Reply::Done
+    }
+
+    /// What a task uses or has used.
+    pub(crate) fn usage(&self, key: &TaskKey) -> Reply {
+        match self.table().get(key) {
+            Some(Entry { state: TaskState::Exited(record), .. }) => Reply::Usage(record.usage),
+            Some(entry) => Reply::Usage(entry.control.usage()),
+            None => refused(None, &format!("there is no task {}", key.0)),
+        }
+    }
+
+    /// Forgets an ended task.
+    pub(crate) fn remove(&self, key: &TaskKey) -> Reply {
+        let mut table = self.table();
+        match table.get(key) {
+            Some(Entry { state: TaskState::Exited(_), .. }) => {
+                table.remove(key);
+                self.count.send_replace(table.len());
+                Reply::Done
+            }
+            Some(_) => refused(None, &format!("task {} has not ended: stop it first", key.0)),
+            None => Reply::Done,
+        }
+    }
+
+    fn running(&self, key: TaskKey, http: Option<SocketAddr>) {
+        let mut table = self.table();
+        if let Some(entry) = table.get_mut(&key) {
+            entry.state = TaskState::Running { http };
+            // Nobody is connected: then nobody is told, and the next hello has it.
+            let _ = self.events.send(FromShim::Running { task: key, http });
+        }
+    }
+
+    async fn ended(&self, key: TaskKey, dir: PathBuf, control: &Control, outcome: Outcome) {
+        let Outcome { code, reason, message } = outcome;
+        let usage = control.usage();
+        let record = ExitRecord { code, reason, message, finished_ms: now_ms(), usage };
+        tracing::info!(task = %key.0, code, reason = ?reason, "ended");
+        let mut is_written = write(&record, &dir).await;
+        {
+            let mut table = self.table();
+            if let Some(entry) = table.get_mut(&key) {
+                entry.state = TaskState::Exited(record.clone());
+                let _ = self.events.send(FromShim::Exited { task: key.clone(), record: record.clone() });
+            }
+        }
+        // Told from memory all the same; the record follows when the disk takes it.
+        while !is_written && self.table().contains_key(&key) {
+            tokio::time::sleep(EXIT_RETRY).await;
+            is_written = write(&record, &dir).await;
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<TaskKey, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn write(record: &ExitRecord, dir: &std::path::Path) -> bool {
+    let (record, dir) = (record.clone(), dir.to_owned());
+    let path = dir.display().to_string();
+    let written = tokio::task::spawn_blocking(move || record.write(&dir)).await;
+    match written.map_err(std::io::Error::other).flatten() {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(dir = path, error = %error, "an exit could not be recorded");
+            false
+        }
+    }
+}
+
+fn refused(reason: Option<Reason>, message: &str) -> Reply {
+    Reply::Refused { reason, message: message.to_owned() }
+}
