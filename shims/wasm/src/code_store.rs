@@ -188,7 +188,9 @@ mod tests {
     fn binaries_are_told_apart_by_their_first_bytes() {
         assert_eq!(BinaryKind::detect(b"\0asm\x01\0\0\0rest"), Some(BinaryKind::Module));
         assert_eq!(BinaryKind::detect(b"\0asm\x0d\0\x01\0"), Some(BinaryKind::Component));
-        for other in [&b""[..], b"\0asm", b"#!/bin/sh\n", b"\0asm\x02\0\0\0", b"\x7fELF\x02\x01\x01\0"] {
+        for other in
+            [&b""[..], b"\0asm", b"#!/bin/sh\n", b"\0asm\x02\0\0\0", b"\x7fELF\x02\x01\x01\0"]
+        {
             assert_eq!(BinaryKind::detect(other), None);
         }
     }

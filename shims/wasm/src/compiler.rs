@@ -95,7 +95,10 @@ fn compile_here(job: &CompileJob) -> Result<(), Refusal> {
     let engine = engine::for_compiling()
         .map_err(|error| Refusal::new(Reason::CreateFailed, format!("{error:#}")))?;
     let code = compile_binary(&engine, kind, &bytes).map_err(|error| {
-        invalid(format!("is not valid here: {error:#}. {}", unsupported_hint(&format!("{error:#}"))))
+        invalid(format!(
+            "is not valid here: {error:#}. {}",
+            unsupported_hint(&format!("{error:#}"))
+        ))
     })?;
     store(&job.cache, &engine, &job.digest, kind, &code).map_err(|error| {
         let reason = match error.kind() {

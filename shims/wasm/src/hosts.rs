@@ -50,7 +50,10 @@ impl AllowedHosts {
 fn is_for_the_machine_only(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
-            v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4 == Ipv4Addr::BROADCAST
+            v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_multicast()
+                || v4 == Ipv4Addr::BROADCAST
         }
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast(),
     }
@@ -131,11 +134,18 @@ mod tests {
     #[test]
     fn names_do_not_lead_to_the_node_itself() {
         let allowed = allowed(&["example.com", "localhost", "169.254.169.254"]);
-        let may = |host: &str, address: &str| allowed.allows_address(host, address.parse().unwrap());
+        let may =
+            |host: &str, address: &str| allowed.allows_address(host, address.parse().unwrap());
         assert!(may("example.com", "93.184.216.34") && may("example.com", "10.0.0.8"));
-        for address in
-            ["127.0.0.1", "::1", "::ffff:127.0.0.1", "169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1"]
-        {
+        for address in [
+            "127.0.0.1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "169.254.169.254",
+            "fe80::1",
+            "0.0.0.0",
+            "224.0.0.1",
+        ] {
             assert!(!may("example.com", address), "{address}");
         }
         assert!(may("localhost", "127.0.0.1") && may("localhost", "::1"));

@@ -187,11 +187,7 @@ impl Server {
     }
 
     /// The answer for a guest that ended without a response of its own.
-    async fn failed(
-        &self,
-        title: &str,
-        guest: &mut JoinHandle<Outcome>,
-    ) -> Response<ServedBody> {
+    async fn failed(&self, title: &str, guest: &mut JoinHandle<Outcome>) -> Response<ServedBody> {
         let outcome = match guest.await {
             Ok(outcome) => outcome,
             Err(error) => Outcome::host_failed(&error.to_string()),

@@ -70,7 +70,11 @@ impl Exports {
                     .is_some_and(|version| version.starts_with(PROVIDED_VERSION))
             })
         };
-        Self { has_http: has("wasi:http/incoming-handler"), has_command: has("wasi:cli/run"), names }
+        Self {
+            has_http: has("wasi:http/incoming-handler"),
+            has_command: has("wasi:cli/run"),
+            names,
+        }
     }
 
     /// Is there anything to run?
@@ -78,13 +82,15 @@ impl Exports {
         if self.has_http || self.has_command {
             return Ok(());
         }
-        let is_newer = self.names.iter().any(|name| name.starts_with("wasi:") && name.contains("@0.3"));
+        let is_newer =
+            self.names.iter().any(|name| name.starts_with("wasi:") && name.contains("@0.3"));
         let way_out = if is_newer {
             "WASI 0.3 is not supported yet: build for WASI 0.2 (wasm32-wasip2)"
         } else {
             "build it as a wasi:cli/command or wasi:http/proxy component"
         };
-        let exports = if self.names.is_empty() { "nothing".to_owned() } else { self.names.join(", ") };
+        let exports =
+            if self.names.is_empty() { "nothing".to_owned() } else { self.names.join(", ") };
         Err(Refusal::new(
             Reason::InvalidArtifact,
             format!(
@@ -161,7 +167,9 @@ mod tests {
     #[test]
     fn imports_are_known_by_interface_and_version() {
         assert!(is_provided("wasi:cli/stdout@0.2.6") && is_provided("wasi:http/types@0.2.0"));
-        for other in ["wasi:cli/stdout@0.3.0", "wasi:cli/stdout", "wasi:nn/graph@0.2.0", "x:y/z@0.2.0"] {
+        for other in
+            ["wasi:cli/stdout@0.3.0", "wasi:cli/stdout", "wasi:nn/graph@0.2.0", "x:y/z@0.2.0"]
+        {
             assert!(!is_provided(other), "{other}");
         }
     }

@@ -49,7 +49,8 @@ impl Outgoing {
     /// Is the request's host allowed? Its host, port, and whether TLS is spoken.
     fn check(&self, uri: &http::Uri) -> Result<(String, u16, bool), Error> {
         let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or(Error::HttpRequestUriInvalid)?;
+        let host =
+            uri.host().filter(|host| !host.is_empty()).ok_or(Error::HttpRequestUriInvalid)?;
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         if !self.allowed.allows(host, port) {
             self.log.note(&format!(

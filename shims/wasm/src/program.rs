@@ -100,8 +100,7 @@ impl Programs {
 
     /// The program of a task: from memory, from the store, or compiled now.
     pub(crate) async fn get(&self, wasm: &StartWasm) -> Result<Arc<Ready>, Refusal> {
-        let slot =
-            self.ready.lock().unwrap_or_else(PoisonError::into_inner).slot(&wasm.digest);
+        let slot = self.ready.lock().unwrap_or_else(PoisonError::into_inner).slot(&wasm.digest);
         slot.get_or_try_init(|| self.load(wasm)).await.map(Arc::clone)
     }
 
@@ -133,7 +132,8 @@ impl Programs {
         let (store, digest) = (self.store.clone(), digest.clone());
         let fetched = tokio::task::spawn_blocking(move || store.fetch(&digest)).await;
         fetched.map_err(std::io::Error::other).flatten().map_err(|error| {
-            let message = format!("compiled code in {} can't be read: {error}", self.cache.display());
+            let message =
+                format!("compiled code in {} can't be read: {error}", self.cache.display());
             Refusal::new(Reason::CreateFailed, message)
         })
     }

@@ -28,7 +28,8 @@ pub(crate) async fn serve(listener: UnixListener, tasks: Arc<Tasks>, idle: Durat
     let mut connection_count = connections.subscribe();
     let mut task_count = tasks.count();
     loop {
-        let is_idle = *connection_count.borrow_and_update() == 0 && *task_count.borrow_and_update() == 0;
+        let is_idle =
+            *connection_count.borrow_and_update() == 0 && *task_count.borrow_and_update() == 0;
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => accept(stream, &tasks, &connections, &shutdown),

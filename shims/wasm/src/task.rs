@@ -186,8 +186,10 @@ pub(crate) async fn run(
         },
     };
     if log.dropped_bytes() > 0 && outcome.message.is_none() {
-        outcome.message =
-            Some(format!("{} bytes of its output could not be written: is the disk full?", log.dropped_bytes()));
+        outcome.message = Some(format!(
+            "{} bytes of its output could not be written: is the disk full?",
+            log.dropped_bytes()
+        ));
     }
     outcome
 }
@@ -203,7 +205,10 @@ async fn set_up(
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::DiskFull,
             _ => Reason::CreateFailed,
         };
-        Refusal::new(reason, format!("its log {} can't be opened: {error}", start.log.path.display()))
+        Refusal::new(
+            reason,
+            format!("its log {} can't be opened: {error}", start.log.path.display()),
+        )
     })?;
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;

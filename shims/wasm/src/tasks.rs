@@ -160,7 +160,9 @@ impl Tasks {
             let mut table = self.table();
             if let Some(entry) = table.get_mut(&key) {
                 entry.state = TaskState::Exited(record.clone());
-                let _ = self.events.send(FromShim::Exited { task: key.clone(), record: record.clone() });
+                let _ = self
+                    .events
+                    .send(FromShim::Exited { task: key.clone(), record: record.clone() });
             }
         }
         // Told from memory all the same; the record follows when the disk takes it.

@@ -53,16 +53,6 @@ impl ShimProcess {
     pub(crate) fn wait_for_end(&mut self) -> std::process::ExitStatus {
         self.child.wait().expect("a child can be waited for")
     }
-
-    /// Kills the process, as a crash would.
-    pub(crate) fn kill(&mut self) {
-        self.child.kill().expect("a child can be killed");
-        self.child.wait().expect("a child can be waited for");
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
 }
 
 impl Drop for ShimProcess {
@@ -156,9 +146,8 @@ impl ShimClient {
 
     /// Waits until the task has ended.
     pub(crate) fn wait_exited(&mut self, key: &TaskKey) -> ExitRecord {
-        let event = self.wait_event(
-            |event| matches!(event, FromShim::Exited { task, .. } if task == key),
-        );
+        let event =
+            self.wait_event(|event| matches!(event, FromShim::Exited { task, .. } if task == key));
         match event {
             FromShim::Exited { record, .. } => record,
             other => panic!("expected an exit, got {other:?}"),

@@ -41,9 +41,9 @@ pub(crate) enum Does {
     /// given [`ARGS`].
     PrintArgsAndEnv,
     /// Copies a file to its standard output; another code than 0 when it can't.
-    ReadFile { dir: &'static str, name: &'static str },
+    ReadFile(&'static str),
     /// Creates a file with content `written`; another code than 0 when it can't.
-    WriteFile { dir: &'static str, name: &'static str },
+    WriteFile(&'static str),
 }
 
 /// The arguments of [`Does::PrintArgsAndEnv`].
@@ -131,8 +131,7 @@ pub(crate) fn the_exit_code_is_reported_and_on_disk(runtime: &dyn Runtime) {
 
 pub(crate) fn both_streams_arrive_in_the_log(runtime: &dyn Runtime) {
     let fixture = Fixture::new(runtime);
-    let task =
-        fixture.task_that(runtime, &Does::Print { stdout: "a\n\nb", stderr: "to error\n" });
+    let task = fixture.task_that(runtime, &Does::Print { stdout: "a\n\nb", stderr: "to error\n" });
     let mut client = fixture.shim.connect();
     client.start(&task);
     assert_eq!(client.wait_exited(&task.key).code, 0);
@@ -281,10 +280,10 @@ pub(crate) fn arguments_and_variables_arrive_and_no_others(runtime: &dyn Runtime
 
 pub(crate) fn mounts_are_there_and_read_only_ones_refuse_writes(runtime: &dyn Runtime) {
     for (read_only, does, succeeds) in [
-        (true, Does::ReadFile { dir: "/data", name: "in.txt" }, true),
-        (true, Does::WriteFile { dir: "/data", name: "out.txt" }, false),
-        (false, Does::WriteFile { dir: "/data", name: "out.txt" }, true),
-        (false, Does::ReadFile { dir: "/data", name: "missing.txt" }, false),
+        (true, Does::ReadFile("/data/in.txt"), true),
+        (true, Does::WriteFile("/data/out.txt"), false),
+        (false, Does::WriteFile("/data/out.txt"), true),
+        (false, Does::ReadFile("/data/missing.txt"), false),
     ] {
         let fixture = Fixture::new(runtime);
         let source = fixture.base.path().join("source");
@@ -297,7 +296,7 @@ pub(crate) fn mounts_are_there_and_read_only_ones_refuse_writes(runtime: &dyn Ru
         assert_eq!(client.wait_exited(&task.key).code == 0, succeeds);
         let written = std::fs::read_to_string(source.join("out.txt")).ok();
         match does {
-            Does::WriteFile { .. } => {
+            Does::WriteFile(_) => {
                 assert_eq!(written.as_deref(), succeeds.then_some("written"));
             }
             _ if succeeds => {

@@ -1,6 +1,6 @@
 //! The shim contract on `brig-shim-wasm`, and what only wasm programs have.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use brig_api::Digest;
@@ -87,14 +87,19 @@ fn guest_that(does: &Does) -> String {
                 .to_owned(),
         ),
         Does::PrintArgsAndEnv => (String::new(), PRINT_ARGS_AND_ENV.to_owned()),
-        Does::ReadFile { name, .. } => (data(2048, name), open(name.len(), 0, 2) + READ_ALL),
-        Does::WriteFile { name, .. } => (
-            data(2048, name) + &data(4096, "written"),
-            open(name.len(), 1, 64)
+        Does::ReadFile(path) => (data(2048, name(path)), open(name(path).len(), 0, 2) + READ_ALL),
+        Does::WriteFile(path) => (
+            data(2048, name(path)) + &data(4096, "written"),
+            open(name(path).len(), 1, 64)
                 + "(call $say (i32.load (i32.const 16)) (i32.const 4096) (i32.const 7))",
         ),
     };
     format!(r#"(module {PRELUDE} {data} (func (export "_start") {body}))"#)
+}
+
+/// A path in the only mount of the suite, seen from that mount.
+fn name(path: &str) -> &str {
+    path.strip_prefix("/data/").expect("the suite mounts at /data")
 }
 
 fn data(at: u32, text: &str) -> String {
