@@ -105,7 +105,7 @@ impl Exports {
 pub(crate) fn missing_component_imports(engine: &Engine, component: &Component) -> Option<Refusal> {
     let imported = component.component_type();
     let names = imported.imports(engine).map(|(name, _)| name.to_owned());
-    missing(names.filter(|name| !is_provided(name)).collect())
+    missing(&names.filter(|name| !is_provided(name)).collect())
 }
 
 fn is_provided(import: &str) -> bool {
@@ -125,10 +125,10 @@ pub(crate) fn missing_core_imports(
         .imports()
         .filter(|import| linker.get(&mut store, import.module(), import.name()).is_err())
         .map(|import| format!("{}.{}", import.module(), import.name()));
-    missing(names.collect())
+    missing(&names.collect())
 }
 
-fn missing(names: BTreeSet<String>) -> Option<Refusal> {
+fn missing(names: &BTreeSet<String>) -> Option<Refusal> {
     if names.is_empty() {
         return None;
     }
