@@ -1,1 +1,29 @@
-//! Being written.
+//! The node agent: runs what a control plane assigns to this machine, and reports how it is.
+//!
+//! Reading order: [`record`] is what is known of a unit, [`plan`] decides about it, `agent` hears and executes;
+//! `prepare` makes a unit ready, `shims` reaches the processes that run tasks, `session` the control plane.
+//! [`disk`] says what is where. For operators: `docs/node.md`.
+#![warn(missing_docs)]
+
+mod agent;
+mod clock;
+pub mod config;
+pub mod disk;
+mod event;
+mod facts;
+mod logs;
+pub mod plan;
+mod prepare;
+pub mod program;
+pub mod record;
+mod run;
+mod session;
+mod shims;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+pub use config::NodeConfig;
+pub use run::{RunError, run_with};
+pub use shims::ShimId;
+pub use tokio_util::sync::CancellationToken;

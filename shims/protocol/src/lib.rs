@@ -6,6 +6,7 @@
 //! records the exit before it tells anybody ([`exit`]); the agent removes it once it has recorded the exit itself.
 #![warn(missing_docs)]
 
+pub mod client;
 pub mod exit;
 pub mod frame;
 pub mod log;

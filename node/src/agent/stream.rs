@@ -1,0 +1,113 @@
+//! Opens the streams that the control plane asks for: see [`crate::streams`].
+
+use brig_api::request::ExecRequest;
+use brig_api::session::{FromNode, StreamRequest};
+use brig_api::{Code, Problem, ResourceName, UnitId};
+
+use super::{Agent, Unit};
+use crate::disk::Disk;
+use crate::plan::TaskSeen;
+use crate::streams::{ExecTarget, LogSource, Place, serve_exec, serve_logs};
+
+impl Agent {
+    pub(super) fn open_stream(
+        &self,
+        server: &str,
+        stream: String,
+        unit: &UnitId,
+        request: StreamRequest,
+    ) {
+        let url = format!("{server}/v1/node-streams/{stream}");
+        let place = Place { url, token: self.token.clone() };
+        let unit = self.units.get(unit).ok_or_else(|| {
+            let why = format!("the node has no unit `{unit}` (any more)");
+            Problem::new(Code::NotFound, why)
+        });
+        let session = self.session.clone();
+        let fail = move |problem: Problem| {
+            if let Some(session) = session {
+                let failed = FromNode::StreamFailed { stream, problem: Box::new(problem) };
+                // Nobody to tell: the server gives the stream up by itself.
+                let _ = session.try_send(failed);
+            }
+        };
+        let found = match request {
+            StreamRequest::Logs(query) => unit
+                .and_then(|unit| unit.log_source(&self.disk, query.task.as_ref()))
+                .map(|source| Served::Logs(source, query)),
+            StreamRequest::Exec(exec) => unit
+                .and_then(|unit| unit.exec_target(&self.disk, &exec))
+                .map(|target| Served::Exec(target, exec)),
+        };
+        let served = match found {
+            Ok(served) => served,
+            Err(problem) => return fail(problem),
+        };
+        tokio::spawn(async move {
+            let outcome = match served {
+                Served::Logs(source, query) => serve_logs(&place, source, &query).await,
+                Served::Exec(target, exec) => serve_exec(&place, target, exec).await,
+            };
+            if let Err(problem) = outcome {
+                tracing::warn!(problem = %problem, "a stream could not be opened");
+                fail(problem);
+            }
+        });
+    }
+}
+
+enum Served {
+    Logs(LogSource, brig_api::request::LogQuery),
+    Exec(ExecTarget, ExecRequest),
+}
+
+impl Unit {
+    fn log_source(&self, disk: &Disk, task: Option<&ResourceName>) -> Result<LogSource, Problem> {
+        if let Some(task) = task {
+            self.check_task(task)?;
+        }
+        let id = &self.assignment.unit;
+        let tasks = self
+            .assignment
+            .template
+            .tasks
+            .iter()
+            .filter(|one| task.is_none_or(|task| one.name == *task))
+            .map(|one| (one.name.clone(), disk.log_target(id, &one.name).path))
+            .collect();
+        Ok(LogSource { dir: disk.logs(id), tasks, is_over: self.is_over.subscribe() })
+    }
+
+    fn exec_target(&self, disk: &Disk, exec: &ExecRequest) -> Result<ExecTarget, Problem> {
+        let tasks = &self.assignment.template.tasks;
+        let first = || tasks.iter().find(|task| !task.sidecar).map(|task| task.name.clone());
+        let Some(task) = exec.task.clone().or_else(first) else {
+            return Err(Problem::new(Code::NotFound, "the unit has no task to run that in"));
+        };
+        self.check_task(&task)?;
+        if !matches!(self.tasks.get(&task), Some(TaskSeen::Running { .. })) {
+            let why = format!(
+                "task `{task}` of unit `{}` does not run: the unit is {}",
+                self.assignment.name,
+                self.record.status.state.as_str()
+            );
+            return Err(Problem::new(Code::WrongState, why));
+        }
+        let key = self.key(&task);
+        Ok(ExecTarget { shim_dir: disk.shim(&self.shim_of(&key)), key })
+    }
+
+    fn check_task(&self, name: &ResourceName) -> Result<(), Problem> {
+        let tasks = &self.assignment.template.tasks;
+        if tasks.iter().any(|task| task.name == *name) {
+            return Ok(());
+        }
+        let names: Vec<_> = tasks.iter().map(|task| format!("`{}`", task.name)).collect();
+        let why = format!(
+            "unit `{}` has no task `{name}`: it has {}",
+            self.assignment.name,
+            names.join(", ")
+        );
+        Err(Problem::new(Code::NotFound, why))
+    }
+}

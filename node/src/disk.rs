@@ -1,0 +1,322 @@
+//! The agent's data directory: what is where, and how it is written.
+//!
+//! ```text
+//! DATA/lock                       held by the agent that runs
+//! DATA/units/ID/assignment.json   what to run, without the texts of secrets
+//! DATA/units/ID/state.json        see crate::record
+//! DATA/units/ID/logs/TASK.log     and TASK.log.1 …
+//! DATA/units/ID/mounts/…          files of configs
+//! DATA/tasks/KEY/                 of one run of a task, the shim's until it was removed
+//! DATA/scratch/KEY/               the writable layer of a container
+//! DATA/shims/wasm/NAMESPACE/      a shim's own directory; slashes of the namespace are dots
+//! DATA/shims/oci/KEY/             another's
+//! DATA/wasm-cache/                compiled modules
+//! DATA/artifacts/                 what was fetched
+//! ```
+//!
+//! Files are replaced by rename. That alone survives a killed agent: what a process wrote is there for the next.
+//! Only the record of an exit is also flushed to the disk ([`Disk::write_record`]): after it the shim's own record
+//! is removed, and if the machine lost power then, nobody would know how the task ended.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use brig_api::session::{Assignment, Texts};
+use brig_api::{NamespacePath, ResourceName, UnitId};
+use brig_shim::message::{LogTarget, TaskKey};
+use rustix::fs::FlockOperation;
+
+use crate::record::UnitRecord;
+use crate::shims::ShimId;
+
+/// A log file larger than this is rotated.
+pub const LOG_BYTES_MAX: u64 = 8 << 20;
+/// Rotated log files kept beside the newest: so a task's logs take at most 32 MiB.
+pub const LOG_FILES_KEPT: u32 = 3;
+/// Largest file of the agent's own that is read back.
+const STATE_BYTES_MAX: u64 = 64 << 20;
+/// The magic number of a tmpfs, from statfs(2).
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// The data directory, locked.
+#[derive(Debug)]
+pub struct Disk {
+    root: PathBuf,
+    secrets: PathBuf,
+    _lock: OwnedFd,
+}
+
+/// Why a data directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another agent has it.
+    #[error(
+        "another agent uses the data directory `{0}`: end that one, or give this one a directory of its own with --data"
+    )]
+    InUse(PathBuf),
+    /// It can't be read or written.
+    #[error("can't use the data directory `{path}`")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A unit as it was found on disk.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What to run.
+    pub assignment: Assignment,
+    /// Where it is.
+    pub record: UnitRecord,
+}
+
+impl Disk {
+    /// Makes the directory where needed and locks it.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub fn open(root: &Path) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Io { path: root.to_owned(), source };
+        std::fs::create_dir_all(root).map_err(failed)?;
+        let root = root.canonicalize().map_err(failed)?;
+        let lock = File::options().create(true).append(true).open(root.join("lock"));
+        let lock = OwnedFd::from(lock.map_err(failed)?);
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse(root)),
+            Err(error) => return Err(failed(error.into())),
+        }
+        for dir in ["units", "tasks", "scratch", "shims/wasm", "shims/oci", "wasm-cache"] {
+            std::fs::create_dir_all(root.join(dir)).map_err(failed)?;
+        }
+        let secrets = secrets_dir(&root);
+        Ok(Self { root, secrets, _lock: lock })
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of a unit.
+    #[must_use]
+    pub fn unit(&self, unit: &UnitId) -> PathBuf {
+        self.root.join("units").join(unit.as_str())
+    }
+
+    /// Where a unit's logs are.
+    #[must_use]
+    pub fn logs(&self, unit: &UnitId) -> PathBuf {
+        self.unit(unit).join("logs")
+    }
+
+    /// Where a task's output goes.
+    #[must_use]
+    pub fn log_target(&self, unit: &UnitId, task: &ResourceName) -> LogTarget {
+        LogTarget {
+            path: self.logs(unit).join(format!("{task}.log")),
+            bytes_max: LOG_BYTES_MAX,
+            files_kept: LOG_FILES_KEPT,
+        }
+    }
+
+    /// Files of a unit's configs.
+    #[must_use]
+    pub fn mounts(&self, unit: &UnitId) -> PathBuf {
+        self.unit(unit).join("mounts")
+    }
+
+    /// Files of a unit's secrets, in memory.
+    #[must_use]
+    pub fn secrets(&self, unit: &UnitId) -> PathBuf {
+        self.secrets.join(unit.as_str())
+    }
+
+    /// The directory of one run of a task.
+    #[must_use]
+    pub fn task(&self, key: &TaskKey) -> PathBuf {
+        self.root.join("tasks").join(&key.0)
+    }
+
+    /// The writable layer of a container.
+    #[must_use]
+    pub fn scratch(&self, key: &TaskKey) -> PathBuf {
+        self.root.join("scratch").join(&key.0)
+    }
+
+    /// Compiled modules.
+    #[must_use]
+    pub fn wasm_cache(&self) -> PathBuf {
+        self.root.join("wasm-cache")
+    }
+
+    /// A shim's directory.
+    #[must_use]
+    pub fn shim(&self, shim: &ShimId) -> PathBuf {
+        match shim {
+            ShimId::Wasm(namespace) => {
+                self.root.join("shims/wasm").join(namespace.as_str().replace('/', "."))
+            }
+            ShimId::Oci(key) => self.root.join("shims/oci").join(&key.0),
+        }
+    }
+
+    /// Every shim that has a directory.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn shims(&self) -> io::Result<Vec<ShimId>> {
+        let wasm = names(&self.root.join("shims/wasm"))?
+            .into_iter()
+            .filter_map(|name| NamespacePath::new(name.replace('.', "/")).ok().map(ShimId::Wasm));
+        let oci = names(&self.root.join("shims/oci"))?.into_iter().map(TaskKey).map(ShimId::Oci);
+        Ok(wasm.chain(oci).collect())
+    }
+
+    /// Every run of a task that has a directory.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn tasks(&self) -> io::Result<Vec<TaskKey>> {
+        let mut keys: Vec<_> = names(&self.root.join("tasks"))?;
+        keys.extend(names(&self.root.join("scratch"))?);
+        keys.sort();
+        keys.dedup();
+        Ok(keys.into_iter().map(TaskKey).collect())
+    }
+
+    /// Removes what one run of a task has left.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn remove_task(&self, key: &TaskKey) -> io::Result<()> {
+        remove_dir(&self.scratch(key))?;
+        remove_dir(&self.shim(&ShimId::Oci(key.clone())))?;
+        // Last: as long as it is there, the run is known to have been.
+        remove_dir(&self.task(key))
+    }
+
+    /// Removes everything of a unit.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn remove_unit(&self, unit: &UnitId) -> io::Result<()> {
+        remove_dir(&self.secrets(unit))?;
+        remove_dir(&self.unit(unit))
+    }
+
+    /// Writes what a unit is to run. The texts of secrets are left out.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn write_assignment(&self, assignment: &Assignment) -> io::Result<()> {
+        let dir = self.unit(&assignment.unit);
+        std::fs::create_dir_all(dir.join("logs"))?;
+        let texts = Texts { configs: assignment.texts.configs.clone(), secrets: BTreeMap::new() };
+        let assignment = Assignment { texts, ..assignment.clone() };
+        replace(&dir.join("assignment.json"), &serde_json::to_vec(&assignment)?, false)
+    }
+
+    /// Writes where a unit is. With `flush` it is on the disk when this returns: see the module's page.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn write_record(&self, unit: &UnitId, record: &UnitRecord, flush: bool) -> io::Result<()> {
+        replace(&self.unit(unit).join("state.json"), &serde_json::to_vec(record)?, flush)
+    }
+
+    /// Reads every unit. Those whose files are damaged are named only.
+    ///
+    /// # Errors
+    /// Those of reading the directory itself.
+    pub fn units(&self) -> io::Result<(Vec<Loaded>, Vec<UnitId>)> {
+        let (mut units, mut damaged) = (Vec::new(), Vec::new());
+        for name in names(&self.root.join("units"))? {
+            let Ok(unit) = UnitId::new(name) else { continue };
+            match self.unit_read(&unit) {
+                Ok(loaded) if loaded.assignment.unit == unit => units.push(loaded),
+                Ok(_) => damaged.push(unit),
+                Err(error) => {
+                    tracing::warn!(unit.id = %unit, error = %error, "a unit's files are damaged");
+                    damaged.push(unit);
+                }
+            }
+        }
+        Ok((units, damaged))
+    }
+
+    fn unit_read(&self, unit: &UnitId) -> io::Result<Loaded> {
+        let dir = self.unit(unit);
+        let assignment = serde_json::from_slice(&read(&dir.join("assignment.json"))?)?;
+        let record = match read(&dir.join("state.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            // Killed between the first file and the second: nothing was begun.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => UnitRecord::assigned(),
+            Err(error) => return Err(error),
+        };
+        Ok(Loaded { assignment, record })
+    }
+}
+
+/// A directory in memory for the files of secrets, named after the data directory; inside that one where the
+/// machine has no such filesystem.
+fn secrets_dir(root: &Path) -> PathBuf {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    root.hash(&mut hasher);
+    let name = format!("brig-{:016x}", hasher.finish());
+    let is_tmpfs = |path: &&str| {
+        let is_memory = rustix::fs::statfs(**path)
+            .is_ok_and(|stat| u64::try_from(stat.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC));
+        is_memory && rustix::fs::access(**path, rustix::fs::Access::WRITE_OK).is_ok()
+    };
+    match ["/run", "/dev/shm"].iter().find(is_tmpfs) {
+        Some(memory) => Path::new(memory).join(name).join("secrets"),
+        None => root.join("secrets"),
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if std::fs::metadata(path)?.len() > STATE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large"));
+    }
+    std::fs::read(path)
+}
+
+fn replace(path: &Path, bytes: &[u8], flush: bool) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let file = File::create(&temporary)?;
+    io::Write::write_all(&mut &file, bytes)?;
+    if flush {
+        file.sync_data()?;
+    }
+    std::fs::rename(&temporary, path)
+}
+
+fn remove_dir(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        // A name that is no UTF-8 is not of the agent's making.
+        names.extend(entry?.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! Makes everything ready for one attempt to run a unit: programs fetched, names resolved, files in place.
+
+mod container;
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use brig_api::ResourceName;
+use brig_api::lifecycle::Reason;
+use brig_api::session::Assignment;
+use brig_api::unit_spec::{EnvValue, PIDS_DEFAULT, Program, Task, WasmProgram};
+use brig_shim::message::{Limits, StartProgram, StartTask, StartWasm, TaskKey};
+
+use crate::disk::Disk;
+use crate::plan::Fault;
+use crate::program::{Fetched, Programs};
+
+/// What preparing needs besides the assignment.
+#[derive(Clone)]
+pub(crate) struct Preparer {
+    pub disk: Arc<Disk>,
+    pub programs: Arc<dyn Programs>,
+    /// Directories that may be mounted.
+    pub host_paths: Vec<PathBuf>,
+    /// Where servers listen.
+    pub address: IpAddr,
+    /// As images name it.
+    pub architecture: &'static str,
+}
+
+impl Preparer {
+    /// Prepares the `run`th attempt.
+    ///
+    /// # Errors
+    /// The first [`Fault`] of any task.
+    pub(crate) async fn prepare(
+        &self,
+        assignment: &Assignment,
+        run: u32,
+        ports: &BTreeMap<ResourceName, u16>,
+    ) -> Result<Vec<StartTask>, Fault> {
+        let mut tasks = Vec::new();
+        for task in &assignment.template.tasks {
+            tasks.push(self.task(assignment, task, run, ports.get(&task.name).copied()).await?);
+        }
+        Ok(tasks)
+    }
+
+    async fn task(
+        &self,
+        assignment: &Assignment,
+        task: &Task,
+        run: u32,
+        last_port: Option<u16>,
+    ) -> Result<StartTask, Fault> {
+        let reference = task.program.reference();
+        let fetched = self.programs.fetch(&assignment.namespace, reference).await?;
+        let key = TaskKey::new(&assignment.unit, &task.name, run);
+        let mut env = environment(assignment, task)?;
+        let mounts = self.mounts(assignment, task)?;
+        let program = match (&task.program, fetched) {
+            (Program::Wasm(wasm), Fetched::Wasm { path, digest }) => {
+                StartProgram::Wasm(StartWasm {
+                    module: path,
+                    digest,
+                    args: arguments(wasm),
+                    http: wasm.http.as_ref().map(|http| {
+                        let port = http.port.or_else(|| still_free(self.address, last_port?));
+                        SocketAddr::new(self.address, port.unwrap_or(0))
+                    }),
+                    allow_hosts: wasm.allow_hosts.clone(),
+                    deadline_ms: wasm.deadline_ms,
+                })
+            }
+            (Program::Oci(oci), Fetched::Image { config, layers }) => {
+                let scratch = self.disk.scratch(&key);
+                let image = container::Image { config: &config, layers, reference };
+                let start = container::merge(oci, image, scratch, self.architecture, &mut env)?;
+                StartProgram::Oci(start)
+            }
+            (Program::Wasm(_), Fetched::Image { .. }) => {
+                return Err(wrong_kind(reference, "a container image", "wasm", "oci"));
+            }
+            (Program::Oci(_), Fetched::Wasm { .. }) => {
+                return Err(wrong_kind(reference, "a wasm program", "oci", "wasm"));
+            }
+        };
+        Ok(StartTask {
+            title: format!("{}/{}", assignment.name, task.name),
+            namespace: assignment.namespace.clone(),
+            dir: self.disk.task(&key),
+            log: self.disk.log_target(&assignment.unit, &task.name),
+            limits: limits(task),
+            key,
+            env,
+            mounts,
+            program,
+        })
+    }
+}
+
+fn wrong_kind(reference: &str, is: &str, written: &str, needed: &str) -> Fault {
+    Fault {
+        reason: Reason::InvalidArtifact,
+        message: format!(
+            "`{reference}` is {is}, but the task names it under `{written}`: write `{needed}` instead, or name another artifact"
+        ),
+    }
+}
+
+/// `argv[0]` is the artifact's last name without its tag, as a shell would have it.
+fn arguments(wasm: &WasmProgram) -> Vec<String> {
+    let path = wasm.artifact.split('@').next().unwrap_or_default();
+    let last = path.rsplit('/').next().unwrap_or_default();
+    let name = last.split(':').next().unwrap_or_default();
+    std::iter::once(name.to_owned()).chain(wasm.args.iter().cloned()).collect()
+}
+
+fn limits(task: &Task) -> Limits {
+    Limits {
+        cpu_request_milli: task.resources.cpu.0,
+        cpu_limit_milli: task.limits.cpu.0,
+        memory_bytes: task.limits.memory.0,
+        pids: match &task.program {
+            Program::Oci(oci) => oci.pids.unwrap_or(PIDS_DEFAULT),
+            Program::Wasm(_) => PIDS_DEFAULT,
+        },
+    }
+}
+
+/// The port of the last attempt, if nobody took it meanwhile.
+fn still_free(address: IpAddr, port: u16) -> Option<u16> {
+    std::net::TcpListener::bind((address, port)).ok().map(|_| port)
+}
+
+/// The task's own variables; `PORT` where it has one; and the unit's identity, which nothing overrides.
+fn environment(assignment: &Assignment, task: &Task) -> Result<BTreeMap<String, String>, Fault> {
+    let mut env = BTreeMap::new();
+    if let Some(port) = fixed_port(&task.program) {
+        env.insert("PORT".to_owned(), port.to_string());
+    }
+    for (name, value) in &task.env {
+        env.insert(name.clone(), resolve(assignment, task, name, value)?);
+    }
+    env.extend(assignment.identity.clone());
+    Ok(env)
+}
+
+fn fixed_port(program: &Program) -> Option<u16> {
+    match program {
+        Program::Wasm(wasm) => wasm.http.as_ref().and_then(|http| http.port),
+        Program::Oci(oci) => oci.ports.first().copied(),
+    }
+}
+
+fn resolve(
+    assignment: &Assignment,
+    task: &Task,
+    variable: &str,
+    value: &EnvValue,
+) -> Result<String, Fault> {
+    let (kind, name, key, texts) = match value {
+        EnvValue::Text(text) => return Ok(text.clone()),
+        EnvValue::Secret(secret) => {
+            ("secret", &secret.secret, &secret.key, &assignment.texts.secrets)
+        }
+        EnvValue::Config(config) => {
+            ("config", &config.config, &config.key, &assignment.texts.configs)
+        }
+    };
+    let whose = format!("variable `{variable}` of task `{}`", task.name);
+    let texts = texts.get(name).ok_or_else(|| missing(&whose, kind, name, assignment))?;
+    texts.get(key).cloned().ok_or_else(|| Fault {
+        reason: Reason::MountRefused,
+        message: format!("{whose}: {kind} `{name}` has no key `{key}`; {}", keys(texts)),
+    })
+}
+
+fn missing(whose: &str, kind: &str, name: &ResourceName, assignment: &Assignment) -> Fault {
+    Fault {
+        reason: Reason::MountRefused,
+        message: format!(
+            "{whose}: there is no {kind} `{name}` in namespace `{}`: apply it first",
+            assignment.namespace
+        ),
+    }
+}
+
+fn keys(texts: &BTreeMap<String, String>) -> String {
+    let keys: Vec<_> = texts.keys().map(|key| format!("`{key}`")).collect();
+    if keys.is_empty() { "it has none".to_owned() } else { format!("it has {}", keys.join(", ")) }
+}
+
+/// Does the unit name secrets? Their texts are not on disk.
+pub(crate) fn names_secrets(assignment: &Assignment) -> bool {
+    assignment.template.tasks.iter().any(|task| {
+        task.mounts.iter().any(|mount| mount.secret.is_some())
+            || task.env.values().any(|value| matches!(value, EnvValue::Secret(_)))
+    })
+}

@@ -1,0 +1,142 @@
+//! What a task is given, and what is refused.
+
+use super::*;
+use crate::program::ImageConfig;
+use brig_api::Digest;
+use brig_api::unit_spec::UnitTemplate;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+use std::path::Path;
+
+struct Known;
+
+impl Programs for Known {
+    fn fetch<'a>(
+        &'a self,
+        _namespace: &'a brig_api::NamespacePath,
+        reference: &'a str,
+    ) -> BoxFuture<'a, Result<Fetched, Fault>> {
+        let fetched = if reference.starts_with("image") {
+            let entrypoint = vec!["/app".to_owned()];
+            let config = ImageConfig { entrypoint, ..ImageConfig::default() };
+            Fetched::Image { config, layers: vec!["/layer".into()] }
+        } else {
+            Fetched::Wasm { path: "/app.wasm".into(), digest: Digest::of_sha256(&[1; 32]) }
+        };
+        async move { Ok(fetched) }.boxed()
+    }
+}
+
+fn assignment(tasks: &Value) -> Assignment {
+    let template: UnitTemplate =
+        serde_json::from_value(json!({"tasks": tasks, "restart": "never", "grace_ms": 1})).unwrap();
+    let value = json!({
+        "unit": "u1", "name": "web-1", "namespace": "team", "is_wanted": true, "placed_by": 1,
+        "template": template,
+        "identity": {"BRIG_UNIT": "web-1"},
+        "texts": {"configs": {"c": {"file": "open"}}, "secrets": {"s": {"file": "hidden"}}},
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+fn task(program: &Value, more: &Value) -> Value {
+    let amount = json!({"cpu": "250m", "memory": "1Mi"});
+    let mut task = json!({"name": "main", "resources": amount, "limits": amount});
+    for part in [program, more] {
+        task.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    }
+    json!([task])
+}
+
+async fn prepare(
+    tasks: &Value,
+    ports: &BTreeMap<ResourceName, u16>,
+) -> (tempfile::TempDir, Result<Vec<StartTask>, Fault>) {
+    let dir = tempfile::tempdir().unwrap();
+    let preparer = Preparer {
+        disk: Arc::new(Disk::open(dir.path()).unwrap()),
+        programs: Arc::new(Known),
+        host_paths: vec![],
+        address: "127.0.0.1".parse().unwrap(),
+        architecture: "amd64",
+    };
+    let outcome = preparer.prepare(&assignment(tasks), 2, ports).await;
+    let _ = std::fs::remove_dir_all(preparer.disk.secrets(&assignment(tasks).unit));
+    (dir, outcome)
+}
+
+#[tokio::test]
+async fn a_task_gets_its_variables_its_identity_and_its_files() {
+    let more = json!({
+        "env": {
+            "PLAIN": "x", "BRIG_UNIT": "forged",
+            "OPEN": {"config": "c", "key": "file"}, "HIDDEN": {"secret": "s", "key": "file"},
+        },
+        "mounts": [{"config": "c", "at": "/etc/c"}, {"secret": "s", "at": "/etc/s"}],
+    });
+    let program = json!({"wasm": {"artifact": "team/app:1", "args": ["-v"], "http": {"port": 81}}});
+    let (dir, outcome) = prepare(&task(&program, &more), &BTreeMap::new()).await;
+    let start = outcome.unwrap().remove(0);
+    let env = |name: &str| start.env.get(name).map(String::as_str);
+    assert_eq!(env("PLAIN"), Some("x"));
+    assert_eq!(env("BRIG_UNIT"), Some("web-1"), "nobody's identity can be forged");
+    assert_eq!((env("OPEN"), env("HIDDEN")), (Some("open"), Some("hidden")));
+    assert_eq!(env("PORT"), Some("81"));
+    assert_eq!(std::fs::read_to_string(start.mounts[0].source.join("file")).unwrap(), "open");
+    assert!(start.mounts.iter().all(|mount| mount.read_only));
+    assert!(!start.mounts[1].source.starts_with(dir.path()) || !Path::new("/dev/shm").exists());
+    assert_eq!(start.key.0, "u1.main.2");
+    let StartProgram::Wasm(wasm) = start.program else { panic!("not wasm") };
+    assert_eq!(wasm.args, ["app", "-v"]);
+    assert_eq!(wasm.http.unwrap().port(), 81);
+}
+
+#[tokio::test]
+async fn a_port_that_was_picked_is_asked_for_again_unless_it_is_taken() {
+    let program = json!({"wasm": {"artifact": "app", "http": {}}});
+    let tasks = task(&program, &json!({}));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let ports = BTreeMap::from([(ResourceName::new("main").unwrap(), port)]);
+    for (held, expected) in [(Some(listener), 0), (None, port)] {
+        let (_dir, outcome) = prepare(&tasks, &ports).await;
+        let StartProgram::Wasm(wasm) = outcome.unwrap().remove(0).program else { panic!() };
+        assert_eq!(wasm.http.unwrap().port(), expected);
+        drop(held);
+    }
+}
+
+#[tokio::test]
+async fn a_container_gets_a_scratch_directory_and_the_image_s_program() {
+    let program = json!({"oci": {"image": "image:1", "ports": [8080]}});
+    let (dir, outcome) = prepare(&task(&program, &json!({})), &BTreeMap::new()).await;
+    let start = outcome.unwrap().remove(0);
+    assert_eq!((start.env["PORT"].as_str(), start.limits.pids), ("8080", PIDS_DEFAULT));
+    let StartProgram::Oci(oci) = start.program else { panic!("not oci") };
+    assert_eq!((oci.args, oci.working_dir.as_str()), (vec!["/app".to_owned()], "/"));
+    assert!(oci.scratch.starts_with(dir.path().canonicalize().unwrap().join("scratch")));
+}
+
+#[tokio::test]
+async fn what_is_missing_or_not_allowed_is_named() {
+    let wasm = json!({"wasm": {"artifact": "app"}});
+    for (program, more, reason, words) in [
+        (&wasm, json!({"env": {"A": {"secret": "no", "key": "k"}}}), Reason::MountRefused, "`no`"),
+        (&wasm, json!({"env": {"A": {"config": "c", "key": "k"}}}), Reason::MountRefused, "`file`"),
+        (&wasm, json!({"mounts": [{"config": "no", "at": "/x"}]}), Reason::MountRefused, "`no`"),
+        (&wasm, json!({"mounts": [{"host": "/etc", "at": "/x"}]}), Reason::MountRefused, "/etc"),
+        (
+            &json!({"wasm": {"artifact": "image"}}),
+            json!({}),
+            Reason::InvalidArtifact,
+            "write `oci`",
+        ),
+        (&json!({"oci": {"image": "app"}}), json!({}), Reason::InvalidArtifact, "write `wasm`"),
+    ] {
+        let (_dir, outcome) = prepare(&task(program, &more), &BTreeMap::new()).await;
+        let fault = outcome.unwrap_err();
+        assert_eq!(fault.reason, reason);
+        assert!(fault.message.contains(words), "{}", fault.message);
+    }
+}

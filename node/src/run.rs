@@ -1,0 +1,78 @@
+//! Puts an agent together and runs it.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, Parts};
+use crate::config::{InvalidServer, NodeConfig, websocket_base};
+use crate::disk::{Disk, OpenError};
+use crate::event::EVENTS_WAITING_MAX;
+use crate::facts;
+use crate::prepare::Preparer;
+use crate::program;
+use crate::session::{self, SessionConfig};
+use crate::shims::{Programs, Shims};
+
+/// Why an agent can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The data directory can't be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What an agent before this one left there can't be read.
+    #[error("can't read the data directory")]
+    Read(#[source] std::io::Error),
+    /// A server's address is none.
+    #[error(transparent)]
+    Server(#[from] InvalidServer),
+    /// There is no server to work for.
+    #[error("a node needs the address of a control plane: --server http://HOST:PORT")]
+    NoServer,
+}
+
+/// Runs an agent that gets its programs from `programs`, until `shutdown`.
+///
+/// # Errors
+/// [`RunError`], before anything was started.
+pub async fn run_with(
+    config: NodeConfig,
+    programs: Arc<dyn program::Programs>,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let servers = config
+        .servers
+        .iter()
+        .map(|server| websocket_base(server))
+        .collect::<Result<Vec<_>, _>>()?;
+    if servers.is_empty() {
+        return Err(RunError::NoServer);
+    }
+    let disk = Arc::new(Disk::open(&config.data)?);
+    let facts = facts::gather(&config).await;
+    let (events, heard) = mpsc::channel(EVENTS_WAITING_MAX);
+    let shim_programs = Programs { wasm: config.shim_wasm.clone(), oci: config.shim_oci.clone() };
+    let preparer = Preparer {
+        disk: disk.clone(),
+        programs,
+        host_paths: config.host_paths.clone(),
+        address: config.address,
+        architecture: facts::architecture(),
+    };
+    let mut agent = Agent::new(Parts {
+        shims: Shims::new(disk.clone(), shim_programs, events.clone()),
+        disk,
+        preparer,
+        events: events.clone(),
+        token: config.token.clone(),
+        address: config.address,
+        boot_id: facts.boot_id.clone(),
+    });
+    agent.recover().map_err(RunError::Read)?;
+    let session = SessionConfig { name: config.name, facts, servers, token: config.token };
+    let session = tokio::spawn(session::run(session, events));
+    agent.run(heard, shutdown, config.stops_units_at_shutdown).await;
+    session.abort();
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! The agent's shims: one for the wasm of each namespace, one for each container. Connects to those that are
+//! there, starts those that are not, and passes on what they say.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use brig_api::NamespacePath;
+use brig_shim::client::{self, ClientError, Connected, ShimClient};
+use brig_shim::message::{FromShim, Request, TaskKey, TaskView};
+use rustix::fs::{MemfdFlags, SealFlags};
+use tokio::sync::{OnceCell, mpsc};
+
+use crate::disk::Disk;
+use crate::event::Event;
+
+/// Longest wait for the clean-up after a dead shim: it kills a cgroup and unmounts.
+const CLEANUP_WAIT: Duration = Duration::from_secs(30);
+
+/// Which shim.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ShimId {
+    /// Runs the wasm of a namespace.
+    Wasm(NamespacePath),
+    /// Runs one container.
+    Oci(TaskKey),
+}
+
+/// What happens at a shim.
+#[derive(Debug)]
+pub(crate) enum ShimEvent {
+    /// A connection was made; the shim has these tasks.
+    Connected(Vec<TaskView>),
+    /// The shim said something.
+    Heard(FromShim),
+    /// The connection ended; perhaps the shim too.
+    Closed,
+    /// The shim is not there any more, and what it left was cleaned up.
+    Gone,
+}
+
+/// The programs of the shims.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    pub wasm: PathBuf,
+    pub oci: PathBuf,
+}
+
+/// All shims; clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Shims {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    disk: Arc<Disk>,
+    programs: Programs,
+    sealed_oci: OnceCell<OwnedFd>,
+    events: mpsc::Sender<Event>,
+    slots: Mutex<HashMap<ShimId, Slot>>,
+}
+
+/// The connection to one shim. The lock is held while connecting, so that one shim is started once.
+type Slot = Arc<tokio::sync::Mutex<Option<ShimClient>>>;
+
+impl Shims {
+    pub(crate) fn new(disk: Arc<Disk>, programs: Programs, events: mpsc::Sender<Event>) -> Self {
+        let inner =
+            Inner { disk, programs, sealed_oci: OnceCell::new(), events, slots: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The connection to a shim; the shim is started when it is not there.
+    pub(crate) async fn client_or_start(&self, shim: &ShimId) -> Result<ShimClient, ClientError> {
+        self.client(shim, true).await
+    }
+
+    /// The connection to a shim that is there.
+    pub(crate) async fn client_if_there(&self, shim: &ShimId) -> Result<ShimClient, ClientError> {
+        self.client(shim, false).await
+    }
+
+    /// Is there a connection now?
+    pub(crate) async fn is_connected(&self, shim: &ShimId) -> bool {
+        self.slot(shim).lock().await.as_ref().is_some_and(|client| !client.is_closed())
+    }
+
+    /// Asks a shim that is there to do something about a task. One that is not there has no task.
+    pub(crate) async fn ask(&self, shim: &ShimId, request: Request) {
+        if let Ok(client) = self.client_if_there(shim).await
+            && let Err(error) = client.request(request).await
+        {
+            tracing::warn!(shim = ?shim, error = %error, "a shim did not do what it was asked");
+        }
+    }
+
+    /// Tells what became of a shim whose connection ended: [`ShimEvent::Connected`] when it is there after all,
+    /// [`ShimEvent::Gone`] when it is not.
+    pub(crate) async fn look_after(&self, shim: &ShimId) {
+        match self.client_if_there(shim).await {
+            Ok(_) => return,
+            Err(error) => tracing::info!(shim = ?shim, error = %error, "a shim is not there"),
+        }
+        if let ShimId::Oci(_) = shim {
+            self.clean_up(shim).await;
+        }
+        self.tell(shim, ShimEvent::Gone).await;
+    }
+
+    /// The connection is dropped; the shim's directory is the agent's.
+    pub(crate) fn forget(&self, shim: &ShimId) {
+        self.lock().remove(shim);
+    }
+
+    /// Every shim with a connection or a failed try at one.
+    pub(crate) fn known(&self) -> Vec<ShimId> {
+        self.lock().keys().cloned().collect()
+    }
+
+    async fn client(&self, shim: &ShimId, may_start: bool) -> Result<ShimClient, ClientError> {
+        let slot = self.slot(shim);
+        let mut held = slot.lock().await;
+        if let Some(client) = held.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(client.clone());
+        }
+        let dir = self.inner.disk.shim(shim);
+        let connected = match client::connect(&dir).await {
+            Ok(connected) => connected,
+            Err(ClientError::Gone(_)) if may_start => {
+                self.start(shim, &dir).await?;
+                client::connect(&dir).await?
+            }
+            Err(error) => return Err(error),
+        };
+        let Connected { client, tasks, events, .. } = connected;
+        *held = Some(client.clone());
+        drop(held);
+        self.tell(shim, ShimEvent::Connected(tasks)).await;
+        self.listen(shim.clone(), events);
+        Ok(client)
+    }
+
+    fn listen(&self, shim: ShimId, mut events: mpsc::Receiver<FromShim>) {
+        let shims = self.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                shims.tell(&shim, ShimEvent::Heard(event)).await;
+            }
+            shims.tell(&shim, ShimEvent::Closed).await;
+        });
+    }
+
+    async fn tell(&self, shim: &ShimId, event: ShimEvent) {
+        // Nobody listens any more: the agent ends.
+        let _ = self.inner.events.send(Event::Shim(shim.clone(), event)).await;
+    }
+
+    async fn start(&self, shim: &ShimId, dir: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(dir)?;
+        match shim {
+            ShimId::Wasm(_) => {
+                let cache = self.inner.disk.wasm_cache();
+                let arguments = [OsStr::new("--cache"), cache.as_os_str()];
+                client::spawn(&self.inner.programs.wasm, dir, &arguments)
+            }
+            ShimId::Oci(_) => client::spawn(&self.sealed_oci().await?, dir, &[]),
+        }
+    }
+
+    async fn clean_up(&self, shim: &ShimId) {
+        let dir = self.inner.disk.shim(shim);
+        let Ok(program) = self.sealed_oci().await else { return };
+        let cleanup = tokio::process::Command::new(program)
+            .arg("cleanup")
+            .arg("--dir")
+            .arg(&dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .status();
+        match tokio::time::timeout(CLEANUP_WAIT, cleanup).await {
+            Ok(Ok(status)) if status.success() => {}
+            outcome => tracing::warn!(
+                shim = ?shim, outcome = ?outcome, "could not clean up after a dead shim"
+            ),
+        }
+    }
+
+    /// The program of the container shim as a file in memory that nobody can change: a container that finds a way
+    /// to its monitor's executable can do no harm to the file on disk, and all monitors share its pages.
+    async fn sealed_oci(&self) -> io::Result<PathBuf> {
+        let program = self.inner.programs.oci.clone();
+        let sealed = self.inner.sealed_oci.get_or_try_init(|| async move {
+            tokio::task::spawn_blocking(move || seal(&program)).await.map_err(io::Error::other)?
+        });
+        Ok(PathBuf::from(format!("/proc/self/fd/{}", sealed.await?.as_raw_fd())))
+    }
+
+    fn slot(&self, shim: &ShimId) -> Slot {
+        self.lock().entry(shim.clone()).or_default().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ShimId, Slot>> {
+        self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn seal(program: &Path) -> io::Result<OwnedFd> {
+    let mut source = File::open(program)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = File::from(rustix::fs::memfd_create("brig-shim-oci", flags)?);
+    io::copy(&mut source, &mut copy)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    Ok(copy.into())
+}

@@ -1,0 +1,180 @@
+//! Serves logs and exec on WebSockets of their own, so that a slow reader holds up nothing else.
+
+use std::path::PathBuf;
+
+use brig_api::request::{ExecRequest, LogQuery};
+use brig_api::stdio::StdioFrame;
+use brig_api::{Code, Problem, ResourceName};
+use brig_shim::client::{self, ClientError, ExecReader, ExecStream, ExecWriter};
+use brig_shim::message::TaskKey;
+use futures::stream::SplitStream;
+use futures::{SinkExt as _, StreamExt as _};
+use inotify::{Inotify, WatchMask};
+use tokio::sync::watch;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::disk::LOG_FILES_KEPT;
+use crate::logs::Merged;
+use crate::session::{self, Socket};
+
+/// Bytes of inotify events read at once; each is an order to look at the files.
+const INOTIFY_BYTES: usize = 4 << 10;
+
+/// Where a stream is served.
+pub(crate) struct Place {
+    /// `ws://HOST:PORT/v1/node-streams/STREAM`.
+    pub url: String,
+    pub token: Option<String>,
+}
+
+/// The logs of a unit.
+pub(crate) struct LogSource {
+    /// Where the files are; it exists.
+    pub dir: PathBuf,
+    pub tasks: Vec<(ResourceName, PathBuf)>,
+    /// True once nothing more is written.
+    pub is_over: watch::Receiver<bool>,
+}
+
+/// A task in which to run another program.
+pub(crate) struct ExecTarget {
+    /// The state directory of the task's shim.
+    pub shim_dir: PathBuf,
+    pub key: TaskKey,
+}
+
+/// Serves logs until they end or nobody reads them.
+///
+/// # Errors
+/// A [`Problem`] when the stream can't be opened.
+pub(crate) async fn serve_logs(
+    place: &Place,
+    mut source: LogSource,
+    query: &LogQuery,
+) -> Result<(), Problem> {
+    let failed = |error: std::io::Error| {
+        Problem::new(Code::Internal, format!("the node can't read the log: {error}"))
+    };
+    // Watched before it is read: what is written in between wakes us up.
+    let inotify = Inotify::init().map_err(failed)?;
+    let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
+    inotify.watches().add(&source.dir, mask).map_err(failed)?;
+    let mut changes = inotify.into_event_stream(vec![0; INOTIFY_BYTES]).map_err(failed)?;
+    let mut merged = Merged::open(source.tasks, LOG_FILES_KEPT, query.tail).map_err(failed)?;
+    let (mut write, mut read) = connect(place).await?.split();
+    loop {
+        // Asked before reading: what was written before the end is then read.
+        let is_last = !query.follow || *source.is_over.borrow_and_update();
+        loop {
+            let (again, batch) = next_batch(merged).await.map_err(failed)?;
+            merged = again;
+            if batch.is_empty() {
+                break;
+            }
+            if write.send(Message::binary(batch)).await.is_err() {
+                return Ok(());
+            }
+        }
+        if is_last {
+            let _ = write.close().await;
+            return Ok(());
+        }
+        tokio::select! {
+            _ = changes.next() => {}
+            changed = source.is_over.changed() => if changed.is_err() {
+                // The unit was forgotten; its files are gone.
+                let _ = write.close().await;
+                return Ok(());
+            },
+            () = until_closed(&mut read) => return Ok(()),
+        }
+    }
+}
+
+/// Reads away from the event loop: a backlog may come from a slow disk.
+async fn next_batch(mut merged: Merged) -> std::io::Result<(Merged, Vec<u8>)> {
+    tokio::task::spawn_blocking(move || merged.next_batch().map(|batch| (merged, batch)))
+        .await
+        .map_err(std::io::Error::other)?
+}
+
+async fn until_closed(read: &mut SplitStream<Socket>) {
+    while let Some(Ok(message)) = read.next().await {
+        if message.is_close() {
+            return;
+        }
+    }
+}
+
+/// Runs a program in a container and passes its streams on.
+///
+/// # Errors
+/// A [`Problem`] when the program can't be started or the stream can't be opened.
+pub(crate) async fn serve_exec(
+    place: &Place,
+    target: ExecTarget,
+    request: ExecRequest,
+) -> Result<(), Problem> {
+    let started = client::exec(&target.shim_dir, target.key, request).await;
+    let stream = started.map_err(|error| match error {
+        ClientError::Refused { message, .. } => Problem::new(Code::WrongState, message),
+        other => Problem::new(Code::Unavailable, format!("the task's shim: {other}")),
+    })?;
+    relay(connect(place).await?, stream).await;
+    Ok(())
+}
+
+async fn connect(place: &Place) -> Result<Socket, Problem> {
+    session::connect(&place.url, place.token.as_deref()).await.map_err(|error| {
+        let why = format!("the node can't connect to the server for the stream: {error}");
+        Problem::new(Code::Unavailable, why)
+    })
+}
+
+/// Both directions at once: neither holds up the other.
+async fn relay(socket: Socket, stream: ExecStream) {
+    let (reader, writer) = stream.split();
+    let (write, read) = socket.split();
+    tokio::select! {
+        () = from_program(reader, write) => {}
+        () = to_program(read, writer) => {}
+    }
+}
+
+async fn from_program(
+    mut reader: ExecReader,
+    mut write: futures::stream::SplitSink<Socket, Message>,
+) {
+    loop {
+        let frame = match reader.next().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => StdioFrame::Failed("the task's shim ended".to_owned()),
+            Err(error) => StdioFrame::Failed(error.to_string()),
+        };
+        let is_last = matches!(frame, StdioFrame::Exit(_) | StdioFrame::Failed(_));
+        if write.send(Message::binary(frame.encode())).await.is_err() {
+            return;
+        }
+        if is_last {
+            let _ = write.close().await;
+            return;
+        }
+    }
+}
+
+/// Ends only when the client is gone; bytes that are no frame end it too.
+async fn to_program(mut read: SplitStream<Socket>, mut writer: ExecWriter) {
+    while let Some(Ok(message)) = read.next().await {
+        match message {
+            Message::Binary(bytes) => {
+                let Ok(frame) = StdioFrame::decode(&bytes) else { return };
+                if writer.send(&frame).await.is_err() {
+                    // The other direction says how it ended.
+                    std::future::pending::<()>().await;
+                }
+            }
+            Message::Close(_) => return,
+            _ => {}
+        }
+    }
+}

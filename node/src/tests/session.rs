@@ -1,0 +1,93 @@
+//! The session: what is repeated, what is refused, and what happens when it breaks.
+
+use brig_api::PlanSequence;
+use brig_api::lifecycle::UnitState;
+use brig_api::session::ToNode;
+
+use super::fake_server::{FakeServer, assignment};
+use super::fake_shim::{Asked, FakeShim};
+use super::lifecycle::{Running, config, unit};
+
+#[tokio::test]
+async fn a_node_says_what_it_is() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::new().await);
+    let _agent = Running::start(config(dir.path(), &server));
+    let facts = server.accept().await.hello().await;
+    assert_eq!(facts.attributes["zone"], "a");
+    assert_eq!(facts.attributes["os"], "linux");
+    assert!(facts.allocatable.cpu.0 >= 1_000 && facts.allocatable.memory.0 > 0);
+    assert!(facts.runtimes.is_empty(), "no shim is there");
+    assert!(!facts.boot_id.is_empty());
+}
+
+#[tokio::test]
+async fn statuses_are_told_again_until_they_are_acknowledged() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::new().await);
+    let mut shim = FakeShim::new(dir.path());
+    let _agent = Running::start(config(dir.path(), &server));
+    let mut session = server.session(vec![assignment("u1", "never")]).await;
+    let start = shim.started().await;
+    let first = loop {
+        let report = session.report(false).await.remove(0);
+        if report.status.state == UnitState::Preparing {
+            break report;
+        }
+    };
+    drop(session);
+    let mut session = server.session(vec![assignment("u1", "never")]).await;
+    assert_eq!(session.report(false).await[0], first);
+    shim.run(&start.key);
+    session.until(&unit(), UnitState::Running).await;
+    // What was acknowledged is not told again: the first report after that is a new one.
+    let mut other = assignment("u2", "never");
+    other.placed_by = PlanSequence(9);
+    session.say(&ToNode::Assign { units: vec![other] }).await;
+    assert_eq!(shim.started().await.key.0, "u2.main.0");
+    session.report(true).await;
+    drop(session);
+    let mut session = server.session(vec![assignment("u1", "never")]).await;
+    shim.exit(&start.key, 0);
+    let reports = session.report(true).await;
+    assert!(reports.iter().all(|one| one.unit != unit() || one.status.state != UnitState::Running));
+}
+
+#[tokio::test]
+async fn assignments_that_come_twice_start_once_and_old_plans_are_refused() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::new().await);
+    let mut shim = FakeShim::new(dir.path());
+    let _agent = Running::start(config(dir.path(), &server));
+    let mut session = server.session(vec![assignment("u1", "always")]).await;
+    let start = shim.started().await;
+    session.say(&ToNode::Assign { units: vec![assignment("u1", "always")] }).await;
+    session.say(&ToNode::Assignments { units: vec![assignment("u1", "always")] }).await;
+    let mut old = assignment("u1", "always");
+    old.placed_by = PlanSequence(4);
+    old.is_wanted = false;
+    session.say(&ToNode::Assign { units: vec![old] }).await;
+    shim.run(&start.key);
+    session.until(&unit(), UnitState::Running).await;
+    let mut new = assignment("u1", "always");
+    new.is_wanted = false;
+    session.say(&ToNode::Assign { units: vec![new] }).await;
+    assert!(matches!(shim.asked().await, Asked::Stop(key, _) if key == start.key));
+}
+
+#[tokio::test]
+async fn another_server_is_tried_and_units_run_on_meanwhile() {
+    let (dir, first) = (tempfile::tempdir().unwrap(), FakeServer::new().await);
+    let second = FakeServer::new().await;
+    let mut shim = FakeShim::new(dir.path());
+    let mut setup = config(dir.path(), &first);
+    setup.servers.push(second.url());
+    let _agent = Running::start(setup);
+    let mut session = first.session(vec![assignment("u1", "always")]).await;
+    let start = shim.started().await;
+    shim.run(&start.key);
+    session.until(&unit(), UnitState::Running).await;
+    drop((session, first));
+    let mut session = second.session(vec![assignment("u1", "always")]).await;
+    shim.exit(&start.key, 1);
+    session.until(&unit(), UnitState::Backoff).await;
+    shim.removed(&start.key).await;
+    assert_eq!(shim.started().await.key.0, "u1.main.1");
+}

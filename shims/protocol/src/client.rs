@@ -1,0 +1,422 @@
+//! The agent's side of the protocol: connecting to a shim, asking it, hearing from it, and starting one.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use brig_api::request::ExecRequest;
+use brig_api::stdio::StdioFrame;
+use rustix::fs::{Mode, OFlags};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::frame::{self, Decoder, FrameError};
+use crate::message::{
+    FromShim, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, TaskKey, TaskView, ToShim,
+};
+
+/// A shim that does not answer for so long is taken for dead: it answers from memory, in microseconds.
+pub const REPLY_WAIT: Duration = Duration::from_secs(20);
+/// Events of one shim that wait for the agent; beyond that the shim's socket holds them.
+const EVENTS_WAITING_MAX: usize = 256;
+/// Requests to one shim that wait to be written.
+const REQUESTS_WAITING_MAX: usize = 256;
+/// Bytes read from a shim at once.
+const READ_BYTES: usize = 64 << 10;
+
+/// Why a shim could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there, or the connection broke.
+    #[error("the shim is not there")]
+    Gone(#[source] io::Error),
+    /// It said something that is not of this protocol.
+    #[error("the shim does not speak the protocol")]
+    Frame(#[from] FrameError),
+    /// It speaks another version.
+    #[error("the shim speaks version {0} of the protocol, this agent {PROTOCOL_VERSION}")]
+    Version(u32),
+    /// It did not answer in time.
+    #[error("the shim did not answer within {} s", REPLY_WAIT.as_secs())]
+    Silent,
+    /// It can't be done.
+    #[error("{message}")]
+    Refused {
+        /// Why, for programs.
+        reason: Option<brig_api::lifecycle::Reason>,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+impl From<io::Error> for ClientError {
+    fn from(error: io::Error) -> Self {
+        Self::Gone(error)
+    }
+}
+
+fn closed() -> ClientError {
+    ClientError::Gone(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// A connection to a shim; clones share it.
+#[derive(Debug, Clone)]
+pub struct ShimClient {
+    requests: mpsc::Sender<(Request, oneshot::Sender<Reply>)>,
+}
+
+/// A fresh connection.
+#[derive(Debug)]
+pub struct Connected {
+    /// To ask the shim.
+    pub client: ShimClient,
+    /// Its process id.
+    pub pid: u32,
+    /// Every task that it has.
+    pub tasks: Vec<TaskView>,
+    /// [`FromShim::Running`] and [`FromShim::Exited`] from here on; ends with the connection.
+    pub events: mpsc::Receiver<FromShim>,
+}
+
+/// Connects to the shim whose state directory is `dir`.
+///
+/// # Errors
+/// [`ClientError`]
+pub async fn connect(dir: &Path) -> Result<Connected, ClientError> {
+    let (mut stream, mut decoder) = dial(dir).await?;
+    let hello = Request::Hello { version: PROTOCOL_VERSION };
+    let Reply::Hello { version, pid, tasks } = ask(&mut stream, &mut decoder, hello).await? else {
+        return Err(closed());
+    };
+    if version != PROTOCOL_VERSION {
+        return Err(ClientError::Version(version));
+    }
+    let (read, write) = stream.into_split();
+    let (requests, requests_rx) = mpsc::channel(REQUESTS_WAITING_MAX);
+    let (events_tx, events) = mpsc::channel(EVENTS_WAITING_MAX);
+    let pending = Pending::default();
+    let writer = tokio::spawn(write_requests(write, requests_rx, pending.clone()));
+    tokio::spawn(async move {
+        read_messages(read, decoder, events_tx, &pending).await;
+        // Ends those that wait for a reply, and the requests that come later.
+        writer.abort();
+        pending.lock().clear();
+    });
+    Ok(Connected { client: ShimClient { requests }, pid, tasks, events })
+}
+
+impl ShimClient {
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`Reply::Refused`] comes as [`ClientError::Refused`].
+    pub async fn request(&self, request: Request) -> Result<Reply, ClientError> {
+        let (reply_tx, reply) = oneshot::channel();
+        self.requests.send((request, reply_tx)).await.map_err(|_| closed())?;
+        match tokio::time::timeout(REPLY_WAIT, reply).await {
+            Ok(Ok(Reply::Refused { reason, message })) => {
+                Err(ClientError::Refused { reason, message })
+            }
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(closed()),
+            Err(_) => Err(ClientError::Silent),
+        }
+    }
+
+    /// The connection has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.requests.is_closed()
+    }
+}
+
+/// Requests that wait for their reply, by id.
+#[derive(Debug, Clone, Default)]
+struct Pending(Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>);
+
+impl Pending {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Reply>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn write_requests(
+    mut write: OwnedWriteHalf,
+    mut requests: mpsc::Receiver<(Request, oneshot::Sender<Reply>)>,
+    pending: Pending,
+) {
+    let mut bytes = Vec::new();
+    let mut id = 0;
+    while let Some((request, reply)) = requests.recv().await {
+        id += 1;
+        bytes.clear();
+        if let Err(error) = frame::encode_message(&ToShim { id, request }, &mut bytes) {
+            let refused = Reply::Refused { reason: None, message: error.to_string() };
+            let _ = reply.send(refused);
+            continue;
+        }
+        pending.lock().insert(id, reply);
+        if write.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_messages(
+    mut read: OwnedReadHalf,
+    mut decoder: Decoder,
+    events: mpsc::Sender<FromShim>,
+    pending: &Pending,
+) {
+    let mut bytes = vec![0; READ_BYTES];
+    loop {
+        loop {
+            match decoder.next_message::<FromShim>() {
+                Ok(Some(FromShim::Reply { id, reply })) => {
+                    if let Some(waiting) = pending.lock().remove(&id) {
+                        let _ = waiting.send(reply);
+                    }
+                }
+                Ok(Some(event)) => {
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(error = %error, "a shim sent what is not of the protocol");
+                    return;
+                }
+            }
+        }
+        match read.read(&mut bytes).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => decoder.push(&bytes[..count]),
+        }
+    }
+}
+
+/// A program that runs in a container by exec.
+#[derive(Debug)]
+pub struct ExecStream {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+/// Runs another program in a task's container, over a connection of its own.
+///
+/// # Errors
+/// [`ClientError`]
+pub async fn exec(dir: &Path, task: TaskKey, exec: ExecRequest) -> Result<ExecStream, ClientError> {
+    let (mut stream, mut decoder) = dial(dir).await?;
+    let hello = Request::Hello { version: PROTOCOL_VERSION };
+    ask(&mut stream, &mut decoder, hello).await?;
+    ask(&mut stream, &mut decoder, Request::Exec { task, exec }).await?;
+    Ok(ExecStream { stream, decoder })
+}
+
+impl ExecStream {
+    /// Takes the stream apart into what comes from the program and what goes to it.
+    #[must_use]
+    pub fn split(self) -> (ExecReader, ExecWriter) {
+        let (read, write) = self.stream.into_split();
+        (ExecReader { read, decoder: self.decoder }, ExecWriter { write, bytes: Vec::new() })
+    }
+}
+
+/// What comes from the program.
+#[derive(Debug)]
+pub struct ExecReader {
+    read: OwnedReadHalf,
+    decoder: Decoder,
+}
+
+impl ExecReader {
+    /// The next frame; None when the shim has closed the connection. Safe to cancel.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn next(&mut self) -> Result<Option<StdioFrame>, ClientError> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                let frame = StdioFrame::decode(&frame)
+                    .map_err(|error| ClientError::Gone(io::Error::other(error)))?;
+                return Ok(Some(frame));
+            }
+            let mut bytes = [0; 8 << 10];
+            match self.read.read(&mut bytes).await? {
+                0 => return Ok(None),
+                count => self.decoder.push(&bytes[..count]),
+            }
+        }
+    }
+}
+
+/// What goes to the program.
+#[derive(Debug)]
+pub struct ExecWriter {
+    write: OwnedWriteHalf,
+    bytes: Vec<u8>,
+}
+
+impl ExecWriter {
+    /// Sends a frame.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn send(&mut self, frame: &StdioFrame) -> Result<(), ClientError> {
+        self.bytes.clear();
+        frame::encode(&frame.encode(), &mut self.bytes)?;
+        Ok(self.write.write_all(&self.bytes).await?)
+    }
+}
+
+/// The socket's path through a descriptor of its directory: a socket's address has 108 bytes, a path has more.
+fn short_path(dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir, flags, Mode::empty())?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET_NAME}", fd.as_raw_fd()));
+    Ok((fd, path))
+}
+
+async fn dial(dir: &Path) -> Result<(UnixStream, Decoder), ClientError> {
+    let (_dir, path) = short_path(dir)?;
+    Ok((UnixStream::connect(path).await?, Decoder::default()))
+}
+
+/// One request and its answer on a connection that nobody else uses yet. Events that come first are left
+/// out: the answer to Hello lists every task, and nothing was asked before.
+async fn ask(
+    stream: &mut UnixStream,
+    decoder: &mut Decoder,
+    request: Request,
+) -> Result<Reply, ClientError> {
+    let mut bytes = Vec::new();
+    frame::encode_message(&ToShim { id: 0, request }, &mut bytes)?;
+    stream.write_all(&bytes).await?;
+    let answer = async {
+        let mut bytes = [0; 8 << 10];
+        loop {
+            while let Some(message) = decoder.next_message()? {
+                if let FromShim::Reply { reply, .. } = message {
+                    return Ok(reply);
+                }
+            }
+            match stream.read(&mut bytes).await? {
+                0 => return Err(closed()),
+                count => decoder.push(&bytes[..count]),
+            }
+        }
+    };
+    match tokio::time::timeout(REPLY_WAIT, answer).await {
+        Ok(Ok(Reply::Refused { reason, message })) => Err(ClientError::Refused { reason, message }),
+        Ok(answer) => answer,
+        Err(_) => Err(ClientError::Silent),
+    }
+}
+
+/// Starts a shim: binds the socket in `dir` and passes it as descriptor 0, so that a client may connect as soon
+/// as this returns. The shim makes a session of its own and outlives the caller.
+///
+/// # Errors
+/// Those of binding and starting.
+pub fn spawn(program: &Path, dir: &Path, arguments: &[&std::ffi::OsStr]) -> io::Result<()> {
+    let (fd, path) = short_path(dir)?;
+    match std::fs::remove_file(dir.join(SOCKET_NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    drop(fd);
+    let mut child = tokio::process::Command::new(program)
+        .arg("--dir")
+        .arg(dir)
+        .args(arguments)
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(Stdio::null())
+        .stderr(own_log(dir)?)
+        .spawn()?;
+    tokio::spawn(async move {
+        // Reaps it, whether it lives on by itself or forks and ends.
+        let _ = child.wait().await;
+    });
+    Ok(())
+}
+
+/// The file for what the shim says of itself. It is begun anew with each start: a shim says little.
+fn own_log(dir: &Path) -> io::Result<Stdio> {
+    Ok(Stdio::from(std::fs::File::create(dir.join("shim.log"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::TaskState;
+    use tokio::net::UnixListener;
+
+    async fn read_request(stream: &mut UnixStream, decoder: &mut Decoder) -> ToShim {
+        loop {
+            if let Some(message) = decoder.next_message().unwrap() {
+                return message;
+            }
+            let mut bytes = [0; 1024];
+            let count = stream.read(&mut bytes).await.unwrap();
+            assert!(count > 0, "closed");
+            decoder.push(&bytes[..count]);
+        }
+    }
+
+    async fn send(stream: &mut UnixStream, message: &FromShim) {
+        let mut bytes = Vec::new();
+        frame::encode_message(message, &mut bytes).unwrap();
+        stream.write_all(&bytes).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn requests_are_answered_and_events_are_heard_also_in_a_deep_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("d".repeat(120));
+        std::fs::create_dir(&dir).unwrap();
+        let (_fd, path) = short_path(&dir).unwrap();
+        let listener = UnixListener::bind(path).unwrap();
+        let key = TaskKey("u1.main.0".into());
+        let server_key = key.clone();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut decoder = Decoder::default();
+            let hello = read_request(&mut stream, &mut decoder).await;
+            let tasks = vec![TaskView { key: server_key.clone(), state: TaskState::Starting }];
+            let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: 7, tasks };
+            send(&mut stream, &FromShim::Reply { id: hello.id, reply }).await;
+            let request = read_request(&mut stream, &mut decoder).await;
+            let running = FromShim::Running { task: server_key, http: None };
+            send(&mut stream, &running).await;
+            let reply = Reply::Refused { reason: None, message: "no".into() };
+            send(&mut stream, &FromShim::Reply { id: request.id, reply }).await;
+        });
+        let mut connected = connect(&dir).await.unwrap();
+        assert_eq!((connected.pid, connected.tasks.len()), (7, 1));
+        let refused = connected.client.request(Request::Shutdown).await.unwrap_err();
+        assert_eq!(refused.to_string(), "no");
+        let running = FromShim::Running { task: key, http: None };
+        assert_eq!(connected.events.recv().await, Some(running));
+        server.await.unwrap();
+        assert_eq!(connected.events.recv().await, None);
+        assert!(matches!(
+            connected.client.request(Request::Shutdown).await,
+            Err(ClientError::Gone(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_an_error_that_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(connect(dir.path()).await, Err(ClientError::Gone(_))));
+    }
+}
