@@ -273,15 +273,16 @@ fn secrets_dir(root: &Path) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     root.hash(&mut hasher);
     let name = format!("brig-{:016x}", hasher.finish());
-    let is_tmpfs = |path: &&str| {
-        let is_memory = rustix::fs::statfs(**path)
-            .is_ok_and(|stat| u64::try_from(stat.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC));
-        is_memory && rustix::fs::access(**path, rustix::fs::Access::WRITE_OK).is_ok()
-    };
-    match ["/run", "/dev/shm"].iter().find(is_tmpfs) {
+    match ["/run", "/dev/shm"].into_iter().find(|path| is_memory(path)) {
         Some(memory) => Path::new(memory).join(name).join("secrets"),
         None => root.join("secrets"),
     }
+}
+
+fn is_memory(path: &str) -> bool {
+    let is_tmpfs = rustix::fs::statfs(path)
+        .is_ok_and(|stat| u64::try_from(stat.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC));
+    is_tmpfs && rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

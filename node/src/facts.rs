@@ -161,7 +161,7 @@ fn cgroup_limits(read: impl Fn(&str) -> Option<String> + Copy) -> CgroupLimits {
 }
 
 fn tighten(limit: &mut Option<u64>, other: Option<u64>) {
-    *limit = limit.into_iter().chain(other).min();
+    *limit = [*limit, other].into_iter().flatten().min();
 }
 
 /// `/a/b` → `/a/b`, `/a`, and the root as the empty text.
