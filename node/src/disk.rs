@@ -41,12 +41,17 @@ const STATE_BYTES_MAX: u64 = 64 << 20;
 /// The magic number of a tmpfs, from statfs(2).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// The data directory, locked.
+/// The data directory.
 #[derive(Debug)]
 pub struct Disk {
     root: PathBuf,
     secrets: PathBuf,
-    _lock: OwnedFd,
+}
+
+/// As long as it is held, no other agent gets the data directory.
+#[derive(Debug)]
+pub struct Lock {
+    _file: OwnedFd,
 }
 
 /// Why a data directory can't be used.
@@ -82,7 +87,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`OpenError`]
-    pub fn open(root: &Path) -> Result<Self, OpenError> {
+    pub fn open(root: &Path) -> Result<(Self, Lock), OpenError> {
         let failed = |source| OpenError::Io { path: root.to_owned(), source };
         std::fs::create_dir_all(root).map_err(failed)?;
         let root = root.canonicalize().map_err(failed)?;
@@ -97,7 +102,7 @@ impl Disk {
             std::fs::create_dir_all(root.join(dir)).map_err(failed)?;
         }
         let secrets = secrets_dir(&root);
-        Ok(Self { root, secrets, _lock: lock })
+        Ok((Self { root, secrets }, Lock { _file: lock }))
     }
 
     /// The data directory.

@@ -252,20 +252,22 @@ fn waiting(
 
 fn started(view: &View<'_>, now_ms: i64, next: &mut UnitRecord, actions: &mut Vec<Action>) {
     take_exits(view, now_ms, next, actions);
-    let is_over = is_over_by_itself(view.template, next);
-    if !is_over {
-        match view.wanted {
-            Wanted::Stop | Wanted::Forget => next.ending = Some(Ending::Requested),
-            Wanted::Pause if next.ending.is_none() => next.ending = Some(Ending::Paused),
-            Wanted::Pause | Wanted::Run => {}
+    if next.ending.is_none() {
+        next.ending = outcome::decider(view.template, next).map(|task| Ending::ByItself { task });
+    }
+    match (view.wanted, &next.ending) {
+        (Wanted::Stop | Wanted::Forget, None | Some(Ending::Paused)) => {
+            next.ending = Some(Ending::Requested);
         }
-        if next.ending == Some(Ending::Requested) {
+        (Wanted::Pause, None) => next.ending = Some(Ending::Paused),
+        _ => {}
+    }
+    match next.ending {
+        None => return keep_running(view, now_ms, next, actions),
+        Some(Ending::Requested) => {
             next.report(UnitState::Stopping, Some(Reason::Requested), None);
         }
-    }
-    if !is_over && next.ending.is_none() {
-        keep_running(view, now_ms, next, actions);
-        return;
+        Some(Ending::Paused | Ending::ByItself { .. }) => {}
     }
     let live: Vec<_> = live_tasks(view, next).collect();
     if live.is_empty() {
@@ -315,18 +317,6 @@ pub fn setup_failed(fault: &Fault, now_ms: i64) -> ExitRecord {
 
 pub(crate) fn has_failed(record: &ExitRecord) -> bool {
     record.code != 0 || record.reason.is_some()
-}
-
-/// A task failed, or every task that is no sidecar has ended.
-fn is_over_by_itself(template: &UnitTemplate, record: &UnitRecord) -> bool {
-    let asked_to_end = record.ending.is_some();
-    let any_failed = record.exits.values().any(has_failed);
-    let mains_ended = template
-        .tasks
-        .iter()
-        .filter(|task| !task.sidecar)
-        .all(|task| record.exits.contains_key(&task.name));
-    !asked_to_end && (any_failed || mains_ended)
 }
 
 fn live_tasks<'a>(view: &View<'a>, next: &UnitRecord) -> impl Iterator<Item = &'a Task> {

@@ -17,7 +17,7 @@ pub struct UnitRecord {
     pub phase: Phase,
     /// The boot of the machine in which the current attempt was started: no task survives another one.
     pub boot_id: String,
-    /// Why the current attempt is being ended, when its tasks did not end by themselves.
+    /// Why the current attempt is over, or is being ended.
     pub ending: Option<Ending>,
     /// How the tasks of the current attempt ended.
     pub exits: BTreeMap<ResourceName, ExitRecord>,
@@ -48,10 +48,15 @@ pub enum Phase {
     Ended,
 }
 
-/// Why tasks are being ended that did not end by themselves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// Why what is left of an attempt is being ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ending", rename_all = "snake_case")]
 pub enum Ending {
+    /// A task ended, and that decides how the attempt ended; how the others end is of no matter any more.
+    ByItself {
+        /// That task.
+        task: ResourceName,
+    },
     /// The control plane asked for it.
     Requested,
     /// The node's agent is shut down together with its units; they run again when it is back.

@@ -49,7 +49,9 @@ pub async fn run_with(
     if servers.is_empty() {
         return Err(RunError::NoServer);
     }
-    let disk = Arc::new(Disk::open(&config.data)?);
+    // Held to the end, whatever still runs in the background then.
+    let (disk, _lock) = Disk::open(&config.data)?;
+    let disk = Arc::new(disk);
     let facts = facts::gather(&config).await;
     let (events, heard) = mpsc::channel(EVENTS_WAITING_MAX);
     let shim_programs = Programs { wasm: config.shim_wasm.clone(), oci: config.shim_oci.clone() };

@@ -152,6 +152,9 @@ impl Shims {
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 shims.tell(&shim, ShimEvent::Heard(event)).await;
+                if shims.inner.events.is_closed() {
+                    return;
+                }
             }
             shims.tell(&shim, ShimEvent::Closed).await;
         });
@@ -164,14 +167,21 @@ impl Shims {
 
     async fn start(&self, shim: &ShimId, dir: &Path) -> io::Result<()> {
         std::fs::create_dir_all(dir)?;
-        match shim {
+        let programs = &self.inner.programs;
+        let (name, outcome) = match shim {
             ShimId::Wasm(_) => {
                 let cache = self.inner.disk.wasm_cache();
                 let arguments = [OsStr::new("--cache"), cache.as_os_str()];
-                client::spawn(&self.inner.programs.wasm, dir, &arguments)
+                (&programs.wasm, client::spawn(&programs.wasm, dir, &arguments))
             }
-            ShimId::Oci(_) => client::spawn(&self.sealed_oci().await?, dir, &[]),
-        }
+            ShimId::Oci(_) => match self.sealed_oci().await {
+                Ok(sealed) => (&programs.oci, client::spawn(&sealed, dir, &[])),
+                Err(error) => (&programs.oci, Err(error)),
+            },
+        };
+        outcome.map_err(|error| {
+            io::Error::new(error.kind(), format!("can't start `{}`: {error}", name.display()))
+        })
     }
 
     async fn clean_up(&self, shim: &ShimId) {

@@ -236,7 +236,7 @@ async fn start_in_shim(
         Err(error) => {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             let cause = source.map_or_else(String::new, |source| format!(": {source}"));
-            return failed(format!("its shim can't be started: {error}{cause}"));
+            return failed(format!("no shim to run it: {error}{cause}"));
         }
     };
     if let Err(error) = make_dirs(disk, &start) {

@@ -35,7 +35,7 @@ fn a_second_agent_is_refused_and_told_why() {
 #[test]
 fn units_are_read_back_without_the_texts_of_secrets() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = Disk::open(dir.path()).unwrap();
+    let (disk, _lock) = Disk::open(dir.path()).unwrap();
     let assignment = assignment("u1");
     disk.write_assignment(&assignment).unwrap();
     let bytes = std::fs::read(disk.unit(&assignment.unit).join("assignment.json")).unwrap();
@@ -58,7 +58,7 @@ fn units_are_read_back_without_the_texts_of_secrets() {
 #[test]
 fn damaged_files_are_named_and_harm_no_other_unit() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = Disk::open(dir.path()).unwrap();
+    let (disk, _lock) = Disk::open(dir.path()).unwrap();
     for unit in ["u1", "u2", "u3"] {
         disk.write_assignment(&assignment(unit)).unwrap();
     }
@@ -72,7 +72,7 @@ fn damaged_files_are_named_and_harm_no_other_unit() {
 #[test]
 fn shims_and_runs_are_found_by_their_directories() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = Disk::open(dir.path()).unwrap();
+    let (disk, _lock) = Disk::open(dir.path()).unwrap();
     let wasm = ShimId::Wasm(NamespacePath::new("team/dev").unwrap());
     let key = TaskKey("u1.main.0".into());
     let oci = ShimId::Oci(key.clone());

@@ -1,7 +1,8 @@
 //! What becomes of a unit when an attempt is over: final, or again after a while.
 
+use brig_api::ResourceName;
 use brig_api::lifecycle::{Reason, UnitState};
-use brig_api::unit_spec::RestartPolicy;
+use brig_api::unit_spec::{RestartPolicy, Task, UnitTemplate};
 use brig_shim::exit::ExitRecord;
 
 use super::{Fault, View, Wanted, has_failed};
@@ -68,11 +69,14 @@ pub(super) fn prepare_failed(
     }
 }
 
-/// Every task is over: decides from the exits.
+/// Every task is over: what becomes of the unit.
 pub(super) fn conclude(next: &mut UnitRecord, view: &View<'_>, now_ms: i64) {
-    let outcome = outcome(next, view, now_ms);
-    match next.ending {
-        Some(Ending::Requested) => stopped(next, now_ms, outcome.code),
+    match next.ending.clone() {
+        None | Some(Ending::Requested) => {
+            let task = decider(view.template, next);
+            let code = task.and_then(|task| next.exits.get(&task)).map(|exit| exit.code);
+            stopped(next, now_ms, code);
+        }
         Some(Ending::Paused) => {
             next.phase = Phase::Backoff { until_ms: now_ms };
             next.report_with(|status| {
@@ -83,7 +87,10 @@ pub(super) fn conclude(next: &mut UnitRecord, view: &View<'_>, now_ms: i64) {
                 status.endpoints.clear();
             });
         }
-        None => {
+        Some(Ending::ByItself { task }) => {
+            let Some(outcome) = outcome(next, view, &task) else {
+                return stopped(next, now_ms, None);
+            };
             let policy_restarts = match view.template.restart {
                 RestartPolicy::Always => true,
                 RestartPolicy::OnFailure => outcome.has_failed,
@@ -98,38 +105,40 @@ pub(super) fn conclude(next: &mut UnitRecord, view: &View<'_>, now_ms: i64) {
     }
 }
 
-/// The task that decides: the first that failed, else the last main task that ended.
-fn outcome(record: &UnitRecord, view: &View<'_>, now_ms: i64) -> Outcome {
+/// The task whose end decides about the attempt, if it is decided: the first that failed, else the last of those
+/// that are no sidecars. A sidecar's failure after the end of those is of no matter.
+pub(super) fn decider(template: &UnitTemplate, record: &UnitRecord) -> Option<ResourceName> {
     let exits = || {
-        view.template
-            .tasks
-            .iter()
-            .filter_map(|task| record.exits.get(&task.name).map(|exit| (task, exit)))
+        let exit_of = |task: &Task| record.exits.get(&task.name).cloned();
+        template.tasks.iter().filter_map(move |task| Some((task, exit_of(task)?)))
+    };
+    let mains = template.tasks.iter().filter(|task| !task.sidecar);
+    let have_mains_ended = mains.clone().all(|task| record.exits.contains_key(&task.name));
+    let last = exits().filter(|(task, _)| !task.sidecar).max_by_key(|(_, exit)| exit.finished_ms);
+    let end_ms = match &last {
+        Some((_, exit)) if have_mains_ended => exit.finished_ms,
+        _ => i64::MAX,
     };
     let failed = exits()
         .filter(|(_, exit)| has_failed(exit))
+        .filter(|(task, exit)| !task.sidecar || exit.finished_ms < end_ms)
         .min_by_key(|(task, exit)| (exit.finished_ms, task.sidecar));
-    let main = exits().filter(|(task, _)| !task.sidecar).max_by_key(|(_, exit)| exit.finished_ms);
-    let Some((task, exit)) = failed.or(main) else {
-        let has_failed = false;
-        return Outcome {
-            reason: None,
-            code: None,
-            message: None,
-            has_failed,
-            finished_ms: now_ms,
-        };
-    };
+    let decider = failed.or_else(|| last.filter(|_| have_mains_ended));
+    decider.map(|(task, _)| task.name.clone())
+}
+
+fn outcome(record: &UnitRecord, view: &View<'_>, task: &ResourceName) -> Option<Outcome> {
+    let exit = record.exits.get(task)?;
     let is_only = view.template.tasks.len() == 1;
-    let message = sentence(exit)
-        .map(|text| if is_only { text } else { format!("task `{}`: {text}", task.name) });
-    Outcome {
+    let message =
+        sentence(exit).map(|text| if is_only { text } else { format!("task `{task}`: {text}") });
+    Some(Outcome {
         reason: exit.reason.or((exit.code != 0).then_some(Reason::ExitedNonZero)),
         code: Some(exit.code),
         message,
         has_failed: has_failed(exit),
         finished_ms: exit.finished_ms,
-    }
+    })
 }
 
 fn sentence(exit: &ExitRecord) -> Option<String> {

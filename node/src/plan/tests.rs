@@ -469,7 +469,7 @@ proptest! {
             prop_assert!(world.record.run >= before.run);
         }
         for pair in world.reports.windows(2) {
-            prop_assert_eq!(pair[0].sequence + 1, pair[1].sequence);
+            prop_assert!(pair[0].sequence < pair[1].sequence);
             prop_assert!(
                 pair[0].state == UnitState::Preparing || pair[0].state.allows_report(pair[1].state),
                 "{:?} -> {:?}", pair[0].state, pair[1].state

@@ -55,7 +55,7 @@ async fn prepare(
 ) -> (tempfile::TempDir, Result<Vec<StartTask>, Fault>) {
     let dir = tempfile::tempdir().unwrap();
     let preparer = Preparer {
-        disk: Arc::new(Disk::open(dir.path()).unwrap()),
+        disk: Arc::new(Disk::open(dir.path()).unwrap().0),
         programs: Arc::new(Known),
         host_paths: vec![],
         address: "127.0.0.1".parse().unwrap(),

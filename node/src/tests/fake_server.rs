@@ -43,7 +43,16 @@ impl FakeServer {
         format!("http://{}", self.listener.local_addr().unwrap())
     }
 
+    /// The next connection; those that their agent has given up already are passed over.
     pub(crate) async fn accept(&self) -> Connection {
+        loop {
+            if let Some(connection) = self.try_accept().await {
+                return connection;
+            }
+        }
+    }
+
+    async fn try_accept(&self) -> Option<Connection> {
         let (stream, _) = in_time("a connection", self.listener.accept()).await.unwrap();
         let (mut path, mut token) = (String::new(), None);
         #[expect(clippy::result_large_err, reason = "the signature is the library's")]
@@ -53,15 +62,17 @@ impl FakeServer {
             token = header.map(|value| value.to_str().unwrap().to_owned());
             Ok(response)
         };
-        let socket = tokio_tungstenite::accept_hdr_async(stream, look).await.unwrap();
-        Connection { path, token, socket }
+        let socket = tokio_tungstenite::accept_hdr_async(stream, look).await.ok()?;
+        Some(Connection { path, token, socket })
     }
 
     /// A session up to the complete assignments.
     pub(crate) async fn session(&self, units: Vec<Assignment>) -> Connection {
         let mut session = self.accept().await;
+        while !matches!(session.try_next().await, Some(FromNode::Hello { .. })) {
+            session = self.accept().await;
+        }
         assert_eq!(session.path, "/v1/node-session");
-        session.hello().await;
         session.say(&ToNode::Welcome { server_version: "test".into() }).await;
         session.say(&ToNode::Assignments { units }).await;
         session
@@ -82,10 +93,14 @@ impl Connection {
     }
 
     pub(crate) async fn next(&mut self) -> FromNode {
+        self.try_next().await.expect("connected")
+    }
+
+    async fn try_next(&mut self) -> Option<FromNode> {
         loop {
-            let message = in_time("a message", self.socket.next()).await;
-            if let Message::Text(text) = message.expect("connected").expect("no error") {
-                return serde_json::from_str(text.as_str()).unwrap();
+            let message = in_time("a message", self.socket.next()).await?.ok()?;
+            if let Message::Text(text) = message {
+                return Some(serde_json::from_str(text.as_str()).unwrap());
             }
         }
     }

@@ -13,7 +13,7 @@ use brig_shim::message::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::fake_server::in_time;
@@ -33,6 +33,7 @@ pub(crate) struct FakeShim {
     tasks: Tasks,
     events: broadcast::Sender<FromShim>,
     asked: mpsc::UnboundedReceiver<Asked>,
+    lives: watch::Sender<u32>,
     _serving: JoinSet<()>,
 }
 
@@ -46,18 +47,25 @@ impl FakeShim {
         let tasks = Tasks::default();
         let (events, _) = broadcast::channel(64);
         let (asked_tx, asked) = mpsc::unbounded_channel();
+        let lives = watch::Sender::new(0);
         let mut serving = JoinSet::new();
         serving.spawn({
-            let (tasks, events) = (tasks.clone(), events.clone());
+            let (tasks, events, lives) = (tasks.clone(), events.clone(), lives.clone());
             async move {
                 let mut connections = JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
                     let (tasks, events) = (tasks.clone(), events.subscribe());
-                    connections.spawn(serve(stream, tasks, events, asked_tx.clone()));
+                    let (asked, mut life) = (asked_tx.clone(), lives.subscribe());
+                    connections.spawn(async move {
+                        tokio::select! {
+                            () = serve(stream, tasks, events, asked) => {}
+                            _ = life.changed() => {}
+                        }
+                    });
                 }
             }
         });
-        Self { tasks, events, asked, _serving: serving }
+        Self { tasks, events, asked, lives, _serving: serving }
     }
 
     pub(crate) async fn asked(&mut self) -> Asked {
@@ -75,6 +83,12 @@ impl FakeShim {
     /// Waits until the agent lets a task be forgotten, whatever else it asks for.
     pub(crate) async fn removed(&mut self, wanted: &TaskKey) {
         while self.asked().await != Asked::Remove(wanted.clone()) {}
+    }
+
+    /// Dies with its tasks; another one is there at once.
+    pub(crate) fn die(&self) {
+        self.tasks.lock().unwrap().clear();
+        self.lives.send_modify(|life| *life += 1);
     }
 
     /// Asks nothing more than what was looked at.

@@ -93,6 +93,16 @@ impl Drop for Running {
     }
 }
 
+/// Waits until a directory was removed.
+pub(crate) async fn gone(path: &Path) {
+    let is_gone = async {
+        while path.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    in_time("the removal of a directory", is_gone).await;
+}
+
 pub(crate) fn unit() -> UnitId {
     UnitId::new("u1").unwrap()
 }
@@ -113,6 +123,7 @@ async fn a_unit_runs_to_its_end_and_nothing_of_its_run_is_left() {
     let status = session.until(&unit(), UnitState::Succeeded).await;
     assert_eq!((status.exit_code, status.finished_ms), (Some(0), Some(17)));
     shim.removed(&start.key).await;
+    gone(&start.dir).await;
     session.say(&ToNode::Withdraw { units: vec![unit()] }).await;
     // The next unit's start shows that the withdrawal was heard.
     session.say(&ToNode::Assign { units: vec![assignment("u2", "never")] }).await;

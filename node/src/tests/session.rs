@@ -15,7 +15,7 @@ async fn a_node_says_what_it_is() {
     let facts = server.accept().await.hello().await;
     assert_eq!(facts.attributes["zone"], "a");
     assert_eq!(facts.attributes["os"], "linux");
-    assert!(facts.allocatable.cpu.0 >= 1_000 && facts.allocatable.memory.0 > 0);
+    assert!(facts.allocatable.cpu.0 > 0 && facts.allocatable.memory.0 > 0);
     assert!(facts.runtimes.is_empty(), "no shim is there");
     assert!(!facts.boot_id.is_empty());
 }
