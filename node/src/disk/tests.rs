@@ -80,7 +80,7 @@ fn shims_and_runs_are_found_by_their_directories() {
         std::fs::create_dir_all(path).unwrap();
     }
     assert_eq!(disk.shims().unwrap(), [wasm, oci.clone()]);
-    assert_eq!(disk.tasks().unwrap(), [key.clone()]);
+    assert_eq!(disk.tasks().unwrap(), std::slice::from_ref(&key));
     disk.remove_task(&key).unwrap();
     assert!(disk.tasks().unwrap().is_empty() && !disk.shim(&oci).exists());
 }

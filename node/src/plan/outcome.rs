@@ -133,7 +133,7 @@ fn outcome(record: &UnitRecord, view: &View<'_>, task: &ResourceName) -> Option<
     let message =
         sentence(exit).map(|text| if is_only { text } else { format!("task `{task}`: {text}") });
     Some(Outcome {
-        reason: exit.reason.or((exit.code != 0).then_some(Reason::ExitedNonZero)),
+        reason: exit.reason.or_else(|| (exit.code != 0).then_some(Reason::ExitedNonZero)),
         code: Some(exit.code),
         message,
         has_failed: has_failed(exit),
