@@ -285,8 +285,9 @@ impl ImageManifest {
     /// What it is, by the media type of its configuration, else by its layers'.
     #[must_use]
     pub fn kind(&self) -> ArtifactKind {
-        let is_wasm_layer =
-            |layer: &Descriptor| [WASM_LAYER, WASM_LAYER_LEGACY].contains(&layer.media_type.as_str());
+        let is_wasm_layer = |layer: &Descriptor| {
+            [WASM_LAYER, WASM_LAYER_LEGACY].contains(&layer.media_type.as_str())
+        };
         match self.config.media_type.as_str() {
             WASM_CONFIG => ArtifactKind::Wasm,
             IMAGE_CONFIG | DOCKER_IMAGE_CONFIG => ArtifactKind::Image,

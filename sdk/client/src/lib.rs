@@ -16,6 +16,7 @@ mod error;
 mod exec;
 mod http;
 mod logs;
+pub mod registry;
 mod watch;
 
 pub use api::EventQuery;
