@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod agent;
+pub mod artifacts;
 mod clock;
 pub mod config;
 pub mod disk;

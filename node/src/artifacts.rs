@@ -1,0 +1,417 @@
+//! What a node fetches to run: wasm programs and images, checked, kept once, unpacked once.
+//!
+//! ```text
+//! <data>/artifacts/blobs/sha256/<hex>    manifests, configurations, wasm, compressed layers
+//! <data>/artifacts/partial/<hex>         the begin of a blob whose transfer broke; the next fetch goes on there
+//! <data>/artifacts/layers/<hex>          a layer unpacked, in overlayfs's format, named by its diff id
+//! ```
+//!
+//! Everything is named by its digest, so what is there is right: a blob gets its name after its digest was
+//! checked, a layer after the digest of its tar was.
+
+mod error;
+mod image;
+mod layers;
+mod platform;
+mod tar_stream;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use brig_api::Digest;
+use brig_api::object::ArtifactKind;
+use brig_api::oci::{Descriptor, Document, ImageManifest, MANIFEST_BYTES_MAX};
+use brig_api::reference::Reference;
+use brig_client::registry::wasm::{WasmConfig, WasmKind, kind_of, name_of_other};
+use brig_client::registry::{ContentStore, Progress, RegistryClient};
+use tokio::sync::Semaphore;
+
+pub use error::ArtifactError;
+pub use image::{ImageConfig, ProcessConfig};
+pub use layers::UnpackLimits;
+pub use platform::this_machine;
+
+use layers::LayerStore;
+
+/// Blobs that are fetched at the same time, over all artifacts: more only share the same line.
+const FETCHES_MAX: usize = 4;
+/// Layers that are unpacked at the same time: each takes a core and the disk.
+const UNPACKS_MAX: usize = 2;
+/// Most layers of an image. Builders stop at 127; overlayfs takes 500.
+pub const LAYERS_MAX: usize = 127;
+/// Largest image, compressed.
+pub const IMAGE_BYTES_MAX: u64 = 32 * 1024 * 1024 * 1024;
+/// Largest wasm program; a node would not compile a larger one in useful time.
+pub const WASM_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Largest configuration of an image.
+const CONFIG_BYTES_MAX: u64 = MANIFEST_BYTES_MAX;
+
+/// Something that can be run, on this node's disk.
+#[derive(Debug, Clone)]
+pub enum Artifact {
+    /// A wasm program.
+    Wasm(WasmArtifact),
+    /// A container image.
+    Image(ImageArtifact),
+}
+
+/// A wasm program on disk.
+#[derive(Debug, Clone)]
+pub struct WasmArtifact {
+    /// The binary.
+    pub path: PathBuf,
+    /// Digest of the binary.
+    pub digest: Digest,
+    /// Digest of the manifest.
+    pub manifest: Digest,
+    /// Module or component, by its first bytes.
+    pub kind: WasmKind,
+    /// What the artifact says about itself, where it says anything.
+    pub config: Option<WasmConfig>,
+}
+
+/// An image on disk.
+#[derive(Debug, Clone)]
+pub struct ImageArtifact {
+    /// Digest of the manifest for this machine.
+    pub manifest: Digest,
+    /// How to run it.
+    pub config: ImageConfig,
+    /// The unpacked layers, lowest first, for overlayfs's `lowerdir` (which wants the highest first).
+    pub layers: Vec<PathBuf>,
+}
+
+/// The node's artifacts. Cheap to clone.
+#[derive(Clone)]
+pub struct Artifacts {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: RegistryClient,
+    store: ContentStore,
+    layers: LayerStore,
+    fetches: Semaphore,
+    unpacks: Semaphore,
+    /// One lock for each digest that somebody is busy with.
+    busy: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Blobs that this process has seen to be what their name says.
+    checked: Mutex<std::collections::HashSet<Digest>>,
+}
+
+impl Artifacts {
+    /// Opens the node's artifacts in `<data>/artifacts`, and removes what a crash left half-done.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] when a folder cannot be made or cleaned.
+    pub fn open(
+        data: &std::path::Path,
+        client: RegistryClient,
+        limits: UnpackLimits,
+    ) -> Result<Self, ArtifactError> {
+        let root = data.join("artifacts");
+        let store = ContentStore::open(&root)?;
+        let layers = LayerStore::open(root.join("layers"), limits)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                client,
+                store,
+                layers,
+                fetches: Semaphore::new(FETCHES_MAX),
+                unpacks: Semaphore::new(UNPACKS_MAX),
+                busy: Mutex::default(),
+                checked: Mutex::default(),
+            }),
+        })
+    }
+
+    /// Fetches what `reference` names, as far as it is not there. A reference with a digest that is there
+    /// whole needs no network.
+    ///
+    /// # Errors
+    /// [`ArtifactError`], which says which reason a unit gets ([`ArtifactError::reason`]).
+    pub async fn fetch(
+        &self,
+        reference: &Reference,
+        progress: &dyn Progress,
+    ) -> Result<Artifact, ArtifactError> {
+        let (digest, manifest) = self.inner.image_manifest(reference).await?;
+        match manifest.kind() {
+            ArtifactKind::Wasm => {
+                self.inner.wasm(reference, digest, &manifest, progress).await.map(Artifact::Wasm)
+            }
+            ArtifactKind::Image => {
+                self.inner.image(reference, digest, &manifest, progress).await.map(Artifact::Image)
+            }
+            ArtifactKind::Index | ArtifactKind::Other => Err(ArtifactError::NotRunnable {
+                reference: reference.to_string(),
+                config: manifest.config.media_type,
+            }),
+        }
+    }
+
+    /// As [`Self::fetch`], for a task that runs wasm.
+    ///
+    /// # Errors
+    /// Also [`ArtifactError::WrongRuntime`] for an image.
+    pub async fn fetch_wasm(
+        &self,
+        reference: &Reference,
+        progress: &dyn Progress,
+    ) -> Result<WasmArtifact, ArtifactError> {
+        match self.fetch(reference, progress).await? {
+            Artifact::Wasm(wasm) => Ok(wasm),
+            Artifact::Image(_) => Err(ArtifactError::WrongRuntime {
+                reference: reference.to_string(),
+                found: "a container image",
+                wanted: "a wasm program",
+                instead: "`oci: {image: …}`",
+            }),
+        }
+    }
+
+    /// As [`Self::fetch`], for a task that runs a container.
+    ///
+    /// # Errors
+    /// Also [`ArtifactError::WrongRuntime`] for a wasm program.
+    pub async fn fetch_image(
+        &self,
+        reference: &Reference,
+        progress: &dyn Progress,
+    ) -> Result<ImageArtifact, ArtifactError> {
+        match self.fetch(reference, progress).await? {
+            Artifact::Image(image) => Ok(image),
+            Artifact::Wasm(_) => Err(ArtifactError::WrongRuntime {
+                reference: reference.to_string(),
+                found: "a wasm program",
+                wanted: "a container image",
+                instead: "`wasm: {artifact: …}`",
+            }),
+        }
+    }
+}
+
+impl Inner {
+    /// The manifest to run: what the reference names, or this machine's out of an index.
+    async fn image_manifest(
+        &self,
+        reference: &Reference,
+    ) -> Result<(Digest, ImageManifest), ArtifactError> {
+        let (digest, document) = self.document(reference).await?;
+        let index = match document {
+            Document::Image(manifest) => return Ok((digest, manifest)),
+            Document::Index(index) => index,
+        };
+        let chosen = platform::choose(reference, &index, &this_machine())?;
+        let (digest, document) = self.document(&reference.pinned(chosen.digest.clone())).await?;
+        match document {
+            Document::Image(manifest) => Ok((digest, manifest)),
+            Document::Index(_) => {
+                Err(ArtifactError::NestedIndex { reference: reference.to_string(), digest })
+            }
+        }
+    }
+
+    /// A manifest from the disk, where the reference has its digest, else from the registry.
+    async fn document(&self, reference: &Reference) -> Result<(Digest, Document), ArtifactError> {
+        if let Some(digest) = &reference.digest
+            && let Some(bytes) = self.read(digest, MANIFEST_BYTES_MAX).await?
+            && let Ok(document) = Document::parse(&bytes, None)
+        {
+            return Ok((digest.clone(), document));
+        }
+        let fetched = self.client.manifest(reference).await?;
+        let (store, digest, bytes) =
+            (self.store.clone(), fetched.digest.clone(), fetched.bytes.clone());
+        layers::blocking(move || Ok(store.write(&digest, &bytes)?)).await?;
+        Ok((fetched.digest, fetched.document))
+    }
+
+    async fn wasm(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+        manifest: &ImageManifest,
+        progress: &dyn Progress,
+    ) -> Result<WasmArtifact, ArtifactError> {
+        let not_one = || ArtifactError::NotRunnable {
+            reference: reference.to_string(),
+            config: manifest.config.media_type.clone(),
+        };
+        let [layer] = manifest.layers.as_slice() else { return Err(not_one()) };
+        within(reference, layer.size, WASM_BYTES_MAX)?;
+        within(reference, manifest.config.size, CONFIG_BYTES_MAX)?;
+        self.blob(reference, &manifest.config, progress).await?;
+        self.checked_blob(reference, layer, progress).await?;
+        let config = self.read(&manifest.config.digest, CONFIG_BYTES_MAX).await?;
+        let path = self.store.path(&layer.digest);
+        let head = layers::read_head(&path).await?;
+        let kind = kind_of(&head).ok_or_else(|| ArtifactError::NotWasm {
+            reference: reference.to_string(),
+            found: name_of_other(&head).0,
+        })?;
+        Ok(WasmArtifact {
+            path,
+            digest: layer.digest.clone(),
+            manifest: digest,
+            kind,
+            config: config.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
+        })
+    }
+
+    async fn image(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+        manifest: &ImageManifest,
+        progress: &dyn Progress,
+    ) -> Result<ImageArtifact, ArtifactError> {
+        let sum = manifest.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
+        within(reference, sum, IMAGE_BYTES_MAX)?;
+        within(reference, manifest.config.size, CONFIG_BYTES_MAX)?;
+        if manifest.layers.len() > LAYERS_MAX {
+            let count = manifest.layers.len();
+            return Err(ArtifactError::TooManyLayers { reference: reference.to_string(), count });
+        }
+        self.blob(reference, &manifest.config, progress).await?;
+        let bytes = self.read(&manifest.config.digest, CONFIG_BYTES_MAX).await?;
+        let bytes = bytes.ok_or_else(|| ArtifactError::Config {
+            reference: reference.to_string(),
+            why: "it is corrupt on this node's disk; it was removed and is fetched again next time"
+                .to_owned(),
+        })?;
+        let config = ImageConfig::parse(reference, &bytes, manifest.layers.len())?;
+        platform::check(reference, &config, &this_machine())?;
+        let diff_ids = config.rootfs.diff_ids.iter();
+        let all = manifest
+            .layers
+            .iter()
+            .zip(diff_ids)
+            .map(|(layer, diff_id)| self.layer(reference, layer, diff_id, progress));
+        let layers = futures::future::try_join_all(all).await?;
+        Ok(ImageArtifact { manifest: digest, config, layers })
+    }
+
+    /// A layer, unpacked. The compressed blob goes once that is done: it can be fetched again.
+    async fn layer(
+        &self,
+        reference: &Reference,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        progress: &dyn Progress,
+    ) -> Result<PathBuf, ArtifactError> {
+        if let Some(path) = self.layers.find(diff_id) {
+            progress.end(&layer.digest, true);
+            return Ok(path);
+        }
+        // By its diff id: two blobs may hold the same layer, compressed in two ways.
+        let _alone = self.alone(diff_id).await;
+        if let Some(path) = self.layers.find(diff_id) {
+            progress.end(&layer.digest, true);
+            return Ok(path);
+        }
+        let mut is_second = false;
+        loop {
+            self.blob(reference, layer, progress).await?;
+            let _permit = self.unpacks.acquire().await;
+            let (layers, blob) = (self.layers.clone(), self.store.path(&layer.digest));
+            let wanted = diff_id.clone();
+            let unpacked = layers::blocking(move || layers.unpack(&blob, &wanted)).await;
+            let error = match unpacked {
+                Ok(path) => {
+                    self.store.remove(&layer.digest)?;
+                    return Ok(path);
+                }
+                Err(error) => error,
+            };
+            // A layer that cannot be unpacked may have been changed on disk since it came: then once more.
+            let is_changed = self.drop_if_changed(&layer.digest).await?;
+            if is_second || !is_changed {
+                return Err(error.in_layer(reference, &layer.digest));
+            }
+            is_second = true;
+        }
+    }
+
+    /// A blob, fetched when it is not there, and hashed when it was there before this process began.
+    async fn checked_blob(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        progress: &dyn Progress,
+    ) -> Result<(), ArtifactError> {
+        let is_checked = |inner: &Self| {
+            inner.checked.lock().unwrap_or_else(PoisonError::into_inner).contains(&blob.digest)
+        };
+        if self.store.has(&blob.digest) && !is_checked(self) {
+            self.drop_if_changed(&blob.digest).await?;
+        }
+        self.blob(reference, blob, progress).await?;
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner).insert(blob.digest.clone());
+        Ok(())
+    }
+
+    async fn blob(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        progress: &dyn Progress,
+    ) -> Result<(), ArtifactError> {
+        let _alone = self.alone(&blob.digest).await;
+        let _permit = self.fetches.acquire().await;
+        self.client.blob(reference, blob, &self.store, progress).await?;
+        Ok(())
+    }
+
+    /// Removes a blob whose bytes are no longer what its name says; true when it did.
+    async fn drop_if_changed(&self, digest: &Digest) -> Result<bool, ArtifactError> {
+        let (store, digest) = (self.store.clone(), digest.clone());
+        layers::blocking(move || {
+            let found = store.digest_on_disk(&digest)?;
+            if found == digest {
+                return Ok(false);
+            }
+            tracing::warn!(blob = %digest, %found, "a blob changed on this node's disk and is fetched again");
+            store.remove(&digest)?;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        bytes_max: u64,
+    ) -> Result<Option<Vec<u8>>, ArtifactError> {
+        let (store, digest) = (self.store.clone(), digest.clone());
+        layers::blocking(move || Ok(store.read(&digest, bytes_max)?)).await
+    }
+
+    /// Waits until nobody else is busy with `digest`: what two units need is fetched once.
+    async fn alone(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            busy.retain(|_, lock| lock.strong_count() > 0);
+            match busy.get(digest).and_then(Weak::upgrade) {
+                Some(lock) => lock,
+                None => {
+                    let lock = Arc::new(tokio::sync::Mutex::new(()));
+                    busy.insert(digest.clone(), Arc::downgrade(&lock));
+                    lock
+                }
+            }
+        };
+        lock.lock_owned().await
+    }
+}
+
+fn within(reference: &Reference, bytes: u64, bytes_max: u64) -> Result<(), ArtifactError> {
+    if bytes > bytes_max {
+        return Err(ArtifactError::TooLarge { reference: reference.to_string(), bytes, bytes_max });
+    }
+    Ok(())
+}
