@@ -31,7 +31,7 @@ use brig_api::reference::{DEFAULT_TAG, Reference};
 pub use collect::{Collected, GARBAGE_AGE_MIN};
 pub use error::RegistryError;
 pub use handlers::router;
-pub use index::{ArtifactIndex, IndexError, MemoryIndex, NewArtifact};
+pub use index::{ArtifactIndex, IndexError, IndexFuture, MemoryIndex, NewArtifact};
 
 use blobs::BlobStore;
 use uploads::Uploads;
@@ -89,7 +89,7 @@ impl Registry {
         index: Arc<dyn ArtifactIndex>,
     ) -> Result<Self, RegistryError> {
         let root = config.data.join("registry");
-        let blobs = BlobStore::open(root.join("blobs"))?;
+        let blobs = BlobStore::open(&root.join("blobs"))?;
         let uploads = Uploads::open(root.join("uploads"), config.blob_bytes_max)?;
         let referrers = root.join("referrers");
         std::fs::create_dir_all(&referrers)

@@ -41,7 +41,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 impl BlobStore {
-    pub(crate) fn open(root: PathBuf) -> Result<Self, RegistryError> {
+    pub(crate) fn open(root: &Path) -> Result<Self, RegistryError> {
         let sha256 = root.join("sha256");
         std::fs::create_dir_all(&sha256)
             .map_err(|source| RegistryError::storage(&sha256, source))?;
@@ -183,7 +183,8 @@ impl BlobStore {
             for entry in entries(&folder.path())? {
                 let Ok(metadata) = entry.metadata() else { continue };
                 let name = entry.file_name();
-                let digest = name.to_str().and_then(|hex| Digest::new(format!("sha256:{hex}")).ok());
+                let digest =
+                    name.to_str().and_then(|hex| Digest::new(format!("sha256:{hex}")).ok());
                 match (digest, metadata.modified()) {
                     (Some(digest), Ok(touched)) => {
                         blobs.push(StoredBlob { digest, size: metadata.len(), touched });

@@ -35,7 +35,8 @@ impl Inner {
         let _alone = self.sweep.write().await;
         let blobs = self.blobs.clone();
         let (stored, others) = blocking(move || blobs.walk()).await?;
-        let is_young = |touched| now.duration_since(touched).is_ok_and(|since| since < age) || touched > now;
+        let is_young =
+            |touched| now.duration_since(touched).is_ok_and(|since| since < age) || touched > now;
         // An untagged manifest that is still young keeps what it names: its tag may be on the way.
         let mut roots = pinned.to_vec();
         roots.extend(

@@ -12,7 +12,9 @@ use super::index::IndexError;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// No endpoint of the distribution API.
-    #[error("`/v2/{path}` is no endpoint of a registry: expected /v2/<name>/manifests|blobs|tags|referrers/…")]
+    #[error(
+        "`/v2/{path}` is no endpoint of a registry: expected /v2/<name>/manifests|blobs|tags|referrers/…"
+    )]
     NoSuchPath {
         /// What follows `/v2/`.
         path: String,
@@ -21,7 +23,9 @@ pub enum RegistryError {
     #[error("the registry does not do that: {0}")]
     Unsupported(&'static str),
     /// The repository's name breaks the rules.
-    #[error("`{name}` is no repository name: expected lower-case letters, digits, `.`, `_`, `-` in parts joined by slashes")]
+    #[error(
+        "`{name}` is no repository name: expected lower-case letters, digits, `.`, `_`, `-` in parts joined by slashes"
+    )]
     NameInvalid {
         /// As given.
         name: String,
@@ -33,7 +37,9 @@ pub enum RegistryError {
         tag: String,
     },
     /// A digest that is none, or of another algorithm.
-    #[error("`{given}` is no digest that this registry takes: expected `sha256:` and 64 hexadecimal digits")]
+    #[error(
+        "`{given}` is no digest that this registry takes: expected `sha256:` and 64 hexadecimal digits"
+    )]
     DigestInvalid {
         /// As given.
         given: String,
@@ -47,7 +53,9 @@ pub enum RegistryError {
         found: Digest,
     },
     /// No such blob.
-    #[error("the registry holds no blob {digest}: push it, or the artifact that it belongs to, again")]
+    #[error(
+        "the registry holds no blob {digest}: push it, or the artifact that it belongs to, again"
+    )]
     BlobUnknown {
         /// Of the blob.
         digest: Digest,
@@ -74,7 +82,9 @@ pub enum RegistryError {
     #[error(transparent)]
     ManifestInvalid(#[from] brig_api::oci::InvalidDocument),
     /// A manifest that names what is not there.
-    #[error("the manifest names {digest} ({media_type}), which the registry does not hold: push it first")]
+    #[error(
+        "the manifest names {digest} ({media_type}), which the registry does not hold: push it first"
+    )]
     ManifestBlobUnknown {
         /// Of the missing blob or manifest.
         digest: Digest,
@@ -109,7 +119,9 @@ pub enum RegistryError {
         location: String,
     },
     /// A body of another length than announced.
-    #[error("{announced} bytes were announced and {received} came: ask for the upload's state and go on from there")]
+    #[error(
+        "{announced} bytes were announced and {received} came: ask for the upload's state and go on from there"
+    )]
     SizeInvalid {
         /// By the headers.
         announced: u64,
@@ -171,17 +183,13 @@ impl RegistryError {
             }
             Self::ManifestUnknown { .. } => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
             Self::ManifestInvalid(_) => (StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
-            Self::ManifestBlobUnknown { .. } => {
-                (StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN")
-            }
+            Self::ManifestBlobUnknown { .. } => (StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
             Self::SizeMismatch { .. } | Self::SizeInvalid { .. } => {
                 (StatusCode::BAD_REQUEST, "SIZE_INVALID")
             }
             Self::NameUnknown { .. } => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
             Self::UploadUnknown => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
-            Self::OutOfOrder { .. } => {
-                (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID")
-            }
+            Self::OutOfOrder { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
             Self::Receive(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
             Self::DiskFull { .. } => (StatusCode::INSUFFICIENT_STORAGE, "UNAVAILABLE"),

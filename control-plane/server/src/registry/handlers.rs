@@ -209,7 +209,9 @@ impl Registry {
                 uploads.cancel(id).await?;
                 Ok(StatusCode::NO_CONTENT.into_response())
             }
-            _ => Err(RegistryError::Unsupported("uploads are asked for, continued, put and deleted")),
+            _ => {
+                Err(RegistryError::Unsupported("uploads are asked for, continued, put and deleted"))
+            }
         }
     }
 
@@ -268,8 +270,7 @@ impl Registry {
         let body = serde_json::json!({
             "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests
         });
-        let mut answer =
-            ([(header::CONTENT_TYPE, INDEX)], body.to_string()).into_response();
+        let mut answer = ([(header::CONTENT_TYPE, INDEX)], body.to_string()).into_response();
         if artifact_type.is_some()
             && let Ok(applied) = "artifactType".parse()
         {
@@ -284,8 +285,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 fn created(location: &str, digest: &Digest) -> Response {
-    let headers =
-        [(header::LOCATION.as_str(), location), (CONTENT_DIGEST, digest.as_str())];
+    let headers = [(header::LOCATION.as_str(), location), (CONTENT_DIGEST, digest.as_str())];
     (StatusCode::CREATED, headers).into_response()
 }
 
@@ -346,7 +346,9 @@ fn parse_range(text: &str, size: u64) -> Range {
     let bounds = match (first.parse::<u64>(), last.parse::<u64>()) {
         (Ok(start), Ok(last)) if last >= start => (start, last.min(end)),
         (Ok(start), Err(_)) if last.is_empty() => (start, end),
-        (Err(_), Ok(suffix)) if first.is_empty() && suffix > 0 => (size.saturating_sub(suffix), end),
+        (Err(_), Ok(suffix)) if first.is_empty() && suffix > 0 => {
+            (size.saturating_sub(suffix), end)
+        }
         _ => return Range::Whole,
     };
     if bounds.0 >= size {

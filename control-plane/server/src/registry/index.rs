@@ -106,8 +106,7 @@ impl ArtifactIndex for MemoryIndex {
     }
 
     fn get<'a>(&'a self, repository: &'a str, tag: &'a str) -> IndexFuture<'a, Option<Artifact>> {
-        let found =
-            self.with(|tags| tags.get(&(repository.to_owned(), tag.to_owned())).cloned());
+        let found = self.with(|tags| tags.get(&(repository.to_owned(), tag.to_owned())).cloned());
         async move { found }.boxed()
     }
 
@@ -122,8 +121,8 @@ impl ArtifactIndex for MemoryIndex {
     }
 
     fn delete<'a>(&'a self, repository: &'a str, tag: &'a str) -> IndexFuture<'a, bool> {
-        let removed = self
-            .with(|tags| tags.remove(&(repository.to_owned(), tag.to_owned())).is_some());
+        let removed =
+            self.with(|tags| tags.remove(&(repository.to_owned(), tag.to_owned())).is_some());
         async move { removed }.boxed()
     }
 }

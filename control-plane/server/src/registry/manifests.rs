@@ -113,9 +113,7 @@ impl Inner {
         };
         let digest = match wanted {
             Wanted::Digest(digest) => digest.clone(),
-            Wanted::Tag(tag) => {
-                self.index.get(repository, tag).await?.ok_or_else(unknown)?.digest
-            }
+            Wanted::Tag(tag) => self.index.get(repository, tag).await?.ok_or_else(unknown)?.digest,
         };
         let (bytes, document) = self.manifest_by_digest(&digest).await?.ok_or_else(unknown)?;
         Ok(Found { digest, media_type: document.media_type().to_owned(), bytes })
@@ -127,9 +125,8 @@ impl Inner {
         digest: &Digest,
     ) -> Result<Option<(Bytes, Document)>, RegistryError> {
         let bytes = self.blobs.read(digest, MANIFEST_BYTES_MAX).await?;
-        Ok(bytes.and_then(|bytes| {
-            Document::parse(&bytes, None).ok().map(|document| (bytes, document))
-        }))
+        Ok(bytes
+            .and_then(|bytes| Document::parse(&bytes, None).ok().map(|document| (bytes, document))))
     }
 
     /// Removes a tag, or a manifest with all its tags in the repository. The manifest's bytes stay for others
@@ -201,8 +198,7 @@ impl Inner {
         let mut found = Vec::new();
         for digest in self.referrers_of(subject) {
             let Some((bytes, document)) = self.manifest_by_digest(&digest).await? else { continue };
-            let mut descriptor =
-                Descriptor::new(document.media_type(), digest, bytes.len() as u64);
+            let mut descriptor = Descriptor::new(document.media_type(), digest, bytes.len() as u64);
             let (own_type, annotations) = match document {
                 Document::Image(manifest) => (
                     manifest.artifact_type.unwrap_or(manifest.config.media_type),

@@ -131,7 +131,10 @@ mod tests {
         };
         assert_eq!((repository.as_str(), wanted), ("manifests", Wanted::Tag("1".to_owned())));
         let id = "0123456789abcdef".repeat(2);
-        assert!(matches!(parse(&format!("a/b/blobs/uploads/{id}")).unwrap(), Target::Upload { .. }));
+        assert!(matches!(
+            parse(&format!("a/b/blobs/uploads/{id}")).unwrap(),
+            Target::Upload { .. }
+        ));
         assert!(matches!(parse("a/blobs/uploads/").unwrap(), Target::NewUpload { .. }));
         assert_eq!(parse("_catalog").unwrap(), Target::Catalog);
     }
