@@ -5,6 +5,7 @@ use brig_api::{Kind, NamespacePath, Revision};
 
 use crate::error::StoreError;
 use crate::store::Store;
+use crate::table::event::event_list;
 
 /// Which events to list. All of them by default, up to the limit.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,6 +33,12 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn event_list(&self, filter: &EventFilter) -> Result<Vec<Event>, StoreError> {
-        Err(StoreError::being_written())
+        let limit = filter.limit.unwrap_or(EventFilter::LIMIT_MAX).min(EventFilter::LIMIT_MAX);
+        let mut db = self.pools().read().await?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut events = event_list(&mut db, filter, limit).await?;
+        db.commit().await?;
+        events.reverse();
+        Ok(events)
     }
 }

@@ -9,20 +9,27 @@
 //! **Invariant:** secrets' texts leave the store through [`Store::texts_for`] alone.
 #![warn(missing_docs)]
 
-mod apply;
-mod artifact;
-mod command;
-mod error;
-mod event;
-mod feed;
-mod lease;
-mod node;
-mod object;
-mod plan;
-mod sql;
-mod status;
 mod store;
+mod apply;
+mod command;
+mod object;
 mod text;
+mod node;
+mod status;
+mod plan;
+mod feed;
+mod event;
+mod artifact;
+mod lease;
+mod sql;
+
+mod write;
+mod table;
+mod columns;
+mod database;
+mod schema;
+mod classify;
+mod error;
 
 pub use artifact::NewArtifact;
 pub use error::StoreError;

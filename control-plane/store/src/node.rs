@@ -1,23 +1,29 @@
 //! Nodes: what they say of themselves, and what is assigned to them.
 
-use brig_api::NodeName;
-use brig_api::object::{Node, NodeFacts, Unit};
+use brig_api::object::{Node, NodeFacts, NodeState, ObjectKey, Unit};
+use brig_api::{Kind, NodeName, Object};
 
 use crate::error::StoreError;
 use crate::store::Store;
+use crate::table::node::{node_attributes_put, node_get, node_put};
+use crate::table::unit::unit_list_on_node;
+use crate::write::{Write, in_write};
 
 impl Store {
     /// Takes over what a node says of itself; it is ready from now on. Takes no revision when that was known.
     ///
     /// # Errors
-    /// When the database fails.
+    /// [`StoreError::Invalid`] for facts that cannot be stored.
     pub async fn node_register(
         &self,
         name: &NodeName,
-        facts: NodeFacts,
+        mut facts: NodeFacts,
         now_ms: i64,
     ) -> Result<Node, StoreError> {
-        Err(StoreError::being_written())
+        facts.runtimes.sort_unstable();
+        facts.runtimes.dedup();
+        let (node, _) = in_write!(self, now_ms, |tx| register(&mut tx, name, &facts).await)?;
+        Ok(node)
     }
 
     /// The units on the node that have not ended, by id.
@@ -25,6 +31,53 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn node_assignments(&self, name: &NodeName) -> Result<Vec<Unit>, StoreError> {
-        Err(StoreError::being_written())
+        let mut db = self.pools().read().await?;
+        let units = unit_list_on_node(&mut db, name.as_str()).await?;
+        db.commit().await?;
+        Ok(units)
     }
+}
+
+async fn register(tx: &mut Write, name: &NodeName, facts: &NodeFacts) -> Result<Node, StoreError> {
+    let existing = node_get(&mut tx.db, name.as_str()).await?;
+    let (node, event) = match existing {
+        Some(node) if node.state == NodeState::Ready && node.facts == *facts => return Ok(node),
+        Some(mut node) => {
+            let event = match node.state {
+                NodeState::Ready => ("Updated", "has changed what it says of itself"),
+                NodeState::Unreachable => ("Ready", "is in touch again"),
+            };
+            set_state(&mut node, NodeState::Ready, tx);
+            node.facts = facts.clone();
+            (node, event)
+        }
+        None => {
+            let node = Node {
+                name: name.clone(),
+                facts: facts.clone(),
+                state: NodeState::Ready,
+                state_since_ms: tx.now_ms,
+                meta: tx.meta(),
+            };
+            (node, ("Registered", "is part of the cluster"))
+        }
+    };
+    node_put(&mut tx.db, &node).await?;
+    node_attributes_put(&mut tx.db, &node).await?;
+    tx.normal(node_key(name), event.0, event.1);
+    tx.changed(Object::Node(node.clone()));
+    Ok(node)
+}
+
+pub(crate) fn node_key(name: &NodeName) -> ObjectKey {
+    ObjectKey { kind: Kind::Node, namespace: None, name: name.as_str().to_owned() }
+}
+
+/// The node changes now; its state too, unless it was that before.
+pub(crate) fn set_state(node: &mut Node, state: NodeState, tx: &Write) {
+    if node.state != state {
+        node.state = state;
+        node.state_since_ms = tx.now_ms;
+    }
+    node.meta.revision = tx.revision();
 }

@@ -1,10 +1,20 @@
 //! What nodes report about their units, taken over exactly once.
 
+use brig_api::change::EventLevel;
+use brig_api::lifecycle::{Reason, UnitState};
+use brig_api::object::UnitStatus;
 use brig_api::session::StatusReport;
-use brig_api::{NodeName, UnitId};
+use brig_api::{NodeName, Object, UnitId};
 
 use crate::error::StoreError;
 use crate::store::Store;
+use crate::table::unit::{unit_by_id, unit_update};
+use crate::write::{Write, in_write};
+
+/// Longest message that is kept of a report; a node's logs say the rest.
+const MESSAGE_CHARS_MAX: usize = 2_000;
+/// Most endpoints that are kept of a report: every port of every task, and far more.
+const ENDPOINTS_MAX: usize = 256;
 
 impl Store {
     /// Takes over the reports of a node in one transaction; gives those that it need not repeat (all of them): a
@@ -19,6 +29,126 @@ impl Store {
         reports: &[StatusReport],
         now_ms: i64,
     ) -> Result<Vec<(UnitId, u64)>, StoreError> {
-        Err(StoreError::being_written())
+        in_write!(self, now_ms, |tx| take_over(&mut tx, node, reports).await)?;
+        Ok(reports.iter().map(|report| (report.unit.clone(), report.status.sequence)).collect())
+    }
+}
+
+async fn take_over(
+    tx: &mut Write,
+    node: &NodeName,
+    reports: &[StatusReport],
+) -> Result<(), StoreError> {
+    for report in reports {
+        let Some(mut unit) = unit_by_id(&mut tx.db, &report.unit).await? else {
+            continue;
+        };
+        let is_ours = unit.node.as_ref() == Some(node);
+        let is_newer = report.status.sequence > unit.status.sequence;
+        if !is_ours || !is_newer || !unit.status.state.allows_report(report.status.state) {
+            continue;
+        }
+        let before = std::mem::replace(&mut unit.status, bounded(&report.status));
+        unit.meta.revision = tx.revision();
+        unit_update(&mut tx.db, &unit).await?;
+        let event = event_of(&before, &unit.status);
+        let object = Object::Unit(Box::new(unit));
+        match event {
+            Some((EventLevel::Normal, reason, message)) => {
+                tx.normal(object.key(), reason, message);
+            }
+            Some((EventLevel::Warning, reason, message)) => {
+                tx.warning(object.key(), reason, message);
+            }
+            None => {}
+        }
+        tx.changed(object);
+    }
+    Ok(())
+}
+
+/// The status as it is kept: nodes are not trusted with our disk.
+fn bounded(status: &UnitStatus) -> UnitStatus {
+    let mut status = status.clone();
+    status.endpoints.truncate(ENDPOINTS_MAX);
+    if let Some(message) = &mut status.message {
+        if message.contains('\0') {
+            *message = message.replace('\0', "\u{fffd}");
+        }
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+            message.truncate(end);
+            message.push('…');
+        }
+    }
+    status
+}
+
+/// What people are told about the step from one status to the next, if anything.
+fn event_of(
+    before: &UnitStatus,
+    after: &UnitStatus,
+) -> Option<(EventLevel, &'static str, String)> {
+    use EventLevel::{Normal, Warning};
+    let has_restarted = after.restarts > before.restarts;
+    if before.state == after.state && !has_restarted {
+        return None;
+    }
+    let fault = after.reason.map_or("Failed", Reason::as_str);
+    let said = |otherwise: &str| match (&after.message, after.exit_code) {
+        (Some(message), _) => message.clone(),
+        (None, Some(code)) => format!("{otherwise} (code {code})"),
+        (None, None) => otherwise.to_owned(),
+    };
+    match after.state {
+        UnitState::Running if has_restarted => {
+            Some((Normal, "Restarted", format!("runs again (restart {})", after.restarts)))
+        }
+        UnitState::Running => Some((Normal, "Started", "runs".to_owned())),
+        UnitState::Preparing => Some((Normal, "Preparing", "is being set up".to_owned())),
+        UnitState::Backoff => Some((Warning, fault, said("a task ended and will be restarted"))),
+        UnitState::Stopping => Some((Normal, "Stopping", "is stopping".to_owned())),
+        UnitState::Succeeded => Some((Normal, "Succeeded", said("ended"))),
+        UnitState::Failed => Some((Warning, fault, said("failed"))),
+        UnitState::Stopped => Some((Normal, "Stopped", said("was stopped"))),
+        // No node can report these.
+        UnitState::Pending | UnitState::Assigned | UnitState::Lost => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: UnitState) -> UnitStatus {
+        UnitStatus { state, ..UnitStatus::default() }
+    }
+
+    #[test]
+    fn a_fault_is_named_by_its_reason() {
+        let failed = UnitStatus {
+            reason: Some(Reason::OutOfMemory),
+            exit_code: Some(137),
+            ..status(UnitState::Failed)
+        };
+        let (level, reason, message) = event_of(&status(UnitState::Running), &failed).unwrap();
+        assert_eq!((level, reason), (EventLevel::Warning, "OutOfMemory"));
+        assert!(message.contains("137"), "{message}");
+    }
+
+    #[test]
+    fn only_a_step_is_an_event() {
+        let running = status(UnitState::Running);
+        assert_eq!(event_of(&running, &running), None);
+        let again = UnitStatus { restarts: 1, ..running.clone() };
+        assert_eq!(event_of(&running, &again).unwrap().1, "Restarted");
+        assert_eq!(event_of(&status(UnitState::Assigned), &running).unwrap().1, "Started");
+    }
+
+    #[test]
+    fn what_a_node_says_is_cut() {
+        let mut hostile = status(UnitState::Failed);
+        hostile.message = Some("\0é".repeat(100_000));
+        let kept = bounded(&hostile).message.unwrap();
+        assert!(kept.chars().count() == MESSAGE_CHARS_MAX + 1 && !kept.contains('\0'));
     }
 }

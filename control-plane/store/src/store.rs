@@ -3,7 +3,12 @@
 use brig_api::Revision;
 use tokio::sync::watch;
 
+use crate::columns::unsigned;
+use crate::database::{Pools, Tx, on_db};
 use crate::error::StoreError;
+use crate::schema;
+
+const CLUSTER_REVISION: &str = "SELECT revision FROM cluster WHERE id = 1";
 
 /// Which database the store is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +33,9 @@ impl Backend {
 /// The cluster's database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
+    pools: Pools,
+    /// Operators' questions run as a role without a right on the secrets' texts (PostgreSQL, where one could be made).
+    has_reader_role: bool,
     committed: watch::Sender<Revision>,
 }
 
@@ -38,16 +46,27 @@ impl Store {
     /// [`StoreError::Invalid`] for another kind of URL, [`StoreError::TooNew`] for a database of a newer version,
     /// [`StoreError::Unavailable`] when it cannot be reached.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        Err(StoreError::being_written())
+        let pools = Pools::connect(url).await?;
+        schema::migrate(&pools).await?;
+        let has_reader_role = schema::reader_role_ensure(&pools).await?;
+        let (committed, _) = watch::channel(Revision(0));
+        let store = Self { pools, has_reader_role, committed };
+        store.announce(store.revision().await?);
+        Ok(store)
     }
 
     /// Closes every connection, after the transactions under way.
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        self.pools.close().await;
+    }
 
     /// Which database it is in.
     #[must_use]
     pub fn backend(&self) -> Backend {
-        Backend::Sqlite
+        match self.pools {
+            Pools::Sqlite { .. } => Backend::Sqlite,
+            Pools::Postgres { .. } => Backend::Postgres,
+        }
     }
 
     /// The newest revision.
@@ -55,7 +74,10 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn revision(&self) -> Result<Revision, StoreError> {
-        Err(StoreError::being_written())
+        let mut db = self.pools.read().await?;
+        let revision = cluster_revision(&mut db).await?;
+        db.commit().await?;
+        Ok(revision)
     }
 
     /// Wakes after each commit of this process; other processes commit too, so ask [`Self::revision`] now and then.
@@ -63,4 +85,28 @@ impl Store {
     pub fn subscribe(&self) -> watch::Receiver<Revision> {
         self.committed.subscribe()
     }
+
+    pub(crate) fn pools(&self) -> &Pools {
+        &self.pools
+    }
+
+    pub(crate) fn has_reader_role(&self) -> bool {
+        self.has_reader_role
+    }
+
+    /// Wakes those who wait. Commits of two tasks may get here in the other order: the newest counts.
+    pub(crate) fn announce(&self, revision: Revision) {
+        self.committed.send_if_modified(|newest| {
+            let is_newer = revision > *newest;
+            *newest = revision.max(*newest);
+            is_newer
+        });
+    }
+}
+
+/// The newest revision that the transaction sees.
+pub(crate) async fn cluster_revision(db: &mut Tx) -> Result<Revision, StoreError> {
+    let (revision,): (i64,) =
+        on_db!(db, |connection| sqlx::query_as(CLUSTER_REVISION).fetch_one(connection).await)?;
+    Ok(Revision(unsigned("cluster.revision", revision)?))
 }

@@ -1,0 +1,132 @@
+//! The table `namespaces`, and the question whether anything is in one.
+
+use brig_api::object::{Meta, Namespace};
+use brig_api::spec::NamespaceSpec;
+use brig_api::{Bytes, MilliCpu, NamespacePath, Resources, Revision};
+
+use super::{amounts, within};
+use crate::columns::{from_json, id, number, text, to_json, unsigned};
+use crate::database::{Tx, on_db};
+use crate::error::StoreError;
+
+macro_rules! select {
+    ($tail:literal) => {
+        concat!(
+            "SELECT name, description, quota_cpu_milli, quota_memory_bytes, quota_disk_bytes, quota_scalars, \
+             revision, created_ms FROM namespaces ",
+            $tail
+        )
+    };
+}
+const NAMESPACE_GET: &str = select!("WHERE name = $1");
+const NAMESPACES_WITHIN: &str = select!(
+    "WHERE CAST($1 AS TEXT) IS NULL OR name = $1 OR substr(name, 1, length($1) + 1) = $1 || '/' ORDER BY name"
+);
+const NAMESPACE_PUT: &str = "INSERT INTO namespaces (name, parent, description, quota_cpu_milli, \
+    quota_memory_bytes, quota_disk_bytes, quota_scalars, revision, created_ms) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+    ON CONFLICT (name) DO UPDATE SET description = excluded.description, \
+    quota_cpu_milli = excluded.quota_cpu_milli, quota_memory_bytes = excluded.quota_memory_bytes, \
+    quota_disk_bytes = excluded.quota_disk_bytes, quota_scalars = excluded.quota_scalars, \
+    revision = excluded.revision";
+const NAMESPACE_REMOVE: &str = "DELETE FROM namespaces WHERE name = $1";
+/// One thing of each kind that is in the namespace.
+const NAMESPACE_CONTENT: &str = "SELECT 'namespace', MIN(name) FROM namespaces WHERE parent = $1 HAVING COUNT(*) > 0 \
+    UNION ALL SELECT 'service', MIN(name) FROM services WHERE namespace = $1 HAVING COUNT(*) > 0 \
+    UNION ALL SELECT 'job', MIN(name) FROM jobs WHERE namespace = $1 HAVING COUNT(*) > 0 \
+    UNION ALL SELECT 'unit', MIN(name) FROM units WHERE namespace = $1 HAVING COUNT(*) > 0 \
+    UNION ALL SELECT 'secret', MIN(name) FROM secrets WHERE namespace = $1 HAVING COUNT(*) > 0 \
+    UNION ALL SELECT 'config', MIN(name) FROM configs WHERE namespace = $1 HAVING COUNT(*) > 0";
+
+#[derive(sqlx::FromRow)]
+struct NamespaceRow {
+    name: String,
+    description: String,
+    quota_cpu_milli: Option<i64>,
+    quota_memory_bytes: Option<i64>,
+    quota_disk_bytes: Option<i64>,
+    quota_scalars: Option<String>,
+    revision: i64,
+    created_ms: i64,
+}
+
+impl TryFrom<NamespaceRow> for Namespace {
+    type Error = StoreError;
+
+    fn try_from(row: NamespaceRow) -> Result<Self, StoreError> {
+        let quota = match (row.quota_cpu_milli, row.quota_memory_bytes, row.quota_disk_bytes, &row.quota_scalars) {
+            (Some(cpu), Some(memory), Some(disk), Some(scalars)) => Some(Resources {
+                cpu: MilliCpu(unsigned("namespaces.quota_cpu_milli", cpu)?),
+                memory: Bytes(unsigned("namespaces.quota_memory_bytes", memory)?),
+                disk: Bytes(unsigned("namespaces.quota_disk_bytes", disk)?),
+                scalars: from_json("namespaces.quota_scalars", scalars)?,
+            }),
+            _ => None,
+        };
+        let name = id("namespaces.name", &row.name)?;
+        Ok(Self {
+            spec: NamespaceSpec { name, quota, description: row.description },
+            meta: Meta {
+                revision: Revision(unsigned("namespaces.revision", row.revision)?),
+                created_ms: row.created_ms,
+            },
+        })
+    }
+}
+
+/// The namespace of that path.
+pub(crate) async fn namespace_get(db: &mut Tx, name: &str) -> Result<Option<Namespace>, StoreError> {
+    let row: Option<NamespaceRow> =
+        on_db!(db, |connection| sqlx::query_as(NAMESPACE_GET).bind(name).fetch_optional(connection).await)?;
+    row.map(Namespace::try_from).transpose()
+}
+
+/// All namespaces, or one and those below it.
+pub(crate) async fn namespace_list(
+    db: &mut Tx,
+    namespace: Option<&NamespacePath>,
+) -> Result<Vec<Namespace>, StoreError> {
+    let rows: Vec<NamespaceRow> = on_db!(db, |connection| {
+        sqlx::query_as(NAMESPACES_WITHIN).bind(within(namespace)).fetch_all(connection).await
+    })?;
+    rows.into_iter().map(Namespace::try_from).collect()
+}
+
+/// Writes a namespace, new or changed.
+pub(crate) async fn namespace_put(db: &mut Tx, namespace: &Namespace) -> Result<(), StoreError> {
+    let spec = &namespace.spec;
+    let parent = spec.name.parent();
+    let quota = spec.quota.as_ref().map(|quota| amounts("quota", quota)).transpose()?;
+    let scalars = spec.quota.as_ref().map(|quota| to_json("quota", &quota.scalars)).transpose()?;
+    let description = text("description", &spec.description)?;
+    let revision = number("revision", namespace.meta.revision.0)?;
+    on_db!(db, |connection| {
+        let query = sqlx::query(NAMESPACE_PUT)
+            .bind(spec.name.as_str())
+            .bind(parent.as_ref().map(NamespacePath::as_str))
+            .bind(description)
+            .bind(quota.map(|(cpu, _, _)| cpu))
+            .bind(quota.map(|(_, memory, _)| memory))
+            .bind(quota.map(|(_, _, disk)| disk))
+            .bind(scalars.as_deref())
+            .bind(revision)
+            .bind(namespace.meta.created_ms);
+        query.execute(connection).await.map(drop)
+    })?;
+    Ok(())
+}
+
+/// Removes a namespace's row.
+pub(crate) async fn namespace_remove(db: &mut Tx, name: &str) -> Result<(), StoreError> {
+    on_db!(db, |connection| {
+        sqlx::query(NAMESPACE_REMOVE).bind(name).execute(connection).await.map(drop)
+    })?;
+    Ok(())
+}
+
+/// Something of each kind that is in the namespace: kind and name.
+pub(crate) async fn namespace_content(db: &mut Tx, name: &str) -> Result<Vec<(String, String)>, StoreError> {
+    Ok(on_db!(db, |connection| {
+        sqlx::query_as(NAMESPACE_CONTENT).bind(name).fetch_all(connection).await
+    })?)
+}
