@@ -121,3 +121,54 @@ fn corrupt(error: &dyn DatabaseError) -> StoreError {
 fn advice<Code>(known: &[(Code, &'static str)], is_it: impl Fn(&Code) -> bool) -> Option<&'static str> {
     known.iter().find(|(code, _)| is_it(code)).map(|(_, advice)| *advice)
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection as _, Executor as _, SqliteConnection};
+
+    use super::*;
+
+    async fn error_of(setting: &'static str, statement: &'static str) -> StoreError {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        connection.execute("CREATE TABLE t (a UNIQUE)").await.unwrap();
+        connection.execute(setting).await.unwrap();
+        connection.execute(statement).await.unwrap_err().into()
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_named_with_the_way_out() {
+        let error =
+            error_of("PRAGMA max_page_count = 3", "INSERT INTO t VALUES (randomblob(100000))").await;
+        assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+        assert!(error.to_string().contains("make room"), "{error}");
+        assert!(!error.is_transient());
+    }
+
+    #[tokio::test]
+    async fn a_read_only_file_is_named() {
+        let error = error_of("PRAGMA query_only = on", "INSERT INTO t VALUES (1)").await;
+        assert!(error.to_string().contains("read-only"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_fault_of_ours_stays_one() {
+        let error = error_of("SELECT 1", "INSERT INTO nowhere VALUES (1)").await;
+        assert!(matches!(error, StoreError::Database(_)), "{error}");
+    }
+
+    #[test]
+    fn the_first_advice_that_fits_is_given() {
+        for (code, expected) in [
+            ("53100", Some("disk of PostgreSQL is full")),
+            ("53300", Some("memory or connections")),
+            ("57P03", Some("starting or stopping")),
+            ("08006", Some("connection to PostgreSQL was lost")),
+            ("42601", None),
+        ] {
+            let found = advice(&POSTGRES_UNAVAILABLE, |known| code.starts_with(known));
+            assert_eq!(found.is_some(), expected.is_some(), "{code}");
+            assert!(found.unwrap_or("").contains(expected.unwrap_or("")), "{code}: {found:?}");
+        }
+        assert!(is_postgres_corruption("XX001") && !is_postgres_corruption("XX000"));
+    }
+}

@@ -19,7 +19,7 @@ const POSTGRES_CONNECTIONS_MAX: u32 = 10;
 /// Connections for the questions of operators, apart from the others so that these never wait for them.
 const QUERY_CONNECTIONS: u32 = 2;
 /// How long another process may hold the lock of a SQLite file before a write gives up (and is tried again).
-const SQLITE_BUSY: Duration = Duration::from_secs(3);
+const SQLITE_BUSY: Duration = Duration::from_secs(1);
 /// How long to wait for a free connection.
 const ACQUIRE: Duration = Duration::from_secs(15);
 

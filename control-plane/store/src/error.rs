@@ -5,7 +5,7 @@ use brig_api::problem::FieldError;
 use brig_api::{PlanSequence, Revision};
 
 /// Any error, as the source of ours.
-pub type Source = Box<dyn std::error::Error + Send + Sync>;
+type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a method of the store failed. Nothing of it was committed.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +81,3 @@ pub enum StoreError {
     Database(#[source] Source),
 }
 
-impl StoreError {
-    pub(crate) fn being_written() -> Self {
-        Self::Database("this method is being written".into())
-    }
-}

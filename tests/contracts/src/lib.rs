@@ -3,4 +3,5 @@
 
 mod shim_client;
 mod shim_contract;
+mod store_contract;
 mod wasm_shim;

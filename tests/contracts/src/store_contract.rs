@@ -1,0 +1,8 @@
+//! The contract of the store: every case runs on SQLite and on PostgreSQL.
+
+mod feed;
+mod harness;
+mod intent;
+mod planning;
+mod questions;
+mod recovery;
