@@ -99,7 +99,10 @@ async fn apply_all(tx: &mut Write, manifests: &[Manifest]) -> Result<Vec<Applied
             "{} are too many for one transaction: at most {MANIFESTS_MAX}",
             manifests.len()
         );
-        return Err(StoreError::Invalid(vec![FieldError { path: "manifests".to_owned(), message }]));
+        return Err(StoreError::Invalid(vec![FieldError {
+            path: "manifests".to_owned(),
+            message,
+        }]));
     }
     let mut applied = Vec::with_capacity(manifests.len());
     for (index, manifest) in manifests.iter().enumerate() {
@@ -264,7 +267,10 @@ fn name_taken(unit: Unit) -> StoreError {
             "it exists and has ended ({}): delete it first, or choose another name",
             state.as_str()
         ),
-        None => "it exists, and a unit is not changed in place: delete it first, or choose another name".to_owned(),
+        None => {
+            "it exists, and a unit is not changed in place: delete it first, or choose another name"
+                .to_owned()
+        }
     };
     StoreError::Conflict { key: Object::Unit(Box::new(unit)).key(), message }
 }

@@ -8,9 +8,15 @@ use crate::error::StoreError;
 /// Codes of SQLite (the low byte of its extended codes) and what an operator can do.
 const SQLITE_UNAVAILABLE: [(i32, &str); 7] = [
     (3, "the SQLite file may not be opened: check its owner and permissions"),
-    (5, "the SQLite file is locked by another process: only one server may use it; stop the other one, or use PostgreSQL"),
+    (
+        5,
+        "the SQLite file is locked by another process: only one server may use it; stop the other one, or use PostgreSQL",
+    ),
     (6, "a SQLite table is locked: try again"),
-    (8, "the SQLite file is read-only: check its owner and permissions, and that its file system is mounted for writing"),
+    (
+        8,
+        "the SQLite file is read-only: check its owner and permissions, and that its file system is mounted for writing",
+    ),
     (10, "the disk failed under the SQLite file: check the disk and the system's log"),
     (13, "the disk is full: make room on the file system of the SQLite file, then try again"),
     (14, "the SQLite file cannot be opened: check that its folder exists and may be written to"),
@@ -28,7 +34,10 @@ const POSTGRES_UNAVAILABLE: [(&str, &str); 9] = [
     ("3D000", "the database of the URL does not exist: create it, or correct the URL"),
     ("53100", "the disk of PostgreSQL is full: make room there, then try again"),
     ("53", "PostgreSQL is out of memory or connections: try again, or raise its limits"),
-    ("55P03", "PostgreSQL's tables are locked by something else: look at pg_stat_activity, and try again"),
+    (
+        "55P03",
+        "PostgreSQL's tables are locked by something else: look at pg_stat_activity, and try again",
+    ),
     ("57P", "PostgreSQL is starting or stopping: try again"),
     ("58", "the disk failed under PostgreSQL: check the disk and its log"),
 ];
@@ -49,23 +58,30 @@ impl From<sqlx::Error> for StoreError {
                     return corrupt(&**database);
                 }
                 (Some(code), _) => advice(&SQLITE_UNAVAILABLE, |known| *known == code & 0xff),
-                (None, Some(code)) => advice(&POSTGRES_UNAVAILABLE, |known| code.starts_with(known)),
+                (None, Some(code)) => {
+                    advice(&POSTGRES_UNAVAILABLE, |known| code.starts_with(known))
+                }
                 (None, None) => None,
             },
             Error::Io(_) | Error::Tls(_) => {
                 Some("the database is out of reach: check that it runs, the URL and the network")
             }
-            Error::PoolTimedOut => {
-                Some("no connection to the database came free in time: it is overloaded or out of reach")
-            }
+            Error::PoolTimedOut => Some(
+                "no connection to the database came free in time: it is overloaded or out of reach",
+            ),
             Error::PoolClosed | Error::WorkerCrashed => Some("the store was closed"),
             Error::ColumnDecode { index, source } => {
-                return Self::Corrupt { what: format!("column {index}"), message: source.to_string() };
+                return Self::Corrupt {
+                    what: format!("column {index}"),
+                    message: source.to_string(),
+                };
             }
             _ => None,
         };
         match message {
-            Some(message) => Self::Unavailable { message: message.to_owned(), source: error.into() },
+            Some(message) => {
+                Self::Unavailable { message: message.to_owned(), source: error.into() }
+            }
             None => Self::Database(error.into()),
         }
     }
@@ -77,7 +93,9 @@ impl From<MigrateError> for StoreError {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
             MigrateError::VersionMismatch(version) => Self::Corrupt {
                 what: format!("migration {version}"),
-                message: "the database was made by another build of this program, with other tables".to_owned(),
+                message:
+                    "the database was made by another build of this program, with other tables"
+                        .to_owned(),
             },
             other => Self::Database(other.into()),
         }
@@ -118,7 +136,10 @@ fn corrupt(error: &dyn DatabaseError) -> StoreError {
     }
 }
 
-fn advice<Code>(known: &[(Code, &'static str)], is_it: impl Fn(&Code) -> bool) -> Option<&'static str> {
+fn advice<Code>(
+    known: &[(Code, &'static str)],
+    is_it: impl Fn(&Code) -> bool,
+) -> Option<&'static str> {
     known.iter().find(|(code, _)| is_it(code)).map(|(_, advice)| *advice)
 }
 
@@ -138,7 +159,8 @@ mod tests {
     #[tokio::test]
     async fn a_full_disk_is_named_with_the_way_out() {
         let error =
-            error_of("PRAGMA max_page_count = 3", "INSERT INTO t VALUES (randomblob(100000))").await;
+            error_of("PRAGMA max_page_count = 3", "INSERT INTO t VALUES (randomblob(100000))")
+                .await;
         assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
         assert!(error.to_string().contains("make room"), "{error}");
         assert!(!error.is_transient());

@@ -24,7 +24,11 @@ pub(crate) fn unsigned<T: TryFrom<i64>>(what: &str, value: i64) -> Result<T, Sto
 }
 
 /// Something with a name, from a column that holds the name.
-pub(crate) fn named<T>(what: &str, parse: fn(&str) -> Option<T>, text: &str) -> Result<T, StoreError> {
+pub(crate) fn named<T>(
+    what: &str,
+    parse: fn(&str) -> Option<T>,
+    text: &str,
+) -> Result<T, StoreError> {
     parse(text).ok_or_else(|| corrupt(what, format!("`{text}` is not known")))
 }
 
@@ -54,7 +58,11 @@ pub(crate) fn text<'a>(what: &str, text: &'a str) -> Result<&'a str, StoreError>
 
 /// A text of a machine for a column: it is not sent again for the sake of a NUL.
 pub(crate) fn cleaned(text: &str) -> Cow<'_, str> {
-    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 pub(crate) fn corrupt(what: &str, message: impl Display) -> StoreError {

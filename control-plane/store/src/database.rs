@@ -90,7 +90,8 @@ impl Pools {
         let options = SqliteConnectOptions::from_str(url)
             .map_err(|_| invalid_url("not a SQLite URL: expected `sqlite:PATH`"))?;
         if url.contains(":memory:") || url.contains("mode=memory") {
-            let message = "a database in memory would be lost with the process: expected `sqlite:PATH`";
+            let message =
+                "a database in memory would be lost with the process: expected `sqlite:PATH`";
             return Err(invalid_url(message));
         }
         // FULL, not NORMAL: in WAL mode NORMAL survives the crash of a process, but a power cut may take the newest
@@ -120,7 +121,9 @@ impl Pools {
     async fn connect_postgres(url: &str) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url)
             .map_err(|_| {
-                invalid_url("not a PostgreSQL URL: expected `postgres://USER:PASSWORD@HOST/DATABASE`")
+                invalid_url(
+                    "not a PostgreSQL URL: expected `postgres://USER:PASSWORD@HOST/DATABASE`",
+                )
             })?
             .application_name("brig")
             .options(POSTGRES_OPTIONS);
@@ -128,7 +131,10 @@ impl Pools {
             PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE)
         };
         let queries = pool(QUERY_CONNECTIONS).connect_lazy_with(options.clone());
-        Ok(Self::Postgres { pool: pool(POSTGRES_CONNECTIONS_MAX).connect_with(options).await?, queries })
+        Ok(Self::Postgres {
+            pool: pool(POSTGRES_CONNECTIONS_MAX).connect_with(options).await?,
+            queries,
+        })
     }
 
     /// Begins to read: everything that is read until the end is of one moment.

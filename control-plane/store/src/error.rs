@@ -80,4 +80,3 @@ pub enum StoreError {
     #[error("the database failed")]
     Database(#[source] Source),
 }
-

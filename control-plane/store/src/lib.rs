@@ -9,27 +9,27 @@
 //! **Invariant:** secrets' texts leave the store through [`Store::texts_for`] alone.
 #![warn(missing_docs)]
 
-mod store;
 mod apply;
-mod command;
-mod object;
-mod text;
-mod node;
-mod status;
-mod plan;
-mod feed;
-mod event;
 mod artifact;
+mod command;
+mod event;
+mod feed;
 mod lease;
+mod node;
+mod object;
+mod plan;
 mod sql;
+mod status;
+mod store;
+mod text;
 
-mod write;
-mod table;
+mod classify;
 mod columns;
 mod database;
-mod schema;
-mod classify;
 mod error;
+mod schema;
+mod table;
+mod write;
 
 pub use artifact::NewArtifact;
 pub use error::StoreError;

@@ -9,9 +9,7 @@ use crate::store::{Store, cluster_revision};
 use crate::table::artifact::{artifact_get, artifact_list, artifact_remove};
 use crate::table::config::{config_get, config_list, config_remove};
 use crate::table::job::{job_get, job_list, job_put};
-use crate::table::namespace::{
-    namespace_content, namespace_get, namespace_list, namespace_remove,
-};
+use crate::table::namespace::{namespace_content, namespace_get, namespace_list, namespace_remove};
 use crate::table::node::{node_get, node_list, node_remove};
 use crate::table::secret::{secret_get, secret_list, secret_remove};
 use crate::table::service::{service_get, service_list, service_put};
@@ -111,9 +109,7 @@ async fn list(
         Kind::Node => objects(node_list(db).await?, Object::Node),
         Kind::Service => objects(service_list(db, namespace).await?, Object::Service),
         Kind::Job => objects(job_list(db, namespace).await?, Object::Job),
-        Kind::Unit => {
-            objects(unit_list(db, namespace).await?, |unit| Object::Unit(Box::new(unit)))
-        }
+        Kind::Unit => objects(unit_list(db, namespace).await?, |unit| Object::Unit(Box::new(unit))),
         Kind::Secret => objects(secret_list(db, namespace).await?, Object::Secret),
         Kind::Config => objects(config_list(db, namespace).await?, Object::Config),
         Kind::Artifact => objects(artifact_list(db).await?, Object::Artifact),

@@ -84,10 +84,7 @@ async fn cluster(db: &mut Tx) -> Result<(Revision, PlanSequence), StoreError> {
     ))
 }
 
-async fn commit(
-    tx: &mut Write,
-    plan: &Plan,
-) -> Result<(PlanSequence, Vec<UnitId>), StoreError> {
+async fn commit(tx: &mut Write, plan: &Plan) -> Result<(PlanSequence, Vec<UnitId>), StoreError> {
     // The fence: whoever planned on an older plan planned on a world that is gone.
     if tx.plan() != plan.after {
         return Err(StoreError::PlanLost { newest: tx.plan() });

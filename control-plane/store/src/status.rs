@@ -84,10 +84,7 @@ fn bounded(status: &UnitStatus) -> UnitStatus {
 }
 
 /// What people are told about the step from one status to the next, if anything.
-fn event_of(
-    before: &UnitStatus,
-    after: &UnitStatus,
-) -> Option<(EventLevel, &'static str, String)> {
+fn event_of(before: &UnitStatus, after: &UnitStatus) -> Option<(EventLevel, &'static str, String)> {
     use EventLevel::{Normal, Warning};
     let has_restarted = after.restarts > before.restarts;
     if before.state == after.state && !has_restarted {

@@ -143,13 +143,33 @@ impl Write {
     }
 
     /// Something happened, as it should. Events go with changes: without any they are not recorded.
-    pub(crate) fn normal(&mut self, about: ObjectKey, reason: &'static str, message: impl Into<String>) {
-        self.events.push(PendingEvent { level: EventLevel::Normal, about, reason, message: message.into() });
+    pub(crate) fn normal(
+        &mut self,
+        about: ObjectKey,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        self.events.push(PendingEvent {
+            level: EventLevel::Normal,
+            about,
+            reason,
+            message: message.into(),
+        });
     }
 
     /// Something happened that somebody may want to look at.
-    pub(crate) fn warning(&mut self, about: ObjectKey, reason: &'static str, message: impl Into<String>) {
-        self.events.push(PendingEvent { level: EventLevel::Warning, about, reason, message: message.into() });
+    pub(crate) fn warning(
+        &mut self,
+        about: ObjectKey,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        self.events.push(PendingEvent {
+            level: EventLevel::Warning,
+            about,
+            reason,
+            message: message.into(),
+        });
     }
 
     /// Has anything changed so far?

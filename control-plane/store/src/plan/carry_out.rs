@@ -52,11 +52,7 @@ fn key_of(kind: Kind, namespace: &NamespacePath, name: &ResourceName) -> ObjectK
     ObjectKey { kind, namespace: Some(namespace.clone()), name: name.as_str().to_owned() }
 }
 
-async fn node_state(
-    tx: &mut Write,
-    name: &NodeName,
-    state: NodeState,
-) -> Result<bool, StoreError> {
+async fn node_state(tx: &mut Write, name: &NodeName, state: NodeState) -> Result<bool, StoreError> {
     let Some(mut node) = node_get(&mut tx.db, name.as_str()).await? else {
         return Ok(false);
     };
@@ -91,10 +87,8 @@ async fn owner_is_live(tx: &mut Write, unit: &Unit) -> Result<bool, StoreError> 
 }
 
 async fn unit_create(tx: &mut Write, unit: &Unit) -> Result<bool, StoreError> {
-    let has_namespace =
-        namespace_get(&mut tx.db, unit.namespace.as_str()).await?.is_some();
-    let is_taken =
-        unit_by_name(&mut tx.db, &unit.namespace, unit.name.as_str()).await?.is_some();
+    let has_namespace = namespace_get(&mut tx.db, unit.namespace.as_str()).await?.is_some();
+    let is_taken = unit_by_name(&mut tx.db, &unit.namespace, unit.name.as_str()).await?.is_some();
     if !has_namespace || is_taken || !owner_is_live(tx, unit).await? {
         return Ok(false);
     }
@@ -109,7 +103,8 @@ async fn unit_create(tx: &mut Write, unit: &Unit) -> Result<bool, StoreError> {
     };
     unit_insert(&mut tx.db, &unit).await?;
     let key = key_of(Kind::Unit, &unit.namespace, &unit.name);
-    let owner = unit.owner.as_ref().map(|owner| format!(" for {} `{}`", owner.kind(), owner.name()));
+    let owner =
+        unit.owner.as_ref().map(|owner| format!(" for {} `{}`", owner.kind(), owner.name()));
     tx.normal(key, "Created", format!("was created{}", owner.unwrap_or_default()));
     tx.changed(Object::Unit(Box::new(unit)));
     Ok(true)

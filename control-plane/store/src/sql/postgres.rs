@@ -101,11 +101,15 @@ fn value(raw: PgValueRef<'_>) -> Result<Value, StoreError> {
     let as_text = || Value::from(text);
     Ok(match kind.as_str() {
         "BOOL" => Value::from(text == "t"),
-        "INT2" | "INT4" | "INT8" | "OID" => text.parse::<i64>().map_or_else(|_| as_text(), Value::from),
+        "INT2" | "INT4" | "INT8" | "OID" => {
+            text.parse::<i64>().map_or_else(|_| as_text(), Value::from)
+        }
         // A sum of numbers is NUMERIC here, and may be larger than JSON's readers take: then it stays a text.
         "NUMERIC" => match (text.parse::<i64>(), text.parse::<f64>()) {
             (Ok(whole), _) => Value::from(whole),
-            (_, Ok(fraction)) if text.contains('.') && fraction.is_finite() => Value::from(fraction),
+            (_, Ok(fraction)) if text.contains('.') && fraction.is_finite() => {
+                Value::from(fraction)
+            }
             _ => as_text(),
         },
         "FLOAT4" | "FLOAT8" => match text.parse::<f64>() {

@@ -44,8 +44,12 @@ pub(super) fn screen(query: &str) -> Result<Screened<'_>, String> {
     let (tokens, end) = tokens(query)?;
     let first = match tokens.first() {
         Some(Token::Word(word)) if STARTS.contains(&word.as_str()) => word,
-        Some(_) => return Err(format!("expected one query that begins with {}", STARTS.join(", "))),
-        None => return Err("it is empty: expected one query, such as `select * from units`".to_owned()),
+        Some(_) => {
+            return Err(format!("expected one query that begins with {}", STARTS.join(", ")));
+        }
+        None => {
+            return Err("it is empty: expected one query, such as `select * from units`".to_owned());
+        }
     };
     for (index, token) in tokens.iter().enumerate() {
         check_name(token)?;
@@ -151,7 +155,9 @@ fn quoted(
 ) -> Result<Token, String> {
     let before = query[..start].chars().next_back();
     if before.is_some_and(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '&' | '\'' | '"')) {
-        return Err("prefixed texts such as E'…' and U&'…' are not understood here: use '…'".to_owned());
+        return Err(
+            "prefixed texts such as E'…' and U&'…' are not understood here: use '…'".to_owned()
+        );
     }
     let mut content = String::new();
     while let Some((_, character)) = rest.next() {

@@ -86,11 +86,8 @@ async fn refuse_hidden(tx: &mut SqliteConnection, query: Screened<'_>) -> Result
     let pages: Vec<(i64,)> = sqlx::query_as(HIDDEN_PAGES).fetch_all(&mut *tx).await?;
     let hidden: BTreeSet<i64> = pages.into_iter().map(|(page,)| page).collect();
     let explain = AssertSqlSafe(format!("EXPLAIN {}", query.text));
-    let program = sqlx::query(explain)
-        .persistent(false)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(misunderstood)?;
+    let program =
+        sqlx::query(explain).persistent(false).fetch_all(&mut *tx).await.map_err(misunderstood)?;
     for instruction in program {
         let opcode: String = instruction.try_get_unchecked("opcode")?;
         if !OPENS.contains(&opcode.as_str()) {

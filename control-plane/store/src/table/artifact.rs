@@ -81,7 +81,11 @@ pub(crate) async fn artifact_list_of_digest(
     digest: &str,
 ) -> Result<Vec<Artifact>, StoreError> {
     let rows: Vec<ArtifactRow> = on_db!(db, |connection| {
-        sqlx::query_as(ARTIFACTS_OF_DIGEST).bind(repository).bind(digest).fetch_all(connection).await
+        sqlx::query_as(ARTIFACTS_OF_DIGEST)
+            .bind(repository)
+            .bind(digest)
+            .fetch_all(connection)
+            .await
     })?;
     rows.into_iter().map(Artifact::try_from).collect()
 }
@@ -107,7 +111,11 @@ pub(crate) async fn artifact_put(db: &mut Tx, artifact: &Artifact) -> Result<(),
 }
 
 /// Removes a tag's row.
-pub(crate) async fn artifact_remove(db: &mut Tx, repository: &str, tag: &str) -> Result<(), StoreError> {
+pub(crate) async fn artifact_remove(
+    db: &mut Tx,
+    repository: &str,
+    tag: &str,
+) -> Result<(), StoreError> {
     on_db!(db, |connection| {
         sqlx::query(ARTIFACT_REMOVE).bind(repository).bind(tag).execute(connection).await.map(drop)
     })?;

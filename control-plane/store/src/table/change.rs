@@ -9,8 +9,7 @@ use crate::columns::{from_json, id, number, to_json, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
 
-const CHANGE_INSERT: &str =
-    "INSERT INTO changes (revision, position, kind, namespace, name, object) VALUES ($1, $2, $3, $4, $5, $6)";
+const CHANGE_INSERT: &str = "INSERT INTO changes (revision, position, kind, namespace, name, object) VALUES ($1, $2, $3, $4, $5, $6)";
 /// Whole revisions: up to and with that of the last of the first `$2` changes.
 const CHANGES_SINCE: &str = "SELECT revision, position, kind, namespace, name, object FROM changes \
     WHERE revision > $1 AND revision <= (SELECT MAX(revision) FROM (SELECT revision FROM changes \
@@ -33,7 +32,8 @@ impl TryFrom<ChangeRow> for Change {
     type Error = StoreError;
 
     fn try_from(row: ChangeRow) -> Result<Self, StoreError> {
-        let namespace = row.namespace.map(|namespace| id("changes.namespace", &namespace)).transpose()?;
+        let namespace =
+            row.namespace.map(|namespace| id("changes.namespace", &namespace)).transpose()?;
         Ok(Self {
             revision: Revision(unsigned("changes.revision", row.revision)?),
             position: unsigned("changes.position", row.position)?,
@@ -67,7 +67,11 @@ pub(crate) async fn change_insert(
 }
 
 /// What follows a revision, in order.
-pub(crate) async fn change_list(db: &mut Tx, revision: Revision, limit: i64) -> Result<Vec<Change>, StoreError> {
+pub(crate) async fn change_list(
+    db: &mut Tx,
+    revision: Revision,
+    limit: i64,
+) -> Result<Vec<Change>, StoreError> {
     let revision = number("revision", revision.0)?;
     let rows: Vec<ChangeRow> = on_db!(db, |connection| {
         sqlx::query_as(CHANGES_SINCE).bind(revision).bind(limit).fetch_all(connection).await

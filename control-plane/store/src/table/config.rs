@@ -92,7 +92,11 @@ pub(crate) async fn config_put(db: &mut Tx, config: &Config) -> Result<(), Store
 }
 
 /// Removes a config's row.
-pub(crate) async fn config_remove(db: &mut Tx, namespace: &NamespacePath, name: &str) -> Result<(), StoreError> {
+pub(crate) async fn config_remove(
+    db: &mut Tx,
+    namespace: &NamespacePath,
+    name: &str,
+) -> Result<(), StoreError> {
     on_db!(db, |connection| {
         let query = sqlx::query(CONFIG_REMOVE).bind(namespace.as_str()).bind(name);
         query.execute(connection).await.map(drop)

@@ -39,7 +39,8 @@ impl TryFrom<EventRow> for Event {
     type Error = StoreError;
 
     fn try_from(row: EventRow) -> Result<Self, StoreError> {
-        let namespace = row.namespace.map(|namespace| id("events.namespace", &namespace)).transpose()?;
+        let namespace =
+            row.namespace.map(|namespace| id("events.namespace", &namespace)).transpose()?;
         Ok(Self {
             revision: Revision(unsigned("events.revision", row.revision)?),
             position: unsigned("events.position", row.position)?,

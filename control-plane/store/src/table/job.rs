@@ -91,7 +91,10 @@ pub(crate) async fn job_get(
 }
 
 /// All jobs, or those in a namespace and below it.
-pub(crate) async fn job_list(db: &mut Tx, namespace: Option<&NamespacePath>) -> Result<Vec<Job>, StoreError> {
+pub(crate) async fn job_list(
+    db: &mut Tx,
+    namespace: Option<&NamespacePath>,
+) -> Result<Vec<Job>, StoreError> {
     let rows: Vec<JobRow> = on_db!(db, |connection| {
         sqlx::query_as(JOBS_WITHIN).bind(within(namespace)).fetch_all(connection).await
     })?;
@@ -130,7 +133,11 @@ pub(crate) async fn job_put(db: &mut Tx, job: &Job) -> Result<(), StoreError> {
 }
 
 /// Removes a job's row.
-pub(crate) async fn job_remove(db: &mut Tx, namespace: &NamespacePath, name: &str) -> Result<(), StoreError> {
+pub(crate) async fn job_remove(
+    db: &mut Tx,
+    namespace: &NamespacePath,
+    name: &str,
+) -> Result<(), StoreError> {
     on_db!(db, |connection| {
         let query = sqlx::query(JOB_REMOVE).bind(namespace.as_str()).bind(name);
         query.execute(connection).await.map(drop)

@@ -54,7 +54,12 @@ impl TryFrom<NamespaceRow> for Namespace {
     type Error = StoreError;
 
     fn try_from(row: NamespaceRow) -> Result<Self, StoreError> {
-        let quota = match (row.quota_cpu_milli, row.quota_memory_bytes, row.quota_disk_bytes, &row.quota_scalars) {
+        let quota = match (
+            row.quota_cpu_milli,
+            row.quota_memory_bytes,
+            row.quota_disk_bytes,
+            &row.quota_scalars,
+        ) {
             (Some(cpu), Some(memory), Some(disk), Some(scalars)) => Some(Resources {
                 cpu: MilliCpu(unsigned("namespaces.quota_cpu_milli", cpu)?),
                 memory: Bytes(unsigned("namespaces.quota_memory_bytes", memory)?),
@@ -75,9 +80,14 @@ impl TryFrom<NamespaceRow> for Namespace {
 }
 
 /// The namespace of that path.
-pub(crate) async fn namespace_get(db: &mut Tx, name: &str) -> Result<Option<Namespace>, StoreError> {
-    let row: Option<NamespaceRow> =
-        on_db!(db, |connection| sqlx::query_as(NAMESPACE_GET).bind(name).fetch_optional(connection).await)?;
+pub(crate) async fn namespace_get(
+    db: &mut Tx,
+    name: &str,
+) -> Result<Option<Namespace>, StoreError> {
+    let row: Option<NamespaceRow> = on_db!(db, |connection| sqlx::query_as(NAMESPACE_GET)
+        .bind(name)
+        .fetch_optional(connection)
+        .await)?;
     row.map(Namespace::try_from).transpose()
 }
 
@@ -125,7 +135,10 @@ pub(crate) async fn namespace_remove(db: &mut Tx, name: &str) -> Result<(), Stor
 }
 
 /// Something of each kind that is in the namespace: kind and name.
-pub(crate) async fn namespace_content(db: &mut Tx, name: &str) -> Result<Vec<(String, String)>, StoreError> {
+pub(crate) async fn namespace_content(
+    db: &mut Tx,
+    name: &str,
+) -> Result<Vec<(String, String)>, StoreError> {
     Ok(on_db!(db, |connection| {
         sqlx::query_as(NAMESPACE_CONTENT).bind(name).fetch_all(connection).await
     })?)

@@ -33,7 +33,8 @@ const NODE_PUT: &str = "INSERT INTO nodes (name, state, state_since_ms, cpu_mill
     address = excluded.address, agent_version = excluded.agent_version, boot_id = excluded.boot_id, \
     revision = excluded.revision";
 const ATTRIBUTES_REMOVE: &str = "DELETE FROM node_attributes WHERE node = $1";
-const ATTRIBUTE_INSERT: &str = "INSERT INTO node_attributes (node, name, value) VALUES ($1, $2, $3)";
+const ATTRIBUTE_INSERT: &str =
+    "INSERT INTO node_attributes (node, name, value) VALUES ($1, $2, $3)";
 const NODE_REMOVE: &str = "DELETE FROM nodes WHERE name = $1";
 
 #[derive(sqlx::FromRow)]
@@ -68,7 +69,10 @@ fn node(row: NodeRow, attributes: &mut Attributes) -> Result<Node, StoreError> {
                 scalars: from_json("nodes.scalars", &row.scalars)?,
             },
             attributes: attributes.remove(&row.name).unwrap_or_default(),
-            runtimes: runs.into_iter().filter_map(|(runs, runtime)| runs.then_some(runtime)).collect(),
+            runtimes: runs
+                .into_iter()
+                .filter_map(|(runs, runtime)| runs.then_some(runtime))
+                .collect(),
             address: row.address,
             agent_version: row.agent_version,
             boot_id: row.boot_id,
@@ -94,8 +98,10 @@ async fn attributes(db: &mut Tx, node: Option<&str>) -> Result<Attributes, Store
 
 /// The node of that name.
 pub(crate) async fn node_get(db: &mut Tx, name: &str) -> Result<Option<Node>, StoreError> {
-    let row: Option<NodeRow> =
-        on_db!(db, |connection| sqlx::query_as(NODE_GET).bind(name).fetch_optional(connection).await)?;
+    let row: Option<NodeRow> = on_db!(db, |connection| sqlx::query_as(NODE_GET)
+        .bind(name)
+        .fetch_optional(connection)
+        .await)?;
     let Some(row) = row else {
         return Ok(None);
     };
@@ -104,7 +110,8 @@ pub(crate) async fn node_get(db: &mut Tx, name: &str) -> Result<Option<Node>, St
 
 /// All nodes.
 pub(crate) async fn node_list(db: &mut Tx) -> Result<Vec<Node>, StoreError> {
-    let rows: Vec<NodeRow> = on_db!(db, |connection| sqlx::query_as(NODES).fetch_all(connection).await)?;
+    let rows: Vec<NodeRow> =
+        on_db!(db, |connection| sqlx::query_as(NODES).fetch_all(connection).await)?;
     let mut attributes = attributes(db, None).await?;
     rows.into_iter().map(|row| node(row, &mut attributes)).collect()
 }
@@ -147,7 +154,8 @@ pub(crate) async fn node_attributes_put(db: &mut Tx, node: &Node) -> Result<(), 
     for (name, value) in &node.facts.attributes {
         let (name, value) = (text("attributes", name)?, text("attributes", value)?);
         on_db!(db, |connection| {
-            let query = sqlx::query(ATTRIBUTE_INSERT).bind(node.name.as_str()).bind(name).bind(value);
+            let query =
+                sqlx::query(ATTRIBUTE_INSERT).bind(node.name.as_str()).bind(name).bind(value);
             query.execute(connection).await.map(drop)
         })?;
     }
@@ -156,6 +164,10 @@ pub(crate) async fn node_attributes_put(db: &mut Tx, node: &Node) -> Result<(), 
 
 /// Removes a node's row, and its attributes.
 pub(crate) async fn node_remove(db: &mut Tx, name: &str) -> Result<(), StoreError> {
-    on_db!(db, |connection| sqlx::query(NODE_REMOVE).bind(name).execute(connection).await.map(drop))?;
+    on_db!(db, |connection| sqlx::query(NODE_REMOVE)
+        .bind(name)
+        .execute(connection)
+        .await
+        .map(drop))?;
     Ok(())
 }

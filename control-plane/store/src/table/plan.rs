@@ -34,7 +34,8 @@ pub(crate) async fn plan_insert(db: &mut Tx, plan: &PlanRow) -> Result<(), Store
     let sequence = number("sequence", plan.sequence.0)?;
     let revision = number("revision", plan.revision.0)?;
     let based_on = number("based_on", plan.based_on.0)?;
-    let (decisions, skipped) = (count("decisions", plan.decisions)?, count("skipped", plan.skipped)?);
+    let (decisions, skipped) =
+        (count("decisions", plan.decisions)?, count("skipped", plan.skipped)?);
     on_db!(db, |connection| {
         let query = sqlx::query(PLAN_INSERT)
             .bind(sequence)
@@ -49,7 +50,10 @@ pub(crate) async fn plan_insert(db: &mut Tx, plan: &PlanRow) -> Result<(), Store
 }
 
 /// The newest explanation of a unit.
-pub(crate) async fn explanation_get(db: &mut Tx, unit: &UnitId) -> Result<Option<Explanation>, StoreError> {
+pub(crate) async fn explanation_get(
+    db: &mut Tx,
+    unit: &UnitId,
+) -> Result<Option<Explanation>, StoreError> {
     let row: Option<(String,)> = on_db!(db, |connection| {
         sqlx::query_as(EXPLANATION_GET).bind(unit.as_str()).fetch_optional(connection).await
     })?;
@@ -57,7 +61,10 @@ pub(crate) async fn explanation_get(db: &mut Tx, unit: &UnitId) -> Result<Option
 }
 
 /// Writes an explanation in place of the unit's former one.
-pub(crate) async fn explanation_put(db: &mut Tx, explanation: &Explanation) -> Result<(), StoreError> {
+pub(crate) async fn explanation_put(
+    db: &mut Tx,
+    explanation: &Explanation,
+) -> Result<(), StoreError> {
     let (verdict, node, message) = match &explanation.verdict {
         Verdict::Placed { node, .. } => ("placed", Some(node.as_str()), None),
         Verdict::Refused { message } => ("refused", None, Some(cleaned(message))),

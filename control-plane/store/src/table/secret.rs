@@ -26,7 +26,8 @@ const SECRET_PUT: &str = "INSERT INTO secrets (namespace, name, keys, revision, 
 const SECRET_REMOVE: &str = "DELETE FROM secrets WHERE namespace = $1 AND name = $2";
 const TEXTS: &str = "SELECT key, text FROM secret_texts WHERE namespace = $1 AND name = $2";
 const TEXTS_REMOVE: &str = "DELETE FROM secret_texts WHERE namespace = $1 AND name = $2";
-const TEXT_INSERT: &str = "INSERT INTO secret_texts (namespace, name, key, text) VALUES ($1, $2, $3, $4)";
+const TEXT_INSERT: &str =
+    "INSERT INTO secret_texts (namespace, name, key, text) VALUES ($1, $2, $3, $4)";
 
 #[derive(sqlx::FromRow)]
 struct SecretRow {
@@ -122,7 +123,11 @@ pub(crate) async fn secret_put(
 }
 
 /// Removes a secret, and its texts.
-pub(crate) async fn secret_remove(db: &mut Tx, namespace: &NamespacePath, name: &str) -> Result<(), StoreError> {
+pub(crate) async fn secret_remove(
+    db: &mut Tx,
+    namespace: &NamespacePath,
+    name: &str,
+) -> Result<(), StoreError> {
     on_db!(db, |connection| {
         let query = sqlx::query(SECRET_REMOVE).bind(namespace.as_str()).bind(name);
         query.execute(connection).await.map(drop)

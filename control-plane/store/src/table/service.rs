@@ -120,7 +120,11 @@ pub(crate) async fn service_put(db: &mut Tx, service: &Service) -> Result<(), St
 }
 
 /// Removes a service's row.
-pub(crate) async fn service_remove(db: &mut Tx, namespace: &NamespacePath, name: &str) -> Result<(), StoreError> {
+pub(crate) async fn service_remove(
+    db: &mut Tx,
+    namespace: &NamespacePath,
+    name: &str,
+) -> Result<(), StoreError> {
     on_db!(db, |connection| {
         let query = sqlx::query(SERVICE_REMOVE).bind(namespace.as_str()).bind(name);
         query.execute(connection).await.map(drop)

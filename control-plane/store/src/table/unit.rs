@@ -97,7 +97,9 @@ pub(crate) fn desired_name(desired: Desired) -> &'static str {
 }
 
 fn desired_parse(text: &str) -> Option<Desired> {
-    [Desired::Run, Desired::Stop, Desired::Remove].into_iter().find(|desired| desired_name(*desired) == text)
+    [Desired::Run, Desired::Stop, Desired::Remove]
+        .into_iter()
+        .find(|desired| desired_name(*desired) == text)
 }
 
 impl TryFrom<UnitRow> for Unit {
@@ -115,7 +117,10 @@ impl TryFrom<UnitRow> for Unit {
             desired: named("units.desired", desired_parse, &row.desired)?,
             remove_when_done: row.remove_when_done,
             node: row.node.map(|node| id("units.node", &node)).transpose()?,
-            placed_by: row.placed_by.map(|plan| unsigned("units.placed_by", plan).map(PlanSequence)).transpose()?,
+            placed_by: row
+                .placed_by
+                .map(|plan| unsigned("units.placed_by", plan).map(PlanSequence))
+                .transpose()?,
             meta: Meta {
                 revision: Revision(unsigned("units.revision", row.revision)?),
                 created_ms: row.created_ms,
@@ -128,7 +133,8 @@ fn owner(row: &UnitRow) -> Result<Option<Owner>, StoreError> {
     let name = |name: &Option<String>| -> Result<ResourceName, StoreError> {
         id("units.owner_name", name.as_deref().unwrap_or_default())
     };
-    let part = |value: Option<i64>| value.ok_or_else(|| corrupt("units", "an owner's number is missing"));
+    let part =
+        |value: Option<i64>| value.ok_or_else(|| corrupt("units", "an owner's number is missing"));
     Ok(match row.owner_kind.as_deref() {
         None => None,
         Some("service") => Some(Owner::Service {
@@ -202,7 +208,10 @@ pub(crate) async fn unit_by_name(
 }
 
 /// All units, or those in a namespace and below it.
-pub(crate) async fn unit_list(db: &mut Tx, namespace: Option<&NamespacePath>) -> Result<Vec<Unit>, StoreError> {
+pub(crate) async fn unit_list(
+    db: &mut Tx,
+    namespace: Option<&NamespacePath>,
+) -> Result<Vec<Unit>, StoreError> {
     let rows: Vec<UnitRow> = on_db!(db, |connection| {
         sqlx::query_as(UNITS_WITHIN).bind(within(namespace)).fetch_all(connection).await
     })?;
@@ -211,8 +220,10 @@ pub(crate) async fn unit_list(db: &mut Tx, namespace: Option<&NamespacePath>) ->
 
 /// Units on a node that have not ended, by id.
 pub(crate) async fn unit_list_on_node(db: &mut Tx, node: &str) -> Result<Vec<Unit>, StoreError> {
-    let rows: Vec<UnitRow> =
-        on_db!(db, |connection| sqlx::query_as(UNITS_ON_NODE).bind(node).fetch_all(connection).await)?;
+    let rows: Vec<UnitRow> = on_db!(db, |connection| sqlx::query_as(UNITS_ON_NODE)
+        .bind(node)
+        .fetch_all(connection)
+        .await)?;
     rows.into_iter().map(Unit::try_from).collect()
 }
 
@@ -241,8 +252,12 @@ pub(crate) async fn unit_insert(db: &mut Tx, unit: &Unit) -> Result<(), StoreErr
     let owner_kind = unit.owner.as_ref().map(|owner| owner.kind().as_str());
     let owner_name = unit.owner.as_ref().map(|owner| owner.name().as_str());
     let (generation, index, attempt) = match &unit.owner {
-        Some(Owner::Service { generation, .. }) => (Some(number("generation", *generation)?), None, None),
-        Some(Owner::Job { index, attempt, .. }) => (None, Some(i64::from(*index)), Some(i64::from(*attempt))),
+        Some(Owner::Service { generation, .. }) => {
+            (Some(number("generation", *generation)?), None, None)
+        }
+        Some(Owner::Job { index, attempt, .. }) => {
+            (None, Some(i64::from(*index)), Some(i64::from(*attempt)))
+        }
         None => (None, None, None),
     };
     on_db!(db, |connection| {

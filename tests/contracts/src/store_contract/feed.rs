@@ -81,9 +81,7 @@ async fn a_trimmed_feed_asks_to_list_again(Fresh { store, .. }: Fresh) {
     store.changes_trim(3).await.unwrap();
     assert_eq!(store.revision().await.unwrap(), newest, "forgetting is no change");
     let oldest = Revision(newest.0 - 3);
-    let too_old = |error: &StoreError| {
-        matches!(error, StoreError::RevisionTooOld { oldest: said } if *said == oldest)
-    };
+    let too_old = |error: &StoreError| matches!(error, StoreError::RevisionTooOld { oldest: said } if *said == oldest);
     let error = store.changes_since(Revision(oldest.0 - 1), 10).await.unwrap_err();
     assert!(too_old(&error), "{error}");
     let error = store.changes_since(Revision(0), 10).await.unwrap_err();
@@ -126,7 +124,10 @@ async fn events_are_filtered(Fresh { store, .. }: Fresh) {
     store.apply(&manifests("{kind: namespace, name: team}"), NOW).await.unwrap();
     let reasons = async |filter: EventFilter| {
         let events = store.event_list(&filter).await.unwrap();
-        events.into_iter().map(|event| format!("{} {}", event.kind, event.reason)).collect::<Vec<_>>()
+        events
+            .into_iter()
+            .map(|event| format!("{} {}", event.kind, event.reason))
+            .collect::<Vec<_>>()
     };
     let all = ["node Registered", "unit Created", "unit Placed", "namespace Created"];
     assert_eq!(reasons(EventFilter::default()).await, all);
@@ -160,13 +161,13 @@ async fn tags_are_set_and_removed(Fresh { store, .. }: Fresh) {
     assert_eq!(store.artifact_get("team-a/shop", "1").await.unwrap(), Some(moved.clone()));
     assert_eq!(store.artifact_get("team-a/shop", "no\0tag").await.unwrap(), None);
     assert_eq!(store.artifact_list().await.unwrap().len(), 3);
-    let removed =
-        store.artifact_delete_digest("team-a/shop", &moved.digest, NOW).await.unwrap();
+    let removed = store.artifact_delete_digest("team-a/shop", &moved.digest, NOW).await.unwrap();
     assert_eq!(removed, 2);
     assert!(!store.artifact_delete("team-a/shop", "1", NOW).await.unwrap());
     store.object_delete(&key(Kind::Artifact, "team-a/shop:latest"), NOW).await.unwrap();
     assert_eq!(store.artifact_list().await.unwrap(), []);
-    let wrong = NewArtifact { repository: "Shop".to_owned(), tag: "a b".to_owned(), ..artifact("1", 1) };
+    let wrong =
+        NewArtifact { repository: "Shop".to_owned(), tag: "a b".to_owned(), ..artifact("1", 1) };
     let error = store.artifact_put(wrong, NOW).await.unwrap_err();
     assert!(matches!(&error, StoreError::Invalid(faults) if faults.len() == 2), "{error}");
 }

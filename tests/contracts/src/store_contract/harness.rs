@@ -64,7 +64,9 @@ pub(crate) async fn on_sqlite<Case: Future<Output = ()>>(case: impl FnOnce(Fresh
 
 pub(crate) async fn on_postgres<Case: Future<Output = ()>>(case: impl FnOnce(Fresh) -> Case) {
     let Ok(server) = std::env::var(POSTGRES_VARIABLE) else {
-        eprintln!("skipped: {POSTGRES_VARIABLE} names no PostgreSQL server (`tests/setup/postgres start` prints one)");
+        eprintln!(
+            "skipped: {POSTGRES_VARIABLE} names no PostgreSQL server (`tests/setup/postgres start` prints one)"
+        );
         return;
     };
     static COUNT: AtomicU32 = AtomicU32::new(0);

@@ -136,10 +136,8 @@ async fn a_unit_is_not_changed_in_place(Fresh { store, .. }: Fresh) {
     let Object::Unit(unit) = store.object_get(&key(Kind::Unit, "web")).await.unwrap() else {
         panic!("a unit")
     };
-    let end = Decision::UnitEnd {
-        unit: unit.id.clone(),
-        reason: brig_api::lifecycle::Reason::Requested,
-    };
+    let end =
+        Decision::UnitEnd { unit: unit.id.clone(), reason: brig_api::lifecycle::Reason::Requested };
     store.plan_commit(&plan(&store, vec![end]).await, NOW).await.unwrap();
     let error = store.apply(&manifests(yaml), NOW).await.unwrap_err().to_string();
     assert!(error.contains("has ended (stopped)"), "{error}");
@@ -180,7 +178,12 @@ async fn a_preview_leaves_no_trace(Fresh { store, .. }: Fresh) {
     assert_eq!((applied.len(), objects.len()), (3, 3));
     assert_eq!(objects[1].key(), key(Kind::Service, "shop"));
     assert_eq!(store.model_load().await.unwrap(), before);
-    assert!(store.apply_preview(&manifests("{kind: config, name: x, namespace: no, data: {}}")).await.is_err());
+    assert!(
+        store
+            .apply_preview(&manifests("{kind: config, name: x, namespace: no, data: {}}"))
+            .await
+            .is_err()
+    );
     store.apply(&manifests(SHOP), NOW).await.unwrap();
 }
 
@@ -290,10 +293,14 @@ async fn commands_change_what_they_should(Fresh { store, .. }: Fresh) {
 }
 
 async fn lists_are_of_a_namespace_and_below(Fresh { store, .. }: Fresh) {
-    let tree = ["team", "team/dev", "team-b"].map(|path| format!("{{kind: namespace, name: {path}}}"));
+    let tree =
+        ["team", "team/dev", "team-b"].map(|path| format!("{{kind: namespace, name: {path}}}"));
     store.apply(&manifests(&tree.join("\n---\n")), NOW).await.unwrap();
     for (index, path) in ["team-b", "team/dev", "team", "default"].into_iter().enumerate() {
-        let spec = brig_api::spec::LoneUnitSpec { namespace: namespace(path), ..lone_unit(&format!("u{index}")) };
+        let spec = brig_api::spec::LoneUnitSpec {
+            namespace: namespace(path),
+            ..lone_unit(&format!("u{index}"))
+        };
         store.unit_create(spec, NOW).await.unwrap();
     }
     let names = async |path: Option<&str>| {
@@ -311,9 +318,15 @@ async fn lists_are_of_a_namespace_and_below(Fresh { store, .. }: Fresh) {
 async fn what_cannot_be_stored_is_refused_alike(Fresh { store, .. }: Fresh) {
     let nul = "{kind: secret, name: s, data: {k: \"a\\0b\"}}";
     let error = store.apply(&manifests(nul), NOW).await.unwrap_err();
-    assert!(matches!(&error, StoreError::Invalid(faults) if faults[0].message.contains("NUL")), "{error}");
+    assert!(
+        matches!(&error, StoreError::Invalid(faults) if faults[0].message.contains("NUL")),
+        "{error}"
+    );
     let huge = "{kind: unit, name: u, unit: {wasm: {artifact: a}, resources: {disk: '18446744073709551615'}}}";
     let error = store.apply(&manifests(huge), NOW).await.unwrap_err();
-    assert!(matches!(&error, StoreError::Invalid(faults) if faults[0].message.contains("too large")), "{error}");
+    assert!(
+        matches!(&error, StoreError::Invalid(faults) if faults[0].message.contains("too large")),
+        "{error}"
+    );
     assert_eq!(store.revision().await.unwrap().0, 1);
 }

@@ -8,8 +8,8 @@ use brig_core::Decision;
 use brig_store::{Store, StoreError};
 
 use super::harness::{
-    Fresh, NOW, facts, key, lone_unit, manifests, name, namespace, node_name, on_both,
-    placed_unit, plan, plan_after, report, unit_now,
+    Fresh, NOW, facts, key, lone_unit, manifests, name, namespace, node_name, on_both, placed_unit,
+    plan, plan_after, report, unit_now,
 };
 
 on_both!(
@@ -70,8 +70,7 @@ async fn a_node_in_use_stays(Fresh { store, .. }: Fresh) {
         );
     };
     refused("ready").await;
-    let away =
-        Decision::NodeState { node: node_name("node-1"), state: NodeState::Unreachable };
+    let away = Decision::NodeState { node: node_name("node-1"), state: NodeState::Unreachable };
     store.plan_commit(&plan(&store, vec![away]).await, NOW).await.unwrap();
     refused("`web`").await;
     let lose = Decision::UnitLose { unit: unit.id, message: "gone".to_owned() };
@@ -98,8 +97,7 @@ async fn a_report_is_taken_over_exactly_once(Fresh { store, .. }: Fresh) {
     killed.status.reason = Some(Reason::OutOfMemory);
     killed.status.exit_code = Some(137);
     let late = report(&unit.id, 2, UnitState::Running);
-    let acknowledged =
-        store.statuses_report(&node, &[killed.clone(), late], NOW).await.unwrap();
+    let acknowledged = store.statuses_report(&node, &[killed.clone(), late], NOW).await.unwrap();
     assert_eq!(acknowledged, [(unit.id.clone(), 3), (unit.id.clone(), 2)]);
     assert_eq!(unit_now(&store, &unit.id).await.status, killed.status);
     assert_eq!(events(&store, "web").await, ["Created", "Placed", "Started", "OutOfMemory"]);
@@ -122,11 +120,9 @@ async fn a_final_state_stays(Fresh { store, .. }: Fresh) {
 async fn reports_about_others_units_change_nothing(Fresh { store, .. }: Fresh) {
     let unit = placed_unit(&store, "web", "node-1").await;
     let unknown = UnitId::new("u-unknown").unwrap();
-    let reports =
-        [report(&unit.id, 1, UnitState::Failed), report(&unknown, 9, UnitState::Failed)];
+    let reports = [report(&unit.id, 1, UnitState::Failed), report(&unknown, 9, UnitState::Failed)];
     let before = store.revision().await.unwrap();
-    let acknowledged =
-        store.statuses_report(&node_name("node-2"), &reports, NOW).await.unwrap();
+    let acknowledged = store.statuses_report(&node_name("node-2"), &reports, NOW).await.unwrap();
     assert_eq!(acknowledged, [(unit.id.clone(), 1), (unknown, 9)]);
     assert_eq!(store.revision().await.unwrap(), before);
     let waiting = store.unit_create(lone_unit("waiting"), NOW).await.unwrap();
@@ -205,7 +201,14 @@ async fn decisions_without_their_premise_are_left_out(Fresh { store, .. }: Fresh
         Decision::UnitEnd { unit: stopped.id.clone(), reason: Reason::Requested },
     ];
     let committed = store.plan_commit(&plan(&store, decisions).await, NOW).await.unwrap();
-    assert_eq!(committed.skipped, [placed.id.clone(), stopped.id.clone(), waiting.id, gone].into_iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+    assert_eq!(
+        committed.skipped,
+        [placed.id.clone(), stopped.id.clone(), waiting.id, gone]
+            .into_iter()
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    );
     assert_eq!(unit_now(&store, &placed.id).await, placed);
     let ended = unit_now(&store, &stopped.id).await;
     assert_eq!((ended.status.state, ended.status.finished_ms), (UnitState::Stopped, Some(NOW)));

@@ -42,7 +42,7 @@ async fn questions_are_answered(Fresh { store, .. }: Fresh) {
         "select name, keys from secrets",
         "select coalesce(reason, 'none') from units where name like 'w%' limit 5",
     ] {
-        let answer = store.sql(query, 10).await;
+        let answer = store.sql(query, 1_000).await;
         assert!(answer.as_ref().is_ok_and(|a| !a.is_truncated), "{query}: {answer:?}");
     }
     let error = store.sql("select nothing_like_it from units", 10).await.unwrap_err();
@@ -140,7 +140,14 @@ async fn secrets_cannot_be_read(Fresh { store, .. }: Fresh) {
         }
     }
     // What remains readable says nothing of the texts.
-    for table in ["secrets", "changes", "events", "explanations", "information_schema.columns", "sqlite_schema"] {
+    for table in [
+        "secrets",
+        "changes",
+        "events",
+        "explanations",
+        "information_schema.columns",
+        "sqlite_schema",
+    ] {
         if let Ok(answer) = store.sql(&format!("select * from {table}"), 10_000).await {
             assert!(!format!("{answer:?}").contains(SECRET), "{table}");
         }
@@ -148,7 +155,8 @@ async fn secrets_cannot_be_read(Fresh { store, .. }: Fresh) {
 }
 
 async fn a_slow_question_is_ended(Fresh { store, .. }: Fresh) {
-    let slow = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n";
+    let slow =
+        "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n";
     let error = store.sql(slow, 10).await.unwrap_err();
     assert!(
         matches!(&error, StoreError::Invalid(faults) if faults[0].message.contains("longer than")),

@@ -22,7 +22,8 @@ const CRASH_VARIABLE: &str = "BRIG_TEST_CRASH_DB";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn batch(name: &str, size: usize) -> String {
-    let one = |index| format!("{{kind: unit, name: {name}-{index}, unit: {{wasm: {{artifact: a}}}}}}");
+    let one =
+        |index| format!("{{kind: unit, name: {name}-{index}, unit: {{wasm: {{artifact: a}}}}}}");
     (0..size).map(one).collect::<Vec<_>>().join("\n---\n")
 }
 
