@@ -232,3 +232,19 @@ fn seal(program: &Path) -> io::Result<OwnedFd> {
     rustix::fs::fcntl_add_seals(&copy, seals)?;
     Ok(copy.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_sealed_program_runs_and_can_not_be_changed() {
+        let sealed = seal(Path::new("/bin/sh")).unwrap();
+        let path = format!("/proc/self/fd/{}", sealed.as_raw_fd());
+        let mut command = tokio::process::Command::new(&path);
+        let status = command.args(["-c", "exit 7"]).status().await.unwrap();
+        assert_eq!(status.code(), Some(7));
+        let mut file = File::options().write(true).open(&path).unwrap();
+        assert!(io::Write::write_all(&mut file, b"x").is_err());
+    }
+}

@@ -119,3 +119,24 @@ async fn a_task_that_nobody_wants_is_ended() {
     shim.exit(&start.key, 137);
     shim.removed(&start.key).await;
 }
+
+#[tokio::test]
+async fn what_can_not_be_written_is_said_and_goes_on_once_it_can() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::new().await);
+    let mut shim = FakeShim::new(dir.path());
+    let _agent = Running::start(config(dir.path(), &server));
+    let mut session = server.session(vec![]).await;
+    // A file where the unit's directory should be: root too can't write there.
+    let obstacle = dir.path().join("units/u1");
+    std::fs::write(&obstacle, b"").unwrap();
+    session.say(&ToNode::Assign { units: vec![assignment("u1", "never")] }).await;
+    let status = session.report(true).await.remove(0).status;
+    assert_eq!(status.reason, Some(Reason::DiskFull));
+    let root = dir.path().canonicalize().unwrap();
+    assert!(status.message.unwrap().contains(root.to_str().unwrap()));
+    assert!(shim.is_quiet());
+    std::fs::remove_file(&obstacle).unwrap();
+    let start = shim.started().await;
+    shim.run(&start.key);
+    assert_eq!(session.until(&unit(), UnitState::Running).await.reason, None);
+}
