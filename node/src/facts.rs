@@ -61,26 +61,29 @@ async fn runtimes(config: &NodeConfig) -> Vec<Runtime> {
     } else {
         tracing::warn!(path = %config.shim_wasm.display(), "no wasm: its shim is not there");
     }
-    match can_run_containers(&config.shim_oci).await {
+    match can_run_containers(&config.shim_oci, &config.data).await {
         Ok(()) => runtimes.push(Runtime::Oci),
         Err(why) => tracing::warn!(why, "no containers on this node"),
     }
     runtimes
 }
 
+/// What `brig-shim-oci check` prints.
 #[derive(serde::Deserialize)]
 struct Check {
-    possible: bool,
+    is_usable: bool,
     #[serde(default)]
-    why: serde_json::Value,
+    problems: Vec<String>,
 }
 
-async fn can_run_containers(shim: &Path) -> Result<(), String> {
+/// Tries it in the data directory, whose filesystem may be one that can't carry containers.
+async fn can_run_containers(shim: &Path, data: &Path) -> Result<(), String> {
     if !shim.is_file() {
         return Err(format!("`{}` is not there", shim.display()));
     }
     let check = tokio::process::Command::new(shim)
-        .arg("check")
+        .args(["check", "--dir"])
+        .arg(data)
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)
         .output();
@@ -91,10 +94,11 @@ async fn can_run_containers(shim: &Path) -> Result<(), String> {
     };
     let answer = output.stdout.get(..CHECK_BYTES_MAX).unwrap_or(&output.stdout);
     match serde_json::from_slice::<Check>(answer) {
-        Ok(Check { possible: true, .. }) => Ok(()),
-        Ok(Check { why: serde_json::Value::String(why), .. }) => Err(why),
-        Ok(Check { why, .. }) => Err(why.to_string()),
-        Err(_) => Err(format!("`{}` check answered no JSON", shim.display())),
+        Ok(Check { is_usable: true, .. }) => Ok(()),
+        Ok(Check { problems, .. }) => Err(problems.join("; ")),
+        Err(error) => {
+            Err(format!("`{} check` did not answer as expected: {error}", shim.display()))
+        }
     }
 }
 

@@ -54,6 +54,8 @@ impl FakeServer {
 
     async fn try_accept(&self) -> Option<Connection> {
         let (stream, _) = in_time("a connection", self.listener.accept()).await.unwrap();
+        // As the real server does: else each message waits for an acknowledgement of the last.
+        stream.set_nodelay(true).unwrap();
         let (mut path, mut token) = (String::new(), None);
         #[expect(clippy::result_large_err, reason = "the signature is the library's")]
         let look = |request: &Request, response: Response| {
