@@ -56,6 +56,18 @@ pub struct InvalidServer(String);
 /// # Errors
 /// [`InvalidServer`]
 pub fn websocket_base(server: &str) -> Result<String, InvalidServer> {
+    Ok(format!("ws://{}", authority(server)?))
+}
+
+/// `http://HOST:PORT` of a server as it was written.
+///
+/// # Errors
+/// [`InvalidServer`]
+pub fn http_base(server: &str) -> Result<String, InvalidServer> {
+    Ok(format!("http://{}", authority(server)?))
+}
+
+fn authority(server: &str) -> Result<&str, InvalidServer> {
     let invalid = || InvalidServer(server.to_owned());
     let authority = server
         .strip_prefix("http://")
@@ -66,7 +78,7 @@ pub fn websocket_base(server: &str) -> Result<String, InvalidServer> {
         && authority
             .bytes()
             .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@'));
-    if is_authority { Ok(format!("ws://{authority}")) } else { Err(invalid()) }
+    if is_authority { Ok(authority) } else { Err(invalid()) }
 }
 
 #[cfg(test)]

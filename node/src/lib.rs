@@ -12,6 +12,7 @@ pub mod config;
 pub mod disk;
 mod event;
 mod facts;
+mod fetch;
 mod logs;
 pub mod plan;
 mod prepare;
@@ -25,6 +26,6 @@ mod streams;
 mod tests;
 
 pub use config::NodeConfig;
-pub use run::{RunError, run_with};
+pub use run::{RunError, run, run_with};
 pub use shims::ShimId;
 pub use tokio_util::sync::CancellationToken;

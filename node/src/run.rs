@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use brig_client::registry::{RegistryClient, RegistryError, RegistryOptions};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, Parts};
-use crate::config::{InvalidServer, NodeConfig, websocket_base};
-use crate::disk::{Disk, OpenError};
+use crate::artifacts::{ArtifactError, Artifacts, UnpackLimits};
+use crate::config::{InvalidServer, NodeConfig, http_base, websocket_base};
+use crate::disk::{Disk, Lock, OpenError};
 use crate::event::EVENTS_WAITING_MAX;
 use crate::facts;
 use crate::prepare::Preparer;
@@ -24,12 +26,36 @@ pub enum RunError {
     /// What an agent before this one left there can't be read.
     #[error("can't read the data directory")]
     Read(#[source] std::io::Error),
+    /// The store of fetched programs can't be used.
+    #[error("can't use the node's artifacts")]
+    Artifacts(#[from] ArtifactError),
+    /// Registries can't be reached at all (TLS, addresses).
+    #[error("can't set up the client of registries")]
+    Registry(#[from] RegistryError),
     /// A server's address is none.
     #[error(transparent)]
     Server(#[from] InvalidServer),
     /// There is no server to work for.
     #[error("a node needs the address of a control plane: --server http://HOST:PORT")]
     NoServer,
+}
+
+/// Runs an agent until `shutdown`. Programs come from the registry of the first server, and from others by name.
+///
+/// # Errors
+/// [`RunError`], before anything was started.
+pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), RunError> {
+    let first = config.servers.first().ok_or(RunError::NoServer)?;
+    let options = RegistryOptions {
+        builtin: Some(http_base(first)?),
+        builtin_token: config.token.clone(),
+        ..RegistryOptions::default()
+    };
+    let client = RegistryClient::new(options)?;
+    // Locked first: opening the artifacts clears away what is half done, which may be another agent's.
+    let (disk, lock) = Disk::open(&config.data)?;
+    let artifacts = Artifacts::open(disk.root(), client, UnpackLimits::default())?;
+    work(config, disk, lock, Arc::new(artifacts), shutdown).await
 }
 
 /// Runs an agent that gets its programs from `programs`, until `shutdown`.
@@ -41,6 +67,18 @@ pub async fn run_with(
     programs: Arc<dyn program::Programs>,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
+    let (disk, lock) = Disk::open(&config.data)?;
+    work(config, disk, lock, programs, shutdown).await
+}
+
+/// The lock is held to the end, whatever still runs in the background then.
+async fn work(
+    config: NodeConfig,
+    disk: Disk,
+    _lock: Lock,
+    programs: Arc<dyn program::Programs>,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
     let servers = config
         .servers
         .iter()
@@ -49,8 +87,6 @@ pub async fn run_with(
     if servers.is_empty() {
         return Err(RunError::NoServer);
     }
-    // Held to the end, whatever still runs in the background then.
-    let (disk, _lock) = Disk::open(&config.data)?;
     let disk = Arc::new(disk);
     let facts = facts::gather(&config).await;
     let (events, heard) = mpsc::channel(EVENTS_WAITING_MAX);
