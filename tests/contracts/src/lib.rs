@@ -4,4 +4,5 @@
 mod shim_client;
 mod shim_contract;
 mod store_contract;
+mod wasm_programs;
 mod wasm_shim;

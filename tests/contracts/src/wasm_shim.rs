@@ -10,13 +10,11 @@ use sha2::Digest as _;
 use crate::shim_client::{ShimProcess, shim_binary};
 use crate::shim_contract::{ARGS, Does, Runtime, contract_of_shims};
 
-struct Wasm;
+pub(crate) struct Wasm;
 
 impl Runtime for Wasm {
     fn start_shim(&self, base: &Path, dir: &Path) -> ShimProcess {
-        let mut command = Command::new(shim_binary("brig-shim-wasm"));
-        command.arg("--dir").arg(dir).arg("--cache").arg(base.join("cache"));
-        ShimProcess::start(command, dir)
+        start(&base.join("cache"), dir, &[])
     }
 
     fn program(&self, base: &Path, does: &Does) -> StartProgram {
@@ -24,13 +22,21 @@ impl Runtime for Wasm {
     }
 }
 
-/// A program of this text or these bytes, without arguments but [`ARGS`].
+/// Starts a shim with further arguments.
+pub(crate) fn start(cache: &Path, dir: &Path, further: &[&str]) -> ShimProcess {
+    let mut command = Command::new(shim_binary("brig-shim-wasm"));
+    command.arg("--dir").arg(dir).arg("--cache").arg(cache).args(further);
+    ShimProcess::start(command, dir)
+}
+
+/// A program of this text.
 fn program_of(base: &Path, module: &str) -> StartProgram {
     let bytes = wat::parse_str(module).expect("a module in text form");
     StartProgram::Wasm(wasm(&base.join("program.wasm"), &bytes))
 }
 
-fn wasm(module: &Path, bytes: &[u8]) -> StartWasm {
+/// A program of these bytes, put where `module` says.
+pub(crate) fn wasm(module: &Path, bytes: &[u8]) -> StartWasm {
     std::fs::write(module, bytes).expect("the module can be written");
     StartWasm {
         module: module.to_owned(),
