@@ -2,14 +2,16 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use brig_api::lifecycle::Reason;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -34,6 +36,8 @@ const CONNECTIONS_MAX: usize = 1_000;
 const BACKLOG: u32 = 1_024;
 /// Longest wait for a response to begin, where the task has no deadline: after that the client is told.
 const RESPONSE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long a guest may go on after its response has ended, or its client has gone, where the task has no deadline.
+const AFTER_RESPONSE_MAX: Duration = Duration::from_secs(60);
 /// Longest time a client takes to send the head of a request.
 const HEAD_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Pause after a connection could not be accepted (no descriptors left, for instance).
@@ -170,16 +174,19 @@ impl Server {
         };
         let title = format!("{} {}", request.method(), request.uri().path());
         let (sender, receiver) = oneshot::channel();
-        let mut guest = self.running.spawn(Arc::clone(&self).run_guest(request, sender, permit));
+        let guest = self.running.spawn(Arc::clone(&self).run_guest(request, sender, permit));
+        let mut guest = EndedOnDrop { guest, patience: Duration::ZERO };
         match tokio::time::timeout(wait, receiver).await {
-            Ok(Ok(Ok(response))) => Ok(response),
+            Ok(Ok(Ok(response))) => {
+                guest.patience = AFTER_RESPONSE_MAX;
+                Ok(response.map(|body| WatchedBody { body, _guest: guest }.boxed_unsync()))
+            }
             Ok(Ok(Err(code))) => {
                 self.task.log.note(&format!("{title}: the program answered with an error: {code}"));
                 Ok(plain(StatusCode::BAD_GATEWAY, "the program answered with an error"))
             }
-            Ok(Err(_)) => Ok(self.failed(&title, &mut guest).await),
+            Ok(Err(_)) => Ok(self.failed(&title, &mut guest.guest).await),
             Err(_) => {
-                guest.abort();
                 self.task.log.note(&format!("{title}: no response within {wait:?}"));
                 Ok(plain(StatusCode::GATEWAY_TIMEOUT, "the program took too long"))
             }
@@ -237,6 +244,57 @@ impl Server {
             proxy.wasi_http_incoming_handler().call_handle(&mut store, request, response).await
         };
         called.await.map_or_else(|error| self.task.outcome_of(&error), |()| Outcome::exited(0))
+    }
+}
+
+/// A guest whose client waits for it: when that is over, the guest's time is, too.
+struct EndedOnDrop {
+    guest: JoinHandle<Outcome>,
+    /// How much longer it may run.
+    patience: Duration,
+}
+
+impl Drop for EndedOnDrop {
+    fn drop(&mut self) {
+        if self.guest.is_finished() {
+            return;
+        }
+        let (guest, patience) = (self.guest.abort_handle(), self.patience);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if !patience.is_zero() => {
+                runtime.spawn(async move {
+                    tokio::time::sleep(patience).await;
+                    guest.abort();
+                });
+            }
+            _ => guest.abort(),
+        }
+    }
+}
+
+/// A response's body, which keeps its guest until it has been sent or given up.
+struct WatchedBody {
+    body: HyperOutgoingBody,
+    _guest: EndedOnDrop,
+}
+
+impl Body for WatchedBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -178,6 +178,23 @@ fn flip_last_byte(path: &Path) {
 }
 
 #[test]
+fn a_full_disk_costs_output_and_no_more() {
+    let fixture = Fixture::new(&Wasm);
+    let mut client = fixture.shim.connect();
+    let mut task = fixture.task("task", StartProgram::Wasm(guest("hello.wasm", &[])));
+    task.log.path = "/dev/full".into();
+    task.dir = fixture.base.path().join("later");
+    client.start(&task);
+    let record = client.wait_exited(&task.key);
+    assert_eq!(record.code, 0, "an exit that can't be recorded is told from memory");
+    assert!(record.message.as_deref().is_some_and(|says| says.contains("disk")), "{record:?}");
+    std::fs::create_dir(&task.dir).unwrap();
+    wait_until("the record follows", || {
+        ExitRecord::read(&task.dir).unwrap().as_ref() == Some(&record)
+    });
+}
+
+#[test]
 fn many_tasks_share_a_shim_and_a_failing_one_harms_nobody() {
     let fixture = Fixture::new(&Wasm);
     let mut client = fixture.shim.connect();
@@ -335,6 +352,17 @@ fn a_request_beyond_its_deadline_is_cut_off() {
     });
     assert_eq!(service.get("/").0, 200, "others go on beside a spinner");
     assert_eq!(spinning.join().unwrap(), 504);
+}
+
+#[test]
+fn a_request_whose_client_has_gone_does_not_run_on() {
+    let mut service = Service::start(|_| ());
+    let mut stream = TcpStream::connect(service.address).unwrap();
+    stream.write_all(b"GET /spin HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+    wait_until("the request runs", || service.client.usage(&service.task.key).memory_bytes > 0);
+    drop(stream);
+    wait_until("its guest is gone", || service.client.usage(&service.task.key).memory_bytes == 0);
+    assert_eq!(service.get("/").0, 200);
 }
 
 #[test]
