@@ -1,0 +1,255 @@
+//! The runtime spec of a container: what it gets, and what it is kept from. Pure: the host's facts are inputs.
+//!
+//! The environment is not in it (the spec is written to disk, and environment may hold secrets): the launcher
+//! carries it in memory.
+
+use std::path::PathBuf;
+
+use brig_api::lifecycle::Reason;
+use brig_shim::message::{BindMount, Limits, StartOci, StartTask};
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    Capabilities, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
+    LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder,
+    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
+};
+
+use crate::capabilities;
+use crate::failure::Failure;
+use crate::program::PATH_DEFAULT;
+use crate::user::Identity;
+
+/// The version of the runtime spec that is written.
+const OCI_VERSION: &str = "1.1.0";
+/// The parent of every container's cgroup.
+pub(crate) const CGROUP_PARENT: &str = "/brig";
+/// Below this, setting a container up would itself be killed for memory.
+pub(crate) const MEMORY_BYTES_MIN: u64 = 6 << 20;
+/// libcontainer needs two processes for a moment.
+const PIDS_MIN: u32 = 2;
+/// The period of the cpu limit, in microseconds: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+/// The smallest quota that the kernel takes, in microseconds.
+const CPU_QUOTA_US_MIN: u64 = 1_000;
+/// Open files of a container, where the host allows so many.
+pub(crate) const OPEN_FILES_MAX: u64 = 65_536;
+/// /dev/shm, as container engines have it.
+const SHM_SIZE: &str = "size=67108864";
+
+/// Hidden, because they tell about or act on the host.
+const MASKED_PATHS: [&str; 13] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/system/cpu/cpu0/thermal_throttle",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// Readable, not writable.
+const READ_ONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What the spec needs to know about this machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Host {
+    /// Hard limit of open files: raising it needs a capability that even root may lack.
+    pub(crate) open_files_max: u64,
+    /// The kernel counts swap per cgroup.
+    pub(crate) limits_swap: bool,
+    /// Directories below /sys/fs/cgroup that the library mounts (none with the unified hierarchy).
+    pub(crate) cgroup_directories: Vec<String>,
+}
+
+/// Everything that the spec of one container is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan<'a> {
+    pub(crate) start: &'a StartTask,
+    pub(crate) program: &'a StartOci,
+    pub(crate) identity: &'a Identity,
+    pub(crate) host: &'a Host,
+    pub(crate) host_name: &'a str,
+    /// The name of its cgroups.
+    pub(crate) cgroup: &'a str,
+    /// The mounted overlay.
+    pub(crate) root: &'a std::path::Path,
+    /// Files that every container gets, before the unit's own mounts.
+    pub(crate) files: &'a [BindMount],
+}
+
+/// Makes the spec.
+pub(crate) fn build(plan: Plan<'_>) -> Result<Spec, Failure> {
+    let memory = plan.start.limits.memory_bytes;
+    if memory < MEMORY_BYTES_MIN {
+        return Err(Failure::new(
+            Reason::LimitTooSmall,
+            format!(
+                "the memory limit of {} is too small for a container: give it at least {}",
+                brig_api::Bytes(memory),
+                brig_api::Bytes(MEMORY_BYTES_MIN)
+            ),
+        ));
+    }
+    build_checked(plan)
+        .map_err(|error| Failure::create(format!("making the runtime spec: {error}")))
+}
+
+fn build_checked(plan: Plan<'_>) -> Result<Spec, OciSpecError> {
+    let root =
+        RootBuilder::default().path(plan.root).readonly(plan.program.read_only_root).build()?;
+    let mut mounts = own_mounts()?;
+    for bind in plan.files.iter().chain(&plan.start.mounts) {
+        mounts.push(bind_mount(bind)?);
+    }
+    SpecBuilder::default()
+        .version(OCI_VERSION)
+        .root(root)
+        .process(process(plan)?)
+        .hostname(plan.host_name)
+        .mounts(mounts)
+        .linux(linux(plan)?)
+        .build()
+}
+
+fn process(plan: Plan<'_>) -> Result<Process, OciSpecError> {
+    let identity = plan.identity;
+    let user = UserBuilder::default()
+        .uid(identity.uid)
+        .gid(identity.gid)
+        .additional_gids(identity.groups.clone())
+        .build()?;
+    // Who is not root inside has none; what the bounding set leaves can't be had without new privileges.
+    let granted = if identity.is_root() { capabilities::in_spec() } else { Capabilities::new() };
+    let mut capability_sets = LinuxCapabilitiesBuilder::default()
+        .bounding(capabilities::in_spec())
+        .effective(granted.clone())
+        .permitted(granted)
+        .build()?;
+    capability_sets.set_inheritable(None);
+    capability_sets.set_ambient(None);
+    let rlimit =
+        |kind, limit: u64| PosixRlimitBuilder::default().typ(kind).hard(limit).soft(limit).build();
+    ProcessBuilder::default()
+        .terminal(false)
+        .user(user)
+        .args(plan.program.args.clone())
+        // The library wants PATH, and without HOME it would load code from the image to find one.
+        .env(vec![format!("PATH={PATH_DEFAULT}"), format!("HOME={}", identity.home)])
+        .cwd(&plan.program.working_dir)
+        .capabilities(capability_sets)
+        .rlimits(vec![
+            rlimit(PosixRlimitType::RlimitNofile, OPEN_FILES_MAX.min(plan.host.open_files_max))?,
+            rlimit(PosixRlimitType::RlimitCore, 0)?,
+        ])
+        .no_new_privileges(true)
+        .build()
+}
+
+fn linux(plan: Plan<'_>) -> Result<Linux, OciSpecError> {
+    // No network namespace: the network is the host's.
+    let namespaces = [
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Mount,
+        LinuxNamespaceType::Cgroup,
+    ];
+    let namespaces = namespaces
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut read_only: Vec<String> = READ_ONLY_PATHS.map(str::to_owned).into();
+    if !plan.host.cgroup_directories.is_empty() {
+        // The library mounts these writable, and root inside could raise its own limits.
+        read_only.push("/sys/fs/cgroup".to_owned());
+        let below = plan.host.cgroup_directories.iter();
+        read_only.extend(below.map(|name| format!("/sys/fs/cgroup/{name}")));
+    }
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces)
+        .resources(resources(&plan.start.limits, plan.host)?)
+        .cgroups_path(format!("{CGROUP_PARENT}/{}", plan.cgroup))
+        .masked_paths(MASKED_PATHS.map(str::to_owned))
+        .readonly_paths(read_only)
+        .build()?;
+    linux.set_rootfs_propagation(Some("private".to_owned()));
+    Ok(linux)
+}
+
+fn resources(limits: &Limits, host: &Host) -> Result<LinuxResources, OciSpecError> {
+    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let mut memory = LinuxMemoryBuilder::default().limit(signed(limits.memory_bytes));
+    if host.limits_swap {
+        // Memory and swap together: no swap beyond the limit.
+        memory = memory.swap(signed(limits.memory_bytes));
+    }
+    let mut cpu = LinuxCpuBuilder::default().shares(shares(limits.cpu_request_milli));
+    if limits.cpu_limit_milli > 0 {
+        let quota = limits.cpu_limit_milli.saturating_mul(CPU_PERIOD_US / 1_000);
+        cpu = cpu.quota(signed(quota.max(CPU_QUOTA_US_MIN))).period(CPU_PERIOD_US);
+    }
+    let pids = LinuxPidsBuilder::default().limit(i64::from(limits.pids.max(PIDS_MIN))).build()?;
+    // Deny all devices; the library adds null, zero and their like.
+    let no_device =
+        LinuxDeviceCgroupBuilder::default().allow(false).access("rwm".to_owned()).build()?;
+    LinuxResourcesBuilder::default()
+        .memory(memory.build()?)
+        .cpu(cpu.build()?)
+        .pids(pids)
+        .devices(vec![no_device])
+        .build()
+}
+
+/// Cpu shares: 1024 for a whole core, within what the kernel takes.
+fn shares(cpu_request_milli: u64) -> u64 {
+    (cpu_request_milli.saturating_mul(1_024) / 1_000).clamp(2, 262_144)
+}
+
+fn own_mounts() -> Result<Vec<Mount>, OciSpecError> {
+    let mount = |kind: &str, at: &str, source: &str, options: &[&str]| {
+        MountBuilder::default()
+            .typ(kind)
+            .destination(at)
+            .source(source)
+            .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+            .build()
+    };
+    Ok(vec![
+        mount("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"])?,
+        mount("tmpfs", "/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        mount(
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
+        mount("tmpfs", "/dev/shm", "shm", &["nosuid", "noexec", "nodev", "mode=1777", SHM_SIZE])?,
+        mount("mqueue", "/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
+        mount("sysfs", "/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
+        mount(
+            "cgroup",
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        )?,
+    ])
+}
+
+fn bind_mount(bind: &BindMount) -> Result<Mount, OciSpecError> {
+    let mut options = vec!["rbind".to_owned(), "rnosuid".to_owned(), "rnodev".to_owned()];
+    options.push(if bind.read_only { "rro" } else { "rw" }.to_owned());
+    MountBuilder::default()
+        .typ("bind")
+        .source(&bind.source)
+        .destination(PathBuf::from(&bind.at))
+        .options(options)
+        .build()
+}
