@@ -1,6 +1,7 @@
 //! Contract suites: the same cases for every implementation of a contract.
 #![cfg(test)]
 
+mod oci_shim;
 mod shim_client;
 mod shim_contract;
 mod store_contract;

@@ -97,6 +97,11 @@ impl ShimClient {
         }
     }
 
+    /// After an exec was accepted: the connection, and what of it was read already.
+    pub(crate) fn into_stdio(self) -> (UnixStream, Decoder) {
+        (self.stream, self.decoder)
+    }
+
     pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).expect("the shim reads");
     }
