@@ -253,3 +253,112 @@ fn bind_mount(bind: &BindMount) -> Result<Mount, OciSpecError> {
         .options(options)
         .build()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use brig_shim::message::{LogTarget, StartProgram, TaskKey};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn start(memory_bytes: u64) -> StartTask {
+        let program = StartOci {
+            layers: vec!["/layers/a".into()],
+            scratch: "/scratch".into(),
+            args: vec!["redis-server".to_owned()],
+            user: "redis".to_owned(),
+            working_dir: "/data".to_owned(),
+            read_only_root: true,
+            stop_signal: None,
+        };
+        StartTask {
+            key: TaskKey("u1.main.0".to_owned()),
+            namespace: brig_api::NamespacePath::default_namespace(),
+            title: "cache/main".to_owned(),
+            dir: "/tasks/u1.main.0".into(),
+            log: LogTarget { path: "/log".into(), bytes_max: 1, files_kept: 0 },
+            env: BTreeMap::from([("PASSWORD".to_owned(), "secret".to_owned())]),
+            limits: Limits { cpu_request_milli: 250, cpu_limit_milli: 500, memory_bytes, pids: 1 },
+            mounts: vec![BindMount { source: "/srv".into(), at: "/data".into(), read_only: true }],
+            program: StartProgram::Oci(program),
+        }
+    }
+
+    fn spec(uid: u32, host: &Host, memory_bytes: u64) -> Result<Value, Failure> {
+        let start = start(memory_bytes);
+        let StartProgram::Oci(program) = &start.program else { panic!("a container") };
+        let identity = Identity { uid, gid: 102, groups: vec![4], home: "/home/redis".to_owned() };
+        let plan = Plan {
+            start: &start,
+            program,
+            identity: &identity,
+            host,
+            host_name: "cache-main",
+            cgroup: "u1.main.0-1",
+            root: std::path::Path::new("/scratch/root"),
+            files: &[],
+        };
+        build(plan).map(|spec| serde_json::to_value(spec).unwrap())
+    }
+
+    #[test]
+    fn a_spec_holds_what_was_asked_for_and_no_environment() {
+        let host = Host {
+            open_files_max: 20_000,
+            limits_swap: true,
+            cgroup_directories: vec!["memory".to_owned()],
+        };
+        let spec = spec(101, &host, 64 << 20).unwrap();
+        for (at, expected) in [
+            ("/root", json!({"path": "/scratch/root", "readonly": true})),
+            ("/hostname", json!("cache-main")),
+            ("/process/args", json!(["redis-server"])),
+            ("/process/cwd", json!("/data")),
+            ("/process/user", json!({"uid": 101, "gid": 102, "additionalGids": [4]})),
+            ("/process/noNewPrivileges", json!(true)),
+            ("/process/rlimits/0/hard", json!(20_000)),
+            ("/process/capabilities/effective", json!([])),
+            ("/linux/cgroupsPath", json!("/brig/u1.main.0-1")),
+            ("/linux/resources/memory", json!({"limit": 64 << 20, "swap": 64 << 20})),
+            ("/linux/resources/cpu", json!({"shares": 256, "quota": 50_000, "period": 100_000})),
+            ("/linux/resources/pids/limit", json!(2)),
+        ] {
+            assert_eq!(spec.pointer(at), Some(&expected), "{at}: {spec:#}");
+        }
+        let kinds = spec["linux"]["namespaces"].as_array().unwrap();
+        let kinds: Vec<_> = kinds.iter().map(|namespace| &namespace["type"]).collect();
+        assert_eq!(kinds, ["pid", "ipc", "uts", "mount", "cgroup"]);
+        let mounts = spec["mounts"].as_array().unwrap();
+        let data = mounts.last().unwrap();
+        assert_eq!(data["options"], json!(["rbind", "rnosuid", "rnodev", "rro"]), "{data}");
+        let read_only = spec["linux"]["readonlyPaths"].as_array().unwrap();
+        assert!(read_only.contains(&json!("/sys/fs/cgroup/memory")));
+        assert!(!spec.to_string().contains("secret"));
+    }
+
+    #[test]
+    fn root_has_the_default_capabilities_and_none_that_break_out() {
+        let spec = spec(0, &Host::default(), 64 << 20).unwrap();
+        let effective = spec["process"]["capabilities"]["effective"].as_array().unwrap();
+        assert_eq!(effective.len(), 13);
+        for refused in ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_SYS_PTRACE", "CAP_NET_ADMIN"] {
+            assert!(!effective.contains(&json!(refused)), "{refused}");
+        }
+        assert_eq!(spec["linux"]["resources"]["memory"].get("swap"), None);
+    }
+
+    #[test]
+    fn a_limit_that_no_container_fits_in_is_refused() {
+        let failure = spec(0, &Host::default(), MEMORY_BYTES_MIN - 1).unwrap_err();
+        assert_eq!(failure.reason, Reason::LimitTooSmall);
+    }
+
+    #[test]
+    fn shares_follow_the_request_within_what_the_kernel_takes() {
+        for (milli, expected) in [(0, 2), (250, 256), (1_000, 1_024), (u64::MAX, 262_144)] {
+            assert_eq!(shares(milli), expected);
+        }
+    }
+}
