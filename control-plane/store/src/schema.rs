@@ -5,6 +5,7 @@ use sqlx::postgres::PgPool;
 
 use crate::database::Pools;
 use crate::error::StoreError;
+use crate::write::wait_before;
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -27,6 +28,9 @@ const ROLE_GRANT: &str = "GRANT SELECT ON cluster, namespaces, nodes, node_attri
     secrets, configs, artifacts, plans, explanations, changes, events, leases TO brig_reader";
 const ROLE_CHECK: &str = "SELECT has_table_privilege('brig_reader', 'secret_texts', 'SELECT') \
     OR has_any_column_privilege('brig_reader', 'secret_texts', 'SELECT')";
+
+/// How often the role is tried to be made.
+const ROLE_ATTEMPTS: u32 = 5;
 
 /// Applies what is missing; refuses a schema that is newer than what this program knows.
 pub(crate) async fn migrate(pools: &Pools) -> Result<(), StoreError> {
@@ -67,17 +71,22 @@ pub(crate) async fn reader_role_ensure(pools: &Pools) -> Result<bool, StoreError
     let Pools::Postgres { pool, .. } = pools else {
         return Ok(false);
     };
-    match reader_role_try(pool).await {
-        Ok(is_safe) => Ok(is_safe),
-        Err(error @ sqlx::Error::Database(_)) => {
-            tracing::info!(
-                error = &error as &dyn std::error::Error,
-                "no role for questions in SQL could be made: give the database's user CREATEROLE to have one"
-            );
-            Ok(false)
+    for attempt in 1.. {
+        match reader_role_try(pool).await {
+            Ok(is_safe) => return Ok(is_safe),
+            // A server that starts on another database of the same PostgreSQL may just be making the role.
+            Err(sqlx::Error::Database(_)) if attempt < ROLE_ATTEMPTS => wait_before(attempt).await,
+            Err(error @ sqlx::Error::Database(_)) => {
+                tracing::info!(
+                    error = &error as &dyn std::error::Error,
+                    "no role for questions in SQL could be made: give the database's user CREATEROLE to have one"
+                );
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
     }
+    Ok(false)
 }
 
 async fn reader_role_try(pool: &PgPool) -> Result<bool, sqlx::Error> {

@@ -89,10 +89,10 @@ fn slow_or_misunderstood(error: sqlx::Error) -> StoreError {
 }
 
 fn values(row: &PgRow) -> Result<Vec<Value>, StoreError> {
-    (0..row.len()).map(|index| value(row.try_get_raw(index)?)).collect()
+    (0..row.len()).map(|index| value(&row.try_get_raw(index)?)).collect()
 }
 
-fn value(raw: PgValueRef<'_>) -> Result<Value, StoreError> {
+fn value(raw: &PgValueRef<'_>) -> Result<Value, StoreError> {
     if raw.is_null() {
         return Ok(Value::Null);
     }

@@ -254,8 +254,8 @@ mod tests {
     #[test]
     fn the_text_ends_before_the_semicolon_and_its_comment() {
         let screened = screen(" select 1 ; -- done").unwrap();
-        assert_eq!((screened.text, screened.is_explain), (" select 1 ", false));
-        assert_eq!(screen("explain select 1 -- x").unwrap().text, "explain select 1 ");
+        assert_eq!((screened.text, screened.is_explain), (" select 1", false));
+        assert_eq!(screen("explain select 1 -- x").unwrap().text, "explain select 1");
     }
 
     #[test]

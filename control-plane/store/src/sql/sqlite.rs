@@ -124,3 +124,37 @@ fn values(row: &SqliteRow) -> Result<Vec<Value>, StoreError> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Pools;
+    use crate::store::Store;
+
+    /// What the wording's screen would have refused is refused here too.
+    #[tokio::test]
+    async fn the_compiled_query_gives_a_hidden_table_away() {
+        let dir = std::env::temp_dir().join(format!("brig-store-hidden-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let store =
+            Store::open(&format!("sqlite:{}", dir.join("brig.db").display())).await.unwrap();
+        let Pools::Sqlite { queries, .. } = store.pools() else { panic!("SQLite") };
+        let asked =
+            async |text| run(queries, Screened { text, is_explain: false }, Answer::new(10)).await;
+        for text in [
+            "select * from secret_texts",
+            "select count(*) from main.[Secret_Texts]",
+            "select key from 'secret_texts' where namespace = 'a' and name = 'b'",
+            "with t as (select * from secret_texts) select * from units, t",
+            "select name from units where exists (select 1 from secret_texts where key = units.name)",
+            "delete from units",
+            "update leases set holder = 'me'",
+        ] {
+            let error = asked(text).await.unwrap_err();
+            assert!(matches!(error, StoreError::ReadOnly(_)), "{text}: {error}");
+        }
+        assert!(asked("select * from secrets, units, json_each('[1]')").await.is_ok());
+        store.close().await;
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -2,6 +2,7 @@
 
 use brig_store::{Backend, Store, StoreError};
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
 
 use super::harness::{Fresh, NOW, manifests, on_both, placed_unit};
 
@@ -180,4 +181,21 @@ async fn large_answers_are_cut(Fresh { store, .. }: Fresh) {
         assert_eq!(store.sql("select 1", 10).await.unwrap().rows, [[1]]);
     }
     assert!(matches!(store.backend(), Backend::Sqlite | Backend::Postgres));
+}
+
+/// The role that questions run as is no way around the screen of their wording either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reader_role_has_no_right_on_secrets() {
+    super::harness::on_postgres(async |Fresh { store, url }: Fresh| {
+        with_secret(&store).await;
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        connection.execute("SET ROLE brig_reader").await.unwrap();
+        assert!(connection.execute("SELECT * FROM secrets").await.is_ok());
+        for sql in ["SELECT * FROM secret_texts", "DELETE FROM units", "SELECT * FROM pg_statistic"]
+        {
+            let error = connection.execute(sql).await.unwrap_err().to_string();
+            assert!(error.contains("permission denied"), "{sql}: {error}");
+        }
+    })
+    .await;
 }
