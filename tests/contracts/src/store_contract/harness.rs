@@ -10,7 +10,10 @@ use brig_api::object::{NodeFacts, ObjectKey, Unit, UnitStatus};
 use brig_api::session::StatusReport;
 use brig_api::spec::LoneUnitSpec;
 use brig_api::unit_spec::Runtime;
-use brig_api::{Kind, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
+use brig_api::{
+    Bytes, Kind, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
+    Revision, UnitId,
+};
 use brig_core::{Decision, Plan};
 use brig_store::Store;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -118,9 +121,8 @@ pub(crate) fn key(kind: Kind, name: &str) -> ObjectKey {
 }
 
 pub(crate) fn facts() -> NodeFacts {
-    let allocatable = serde_yaml_resources();
     NodeFacts {
-        allocatable,
+        allocatable: allocatable(),
         attributes: [("arch", "x86_64"), ("zone", "a")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
@@ -131,11 +133,11 @@ pub(crate) fn facts() -> NodeFacts {
     }
 }
 
-fn serde_yaml_resources() -> brig_api::Resources {
-    brig_api::Resources {
-        cpu: brig_api::MilliCpu(4_000),
-        memory: brig_api::Bytes(8 << 30),
-        disk: brig_api::Bytes(0),
+fn allocatable() -> Resources {
+    Resources {
+        cpu: MilliCpu(4_000),
+        memory: Bytes(8 << 30),
+        disk: Bytes(0),
         scalars: [("gpu".to_owned(), 2)].into(),
     }
 }
