@@ -3,9 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use brig_node::ShimPaths;
-
 use crate::failure::{FAILED, Failure};
+
+/// The shim binaries.
+pub(crate) struct ShimPaths {
+    pub(crate) wasm: PathBuf,
+    pub(crate) oci: PathBuf,
+}
 
 const SHIMS: [&str; 2] = ["brig-shim-wasm", "brig-shim-oci"];
 
@@ -38,17 +42,13 @@ fn check(folder: &Path) -> Result<(), Failure> {
 /// `cargo run` builds only `brig` itself. So the shims are built the same way, into the same folder, and one
 /// command is all the set-up. Quick when they are up to date.
 fn build(folder: &Path) -> Result<(), Failure> {
-    let (Some(cargo), Some(manifest_dir)) = (std::env::var_os("CARGO"), std::env::var_os("CARGO_MANIFEST_DIR")) else {
-        return Ok(());
-    };
+    let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     if check(folder).is_err() {
         crate::say("building the shims too; this takes some minutes, once");
     }
     let mut command = Command::new(cargo);
-    command.current_dir(manifest_dir).arg("build");
-    for name in SHIMS {
-        command.args(["--package", name]);
-    }
+    // The workspace's default members, as `cargo run` takes them too: so what both need is built once.
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).arg("build");
     if folder.file_name().is_some_and(|name| name == "release") {
         command.arg("--release");
     }

@@ -1,0 +1,175 @@
+//! Follows a unit from its creation to its end: output as it comes, why it waits, signals passed on, its exit code.
+
+use std::io::Write;
+use std::time::Duration;
+
+use brig_api::lifecycle::{Reason, UnitState};
+use brig_api::logline::Stream;
+use brig_api::object::{Object, Unit};
+use brig_api::request::LogQuery;
+use brig_api::{Kind, NamespacePath};
+use brig_client::{Client, ClientError, LogStream, TaskLine, WatchFilter, WatchStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::failure::{FAILED, Failure};
+use crate::say;
+
+/// How long output may trickle in after the unit has ended.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// What a unit came to.
+struct End {
+    unit: Unit,
+    /// A signal was passed on to it: its exit code.
+    signal_code: Option<u8>,
+}
+
+/// Shows a unit's output until it has ended. The exit code is the unit's.
+pub(crate) async fn to_the_end(client: &Client, unit: &Unit) -> Result<(), Failure> {
+    let end = follow(client, unit).await?;
+    outcome(&end)
+}
+
+async fn follow(client: &Client, unit: &Unit) -> Result<End, Failure> {
+    let filter = WatchFilter { kind: Some(Kind::Unit), namespace: Some(unit.namespace.clone()) };
+    let mut watch = client.watch(filter, unit.meta.revision);
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let logs = show_logs(client, &unit.namespace, unit.name.as_str());
+    tokio::pin!(logs);
+    let mut are_logs_done = false;
+    let mut signal_code = None;
+    let mut told = Told::default();
+    loop {
+        tokio::select! {
+            // Output first: what was written before the end is shown before the end is told.
+            biased;
+            result = &mut logs, if !are_logs_done => {
+                result?;
+                are_logs_done = true;
+            }
+            changed = next_of(&mut watch, unit) => {
+                let Some(newest) = changed? else {
+                    return Err(Failure::new(FAILED, format!("unit `{}` was deleted", unit.name)));
+                };
+                if newest.status.state.is_final() {
+                    if !are_logs_done {
+                        // A node that is gone sends no more output; the end is known all the same.
+                        let _ = tokio::time::timeout(DRAIN_TIME_MAX, &mut logs).await;
+                    }
+                    return Ok(End { unit: newest, signal_code });
+                }
+                told.tell(&newest);
+            }
+            code = either(&mut interrupt, &mut terminate) => {
+                if signal_code.is_some() {
+                    // Asked twice: the user does not want to wait.
+                    return Err(Failure::exit(code));
+                }
+                signal_code = Some(code);
+                match client.unit_stop(&unit.namespace, unit.name.as_str()).await {
+                    Ok(_) => say("stopping; once more to leave it alone"),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+}
+
+async fn either(interrupt: &mut Signal, terminate: &mut Signal) -> u8 {
+    tokio::select! {
+        _ = interrupt.recv() => 130,
+        _ = terminate.recv() => 143,
+    }
+}
+
+/// The newest state of `unit` among the next changes; None when it was removed.
+async fn next_of(watch: &mut WatchStream, unit: &Unit) -> Result<Option<Unit>, ClientError> {
+    loop {
+        for change in watch.next().await? {
+            if change.key.name != unit.name.as_str() {
+                continue;
+            }
+            match change.object {
+                Some(Object::Unit(newest)) if newest.id == unit.id => return Ok(Some(*newest)),
+                None => return Ok(None),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+async fn show_logs(client: &Client, namespace: &NamespacePath, unit: &str) -> Result<(), Failure> {
+    let query = LogQuery { follow: true, ..LogQuery::default() };
+    match client.logs(namespace, unit, &query).await {
+        Ok(mut logs) => show(&mut logs, |_| String::new()).await,
+        // It ended before it had a node, so it has no logs; its end says why.
+        Err(ClientError::Problem(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes every line of a log to the stream it came from, with a prefix.
+pub(crate) async fn show(logs: &mut LogStream, prefix: impl Fn(&TaskLine) -> String) -> Result<(), Failure> {
+    let mut begins_line = true;
+    while let Some(line) = logs.next().await? {
+        let mut bytes = Vec::with_capacity(line.bytes.len() + 1);
+        if begins_line {
+            bytes.extend_from_slice(prefix(&line).as_bytes());
+        }
+        bytes.extend_from_slice(&line.bytes);
+        if line.ends_line {
+            bytes.push(b'\n');
+        }
+        begins_line = line.ends_line;
+        let written = match line.stream {
+            Stream::Stdout => write(std::io::stdout().lock(), &bytes),
+            Stream::Stderr => write(std::io::stderr().lock(), &bytes),
+        };
+        match written {
+            // The reader has seen enough (`| head`).
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
+    }
+    Ok(())
+}
+
+fn write(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {
+    to.write_all(bytes)?;
+    to.flush()
+}
+
+/// What was told already about a unit that waits, so that it is told once.
+#[derive(Default)]
+struct Told(Option<(UnitState, Option<String>)>);
+
+impl Told {
+    fn tell(&mut self, unit: &Unit) {
+        let waits = matches!(unit.status.state, UnitState::Pending | UnitState::Backoff);
+        let now = Some((unit.status.state, unit.status.message.clone()));
+        if let (true, true, Some(message)) = (waits, self.0 != now, &unit.status.message) {
+            say(&format!("{} waits: {}", unit.name, crate::output::printable(message)));
+        }
+        self.0 = now;
+    }
+}
+
+/// Turns a unit's end into the command's exit code and, where the code does not say it, a sentence.
+fn outcome(end: &End) -> Result<(), Failure> {
+    let status = &end.unit.status;
+    let code = status.exit_code.and_then(|code| u8::try_from(code).ok());
+    let sentence = |what: &str| {
+        let message = status.message.as_deref().map(crate::output::printable).unwrap_or_default();
+        let reason = status.reason.map(Reason::as_str).unwrap_or_default();
+        format!("{} {what}: {reason}{}{message}", end.unit.name, if message.is_empty() { "" } else { ": " })
+    };
+    match (status.state, status.reason) {
+        (UnitState::Succeeded, _) => Ok(()),
+        (UnitState::Stopped, _) => Err(Failure::exit(end.signal_code.or(code).unwrap_or(143))),
+        // The program said itself what it had to say.
+        (UnitState::Failed, Some(Reason::ExitedNonZero)) => Err(Failure::exit(code.filter(|c| *c != 0).unwrap_or(FAILED))),
+        (UnitState::Lost, _) => Err(Failure::new(FAILED, sentence("was lost"))),
+        _ => Err(Failure::new(code.filter(|c| *c != 0).unwrap_or(FAILED), sentence("failed"))),
+    }
+}

@@ -1,0 +1,98 @@
+//! `exec`: a command inside a running container, with its streams and, if wanted, a terminal.
+
+use std::io::{IsTerminal, Write};
+
+use brig_api::request::ExecRequest;
+use brig_api::stdio::{FRAME_PAYLOAD_BYTES_MAX, StdioFrame, TerminalSize};
+use brig_client::ExecStream;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::arguments::Exec;
+use crate::failure::{FAILED, Failure};
+
+use super::Session;
+
+pub(crate) async fn exec(session: &Session<'_>, arguments: Exec) -> Result<(), Failure> {
+    if arguments.tty && !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("--tty needs a terminal on standard input: leave it out"));
+    }
+    let request = ExecRequest {
+        task: arguments.task,
+        command: arguments.command,
+        terminal: if arguments.tty { Some(size()?) } else { None },
+    };
+    let mut stream = session.client.exec(&session.context.namespace(), &arguments.unit, &request).await?;
+    let raw = if arguments.tty { Some(RawTerminal::enter()?) } else { None };
+    let code = relay(&mut stream, arguments.interactive || arguments.tty).await;
+    drop(raw);
+    match code? {
+        0 => Ok(()),
+        code => Err(Failure::exit(u8::try_from(code).unwrap_or(FAILED))),
+    }
+}
+
+/// Carries frames both ways until the command has ended. Returns its exit code.
+async fn relay(stream: &mut ExecStream, has_input: bool) -> Result<i32, Failure> {
+    let mut input = tokio::io::stdin();
+    let mut buffer = vec![0; FRAME_PAYLOAD_BYTES_MAX];
+    let mut is_input_open = has_input;
+    if !has_input {
+        stream.send(&StdioFrame::Stdin(Vec::new())).await?;
+    }
+    let mut resized = signal(SignalKind::window_change())?;
+    loop {
+        tokio::select! {
+            frame = stream.next() => match frame? {
+                Some(StdioFrame::Stdout(bytes)) => write(std::io::stdout().lock(), &bytes)?,
+                Some(StdioFrame::Stderr(bytes)) => write(std::io::stderr().lock(), &bytes)?,
+                Some(StdioFrame::Exit(code)) => return Ok(code),
+                Some(StdioFrame::Failed(message)) => return Err(Failure::new(FAILED, message)),
+                Some(StdioFrame::Stdin(_) | StdioFrame::Resize(_)) => {}
+                None => return Err(Failure::new(FAILED, "the connection ended before the command did")),
+            },
+            read = input.read(&mut buffer), if is_input_open => {
+                let count = read?;
+                is_input_open = count > 0;
+                // Nothing read is the end of the input, and is said so.
+                stream.send(&StdioFrame::Stdin(buffer[..count].to_vec())).await?;
+            }
+            _ = resized.recv() => {
+                if let Ok(size) = size() {
+                    stream.send(&StdioFrame::Resize(size)).await?;
+                }
+            }
+        }
+    }
+}
+
+fn write(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {
+    to.write_all(bytes)?;
+    to.flush()
+}
+
+fn size() -> Result<TerminalSize, Failure> {
+    let size = tcgetwinsize(std::io::stdin()).map_err(std::io::Error::from)?;
+    Ok(TerminalSize { rows: size.ws_row, columns: size.ws_col })
+}
+
+/// The terminal passes every key on, until this is dropped.
+struct RawTerminal(Termios);
+
+impl RawTerminal {
+    fn enter() -> Result<Self, Failure> {
+        let before = tcgetattr(std::io::stdin()).map_err(std::io::Error::from)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).map_err(std::io::Error::from)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // Nothing can be done about a terminal that is gone.
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
