@@ -23,7 +23,7 @@ pub(crate) async fn describe(session: &Session<'_>, arguments: &Target) -> Resul
     print(&printable_lines(&yaml(&object)?))?;
     if let Object::Unit(unit) = &object {
         match session.client.why(&unit.namespace, unit.name.as_str()).await {
-            Ok(explanation) => print(&format!("\nWhy\n{}", rendered(&explanation)))?,
+            Ok(explanation) => print(&format!("\nWhy\n{}", rendered(&key.name, &explanation)?))?,
             // Not decided yet.
             Err(ClientError::Problem(_)) => {}
             Err(error) => return Err(error.into()),
@@ -45,8 +45,9 @@ fn printable_lines(text: &str) -> String {
     text.lines().map(|line| format!("{}\n", printable(line))).collect()
 }
 
-fn rendered(explanation: &Explanation) -> String {
-    printable_lines(&brig_api::explain::render(explanation))
+fn rendered(unit: &str, explanation: &Explanation) -> Result<String, Failure> {
+    let unit = unit.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    Ok(printable_lines(&explanation.render(&unit)))
 }
 
 pub(crate) async fn why(session: &Session<'_>, arguments: &Why) -> Result<(), Failure> {
@@ -67,7 +68,7 @@ pub(crate) async fn why(session: &Session<'_>, arguments: &Why) -> Result<(), Fa
         Output::Yaml => print(&yaml(&values)?),
         Output::Table | Output::Wide | Output::Name => {
             for (unit, explanation) in &explanations {
-                print(&format!("{unit}\n{}", rendered(explanation)))?;
+                print(&rendered(&unit.name, explanation)?)?;
             }
             Ok(())
         }
