@@ -1,1 +1,1 @@
-//! Being written.
+//! Benchmarks of the whole system; see `benches/`. Figures and how to repeat them are in docs/benchmarks.md.
