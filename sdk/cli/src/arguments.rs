@@ -437,6 +437,9 @@ mod tests {
         let agent = Arguments::parse_from(["brig", "node", "--data", "/x", "--server", "http://a"]);
         assert!(matches!(agent.command, Command::Node(Node { command: None, agent: Some(_) })));
         let list = Arguments::parse_from(["brig", "node", "ls", "-o", "json"]);
-        assert!(matches!(list.command, Command::Node(Node { command: Some(NodeCommand::Ls(_)), .. })));
+        assert!(matches!(
+            list.command,
+            Command::Node(Node { command: Some(NodeCommand::Ls(_)), .. })
+        ));
     }
 }

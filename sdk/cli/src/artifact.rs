@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use brig_api::Kind;
 use brig_api::object::{ArtifactKind, Object, ObjectKey};
 use brig_api::reference::Reference;
 use brig_api::unit_spec::Runtime;
-use brig_api::Kind;
 use brig_client::Client;
-use brig_client::registry::{Credentials, Progress, RegistryClient, RegistryError, RegistryOptions};
+use brig_client::registry::{
+    Credentials, Progress, RegistryClient, RegistryError, RegistryOptions,
+};
 
 use crate::arguments::RuntimeFlag;
 use crate::failure::{FAILED, Failure, NOT_FOUND, REFUSED, UNREACHABLE};
@@ -21,17 +23,26 @@ pub(crate) struct Runnable {
 }
 
 /// Finds out what `artifact` is; a file or layout is pushed to the built-in registry first.
-pub(crate) async fn runnable(client: &Client, artifact: &str, flag: Option<RuntimeFlag>) -> Result<Runnable, Failure> {
+pub(crate) async fn runnable(
+    client: &Client,
+    artifact: &str,
+    flag: Option<RuntimeFlag>,
+) -> Result<Runnable, Failure> {
     let path = Path::new(artifact);
     if path.exists() {
         return push_to_own_place(client, path).await;
     }
-    let looks_like_path = artifact.starts_with(['.', '/']) || artifact.ends_with(".wasm") || artifact.ends_with(".tar");
+    let looks_like_path = artifact.starts_with(['.', '/'])
+        || artifact.ends_with(".wasm")
+        || artifact.ends_with(".tar");
     if looks_like_path {
-        let message = format!("{artifact}: no such file; expected a .wasm file, an OCI image layout or a reference");
+        let message = format!(
+            "{artifact}: no such file; expected a .wasm file, an OCI image layout or a reference"
+        );
         return Err(Failure::new(NOT_FOUND, message));
     }
-    let reference: Reference = artifact.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    let reference: Reference =
+        artifact.parse().map_err(|error| Failure::usage(format!("{error}")))?;
     let runtime = match flag {
         Some(RuntimeFlag::Wasm) => Runtime::Wasm,
         Some(RuntimeFlag::Oci) => Runtime::Oci,
@@ -49,7 +60,9 @@ async fn runtime_of(client: &Client, reference: &Reference) -> Result<Runtime, F
     let found = if reference.digest.is_some() {
         let all = client.list(Kind::Artifact, None).await?.items;
         all.into_iter().find(|object| match object {
-            Object::Artifact(artifact) => artifact.repository == reference.repository && artifact.digest.as_str() == wanted,
+            Object::Artifact(artifact) => {
+                artifact.repository == reference.repository && artifact.digest.as_str() == wanted
+            }
             _ => false,
         })
     } else {
@@ -57,18 +70,26 @@ async fn runtime_of(client: &Client, reference: &Reference) -> Result<Runtime, F
         Some(client.get(&ObjectKey { kind: Kind::Artifact, namespace: None, name }).await?)
     };
     match found {
-        Some(Object::Artifact(artifact)) if artifact.kind == ArtifactKind::Wasm => Ok(Runtime::Wasm),
+        Some(Object::Artifact(artifact)) if artifact.kind == ArtifactKind::Wasm => {
+            Ok(Runtime::Wasm)
+        }
         Some(_) => Ok(Runtime::Oci),
-        None => Err(Failure::usage(format!("what `{reference}` is can't be seen: say --runtime wasm or --runtime oci"))),
+        None => Err(Failure::usage(format!(
+            "what `{reference}` is can't be seen: say --runtime wasm or --runtime oci"
+        ))),
     }
 }
 
 async fn push_to_own_place(client: &Client, path: &Path) -> Result<Runnable, Failure> {
     let name = crate::target::name_from_artifact(&path.display().to_string());
-    let target: Reference = format!("run/{name}:latest").parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    let target: Reference =
+        format!("run/{name}:latest").parse().map_err(|error| Failure::usage(format!("{error}")))?;
     let pushed = push(client, path, &target).await?;
     // By digest: somebody else may push another file of that name meanwhile.
-    Ok(Runnable { reference: Reference { tag: None, ..target.pinned(pushed.digest) }.to_string(), runtime: pushed.runtime })
+    Ok(Runnable {
+        reference: Reference { tag: None, ..target.pinned(pushed.digest) }.to_string(),
+        runtime: pushed.runtime,
+    })
 }
 
 /// What was pushed.
@@ -78,7 +99,11 @@ pub(crate) struct Pushed {
 }
 
 /// Sends a `.wasm` file or an OCI image layout to a registry.
-pub(crate) async fn push(client: &Client, path: &Path, target: &Reference) -> Result<Pushed, Failure> {
+pub(crate) async fn push(
+    client: &Client,
+    path: &Path,
+    target: &Reference,
+) -> Result<Pushed, Failure> {
     let registry = registry(client)?;
     let bars = Bars::new();
     let is_layout = path.is_dir() || path.extension().is_some_and(|ending| ending == "tar");

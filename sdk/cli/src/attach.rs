@@ -110,7 +110,10 @@ async fn show_logs(client: &Client, namespace: &NamespacePath, unit: &str) -> Re
 }
 
 /// Writes every line of a log to the stream it came from, with a prefix.
-pub(crate) async fn show(logs: &mut LogStream, prefix: impl Fn(&TaskLine) -> String) -> Result<(), Failure> {
+pub(crate) async fn show(
+    logs: &mut LogStream,
+    prefix: impl Fn(&TaskLine) -> String,
+) -> Result<(), Failure> {
     let mut begins_line = true;
     while let Some(line) = logs.next().await? {
         let mut bytes = Vec::with_capacity(line.bytes.len() + 1);
@@ -162,13 +165,19 @@ fn outcome(end: &End) -> Result<(), Failure> {
     let sentence = |what: &str| {
         let message = status.message.as_deref().map(crate::output::printable).unwrap_or_default();
         let reason = status.reason.map(Reason::as_str).unwrap_or_default();
-        format!("{} {what}: {reason}{}{message}", end.unit.name, if message.is_empty() { "" } else { ": " })
+        format!(
+            "{} {what}: {reason}{}{message}",
+            end.unit.name,
+            if message.is_empty() { "" } else { ": " }
+        )
     };
     match (status.state, status.reason) {
         (UnitState::Succeeded, _) => Ok(()),
         (UnitState::Stopped, _) => Err(Failure::exit(end.signal_code.or(code).unwrap_or(143))),
         // The program said itself what it had to say.
-        (UnitState::Failed, Some(Reason::ExitedNonZero)) => Err(Failure::exit(code.filter(|c| *c != 0).unwrap_or(FAILED))),
+        (UnitState::Failed, Some(Reason::ExitedNonZero)) => {
+            Err(Failure::exit(code.filter(|c| *c != 0).unwrap_or(FAILED)))
+        }
         (UnitState::Lost, _) => Err(Failure::new(FAILED, sentence("was lost"))),
         _ => Err(Failure::new(code.filter(|c| *c != 0).unwrap_or(FAILED), sentence("failed"))),
     }

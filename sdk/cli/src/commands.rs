@@ -63,5 +63,8 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
 pub(crate) fn now_ms() -> i64 {
     #[expect(clippy::disallowed_methods, reason = "the command's only look at the clock")]
     let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH).ok().and_then(|t| i64::try_from(t.as_millis()).ok()).unwrap_or(0)
+    now.duration_since(std::time::UNIX_EPOCH)
+        .ok()
+        .and_then(|t| i64::try_from(t.as_millis()).ok())
+        .unwrap_or(0)
 }

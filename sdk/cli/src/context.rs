@@ -38,7 +38,10 @@ pub(crate) struct Context {
 
 impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context").field("server", &self.server).field("namespace", &self.namespace).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("server", &self.server)
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
     }
 }
 
@@ -49,7 +52,9 @@ impl Context {
             Some(path) => match std::fs::read_to_string(&path) {
                 Ok(text) => pick(&text, global.context.as_deref())
                     .map_err(|message| Failure::usage(format!("{}: {message}", path.display())))?,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => no_file(global.context.as_deref())?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    no_file(global.context.as_deref())?
+                }
                 Err(error) => return Err(Failure::usage(format!("{}: {error}", path.display()))),
             },
             None => no_file(global.context.as_deref())?,
@@ -77,14 +82,17 @@ fn path() -> Option<PathBuf> {
         return Some(path.into());
     }
     let base = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
-    let base = base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")))?;
+    let base =
+        base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")))?;
     Some(base.join("brig").join("config.toml"))
 }
 
 fn no_file(wanted: Option<&str>) -> Result<Context, Failure> {
     match wanted {
         None => Ok(Context::default()),
-        Some(name) => Err(Failure::usage(format!("there is no context `{name}`: there is no configuration file"))),
+        Some(name) => Err(Failure::usage(format!(
+            "there is no context `{name}`: there is no configuration file"
+        ))),
     }
 }
 

@@ -156,7 +156,8 @@ fn runtime() -> Result<Runtime, Failure> {
 
 /// Standard error, as lines for people, or as JSON where BRIG_LOG_FORMAT says so.
 fn start_logging() {
-    let filter = EnvFilter::try_from_env("BRIG_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_DEFAULT));
+    let filter =
+        EnvFilter::try_from_env("BRIG_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_DEFAULT));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Another subscriber is there only in tests.
     let _ = if std::env::var_os("BRIG_LOG_FORMAT").is_some_and(|format| format == "json") {
@@ -190,7 +191,9 @@ async fn ready(url: &str, token: Option<&str>, name: &NodeName) -> Result<(), Fa
         loop {
             let nodes = client.list(Kind::Node, None).await?;
             let is_there = nodes.items.iter().any(|object| match object {
-                brig_api::Object::Node(node) => node.name == *name && node.state == brig_api::object::NodeState::Ready,
+                brig_api::Object::Node(node) => {
+                    node.name == *name && node.state == brig_api::object::NodeState::Ready
+                }
                 _ => false,
             });
             if is_there {
@@ -201,7 +204,10 @@ async fn ready(url: &str, token: Option<&str>, name: &NodeName) -> Result<(), Fa
     };
     match tokio::time::timeout(READY_TIME_MAX, registered).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Failure::new(FAILED, "the node did not register within a minute: see the log above")),
+        Err(_) => Err(Failure::new(
+            FAILED,
+            "the node did not register within a minute: see the log above",
+        )),
     }
 }
 
@@ -211,22 +217,27 @@ fn sqlite_in(data: &Path) -> String {
 
 /// Creates the directory: data is kept from the first start on.
 fn absolute(data: &Path) -> Result<PathBuf, Failure> {
-    let describe = |error: std::io::Error| Failure::new(FAILED, format!("--data {}: {error}", data.display()));
+    let describe =
+        |error: std::io::Error| Failure::new(FAILED, format!("--data {}: {error}", data.display()));
     std::fs::create_dir_all(data).map_err(describe)?;
     data.canonicalize().map_err(describe)
 }
 
 fn data_home() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
-    let home = home.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")));
-    home.map(|home| home.join("brig")).ok_or_else(|| Failure::usage("HOME is not set: name a directory with --data"))
+    let home = home
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")));
+    home.map(|home| home.join("brig"))
+        .ok_or_else(|| Failure::usage("HOME is not set: name a directory with --data"))
 }
 
 /// The machine's name as far as it is a node name, else `node`.
 fn host_name() -> NodeName {
     let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     let fallback = || NodeName::new("node");
-    NodeName::new(name).or_else(|_| fallback()).unwrap_or_else(|_| unreachable!("`node` is a node name"))
+    NodeName::new(name)
+        .or_else(|_| fallback())
+        .unwrap_or_else(|_| unreachable!("`node` is a node name"))
 }
 
 #[cfg(test)]

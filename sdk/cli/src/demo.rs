@@ -21,10 +21,17 @@ pub(crate) fn run(arguments: &Demo) -> Result<(), Failure> {
     crate::shims::find()?;
     let inputs = Inputs::prepare()?;
     let mut stage = Stage::open()?;
-    say(&format!("\nA control plane and a node run on {}, with their data in {}", stage.server(), stage.data().display()));
+    say(&format!(
+        "\nA control plane and a node run on {}, with their data in {}",
+        stage.server(),
+        stage.data().display()
+    ));
     let outcome = tour(&mut stage, &inputs).and_then(|()| {
         if arguments.keep {
-            say(&format!("\nEverything keeps running. Try: BRIG_SERVER={} brig ps", stage.server()));
+            say(&format!(
+                "\nEverything keeps running. Try: BRIG_SERVER={} brig ps",
+                stage.server()
+            ));
             say("Ctrl-C ends it.");
             stage.wait_for_interrupt()?;
         }
@@ -40,7 +47,16 @@ pub(crate) fn run(arguments: &Demo) -> Result<(), Failure> {
 fn tour(stage: &mut Stage, inputs: &Inputs) -> Result<(), Failure> {
     chapter("A WASI program that nobody here wrote (jaq, a clone of jq), uploaded and run");
     let jaq = inputs.jaq.display().to_string();
-    stage.brig(&["run", "--rm", "--memory", "128Mi", &jaq, "--", "--null-input", "[range(5)] | {sum: add, squares: map(. * .)}"])?;
+    stage.brig(&[
+        "run",
+        "--rm",
+        "--memory",
+        "128Mi",
+        &jaq,
+        "--",
+        "--null-input",
+        "[range(5)] | {sum: add, squares: map(. * .)}",
+    ])?;
 
     chapter("Artifacts in the built-in registry: any OCI client can push and pull there too");
     stage.brig(&["push", &jaq, "demo/jaq:1"])?;
@@ -57,7 +73,9 @@ fn tour(stage: &mut Stage, inputs: &Inputs) -> Result<(), Failure> {
             stage.brig(&["apply", "-f", &inputs.container_manifest.display().to_string()])?;
             stage.wait_for_running("demo", "clock", 1, PATIENCE)?;
         }
-        Ok(_) => say("Containers are not possible on this machine (they need root on Linux): the tour goes on with wasm."),
+        Ok(_) => say(
+            "Containers are not possible on this machine (they need root on Linux): the tour goes on with wasm.",
+        ),
         Err(why) => say(&format!("No container in this tour: {why}")),
     }
     stage.wait_for_running("demo", "web", 2, PATIENCE)?;

@@ -46,7 +46,11 @@ impl From<Problem> for Failure {
             Code::NotFound => NOT_FOUND,
             Code::Unauthenticated | Code::Forbidden | Code::QuotaExceeded => REFUSED,
             Code::Unavailable | Code::NodeUnreachable => UNREACHABLE,
-            Code::Conflict | Code::InUse | Code::RevisionTooOld | Code::WrongState | Code::Internal => FAILED,
+            Code::Conflict
+            | Code::InUse
+            | Code::RevisionTooOld
+            | Code::WrongState
+            | Code::Internal => FAILED,
         };
         Self::new(code, problem.to_string())
     }
@@ -56,7 +60,9 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::Problem(problem) => Self::from(*problem),
-            unreachable @ ClientError::Unreachable { .. } => Self::new(UNREACHABLE, chain(&unreachable)),
+            unreachable @ ClientError::Unreachable { .. } => {
+                Self::new(UNREACHABLE, chain(&unreachable))
+            }
             other => Self::new(FAILED, chain(&other)),
         }
     }

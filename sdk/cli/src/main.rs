@@ -45,7 +45,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Demo(demo) => demo::run(&demo),
         Command::Dev(dev) => daemons::dev(dev, &context),
         Command::Server(server) => daemons::server(server, &context),
-        Command::Node(arguments::Node { command: None, agent: Some(agent) }) => daemons::node(agent, &context),
+        Command::Node(arguments::Node { command: None, agent: Some(agent) }) => {
+            daemons::node(agent, &context)
+        }
         Command::Schema => output::print(&output::json(&brig_api::manifest::json_schema())?),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -84,7 +84,9 @@ pub(crate) fn print_list<T: Serialize>(
     match output {
         Output::Json => print(&json(&items)?),
         Output::Yaml => print(&yaml(&items)?),
-        Output::Name => print(&rows.iter().map(|row| format!("{}\n", row.name)).collect::<String>()),
+        Output::Name => {
+            print(&rows.iter().map(|row| format!("{}\n", row.name)).collect::<String>())
+        }
         Output::Table | Output::Wide => print(&table(columns, rows, output == Output::Wide)),
     }
 }
@@ -112,10 +114,15 @@ pub(crate) fn table(columns: &[Column], rows: &[Row], is_wide: bool) -> String {
     } else {
         table.force_no_tty();
     }
-    let shown: Vec<usize> = (0..columns.len()).filter(|index| is_wide || !columns[*index].is_wide).collect();
-    table.set_header(shown.iter().map(|index| Cell::new(columns[*index].heading).add_attribute(Attribute::Bold)));
+    let shown: Vec<usize> =
+        (0..columns.len()).filter(|index| is_wide || !columns[*index].is_wide).collect();
+    table.set_header(
+        shown.iter().map(|index| Cell::new(columns[*index].heading).add_attribute(Attribute::Bold)),
+    );
     for row in rows {
-        table.add_row(shown.iter().map(|index| row.fields.get(*index).map_or_else(|| Cell::new(""), cell)));
+        table.add_row(
+            shown.iter().map(|index| row.fields.get(*index).map_or_else(|| Cell::new(""), cell)),
+        );
     }
     for index in 0..shown.len() {
         if let Some(column) = table.column_mut(index) {
@@ -190,8 +197,14 @@ mod tests {
     fn tables_are_aligned_and_show_wide_columns_only_when_asked() {
         let columns = [column("NAME"), column("STATE"), wide("ID")];
         let rows = [
-            Row { name: "unit/a".into(), fields: vec!["a".into(), "running".into(), "p1-0".into()] },
-            Row { name: "unit/long-name".into(), fields: vec!["long-name".into(), "x\x1b[2J".into(), "p1-1".into()] },
+            Row {
+                name: "unit/a".into(),
+                fields: vec!["a".into(), "running".into(), "p1-0".into()],
+            },
+            Row {
+                name: "unit/long-name".into(),
+                fields: vec!["long-name".into(), "x\x1b[2J".into(), "p1-1".into()],
+            },
         ];
         expect_test::expect![[r"
             NAME       STATE
@@ -205,7 +218,14 @@ mod tests {
 
     #[test]
     fn ages_are_short() {
-        for (ms, text) in [(0, "0s"), (119_000, "119s"), (120_000, "2m"), (7_200_000, "2h"), (172_800_000, "2d"), (-5, "0s")] {
+        for (ms, text) in [
+            (0, "0s"),
+            (119_000, "119s"),
+            (120_000, "2m"),
+            (7_200_000, "2h"),
+            (172_800_000, "2d"),
+            (-5, "0s"),
+        ] {
             assert_eq!(age(0, ms), text);
         }
     }

@@ -18,7 +18,11 @@ pub(crate) struct Waiting(ProgressBar);
 impl Waiting {
     /// Shows `text` until this is dropped.
     pub(crate) fn new(text: String) -> Self {
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new_spinner()
+        } else {
+            ProgressBar::hidden()
+        };
         bar.enable_steady_tick(FRAME_EVERY);
         bar.set_message(text);
         Self(bar)
@@ -44,7 +48,11 @@ pub(crate) struct Bars {
 
 impl Bars {
     pub(crate) fn new() -> Self {
-        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         Self { all: MultiProgress::with_draw_target(target), by_blob: Mutex::default() }
     }
 
@@ -59,9 +67,13 @@ impl Bars {
 
 impl Progress for Bars {
     fn begin(&self, blob: &Digest, done: u64, total: u64) {
-        let style = ProgressStyle::with_template("{msg} {bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}");
-        let bar = ProgressBar::new(total).with_message(blob.hex().chars().take(12).collect::<String>());
-        let bar = self.all.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
+        let style = ProgressStyle::with_template(
+            "{msg} {bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}",
+        );
+        let bar =
+            ProgressBar::new(total).with_message(blob.hex().chars().take(12).collect::<String>());
+        let bar =
+            self.all.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
         bar.set_position(done);
         self.by_blob.lock().unwrap_or_else(PoisonError::into_inner).insert(blob.clone(), bar);
     }

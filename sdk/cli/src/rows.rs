@@ -2,7 +2,10 @@
 
 use brig_api::change::{Event, EventLevel};
 use brig_api::lifecycle::UnitState;
-use brig_api::object::{Artifact, Config, Job, JobState, Namespace, Node, NodeState, Object, Owner, Secret, Service, Unit};
+use brig_api::object::{
+    Artifact, Config, Job, JobState, Namespace, Node, NodeState, Object, Owner, Secret, Service,
+    Unit,
+};
 use brig_api::unit_spec::Runtime;
 use brig_api::{Kind, NamespacePath, Resources};
 use serde::Serialize;
@@ -51,73 +54,87 @@ impl From<&Unit> for UnitRow {
 }
 
 fn endpoints(unit: &Unit) -> Vec<String> {
-    let shown = unit.status.endpoints.iter().map(|endpoint| format!("{}://{}", endpoint.scheme, endpoint.address));
+    let shown = unit
+        .status
+        .endpoints
+        .iter()
+        .map(|endpoint| format!("{}://{}", endpoint.scheme, endpoint.address));
     if unit.status.state == UnitState::Running { shown.collect() } else { Vec::new() }
 }
+
+const UNIT_COLUMNS: &[Column] = &[
+    column("NAMESPACE"),
+    column("NAME"),
+    column("KIND"),
+    column("RUNTIME"),
+    column("NODE"),
+    column("STATE"),
+    column("REASON"),
+    column("RESTARTS"),
+    column("AGE"),
+    column("ENDPOINT"),
+    wide("EXIT"),
+    wide("ID"),
+    wide("REQUEST"),
+    wide("MESSAGE"),
+];
+const SERVICE_COLUMNS: &[Column] = &[
+    column("NAMESPACE"),
+    column("NAME"),
+    column("REPLICAS"),
+    column("RUNTIME"),
+    column("AGE"),
+    wide("GENERATION"),
+    wide("REQUEST"),
+    wide("PROGRAMS"),
+];
+const JOB_COLUMNS: &[Column] = &[
+    column("NAMESPACE"),
+    column("NAME"),
+    column("STATE"),
+    column("SUCCEEDED"),
+    column("FAILED"),
+    column("RUNTIME"),
+    column("AGE"),
+    wide("PARALLELISM"),
+    wide("REQUEST"),
+    wide("PROGRAMS"),
+];
+const NODE_COLUMNS: &[Column] = &[
+    column("NAME"),
+    column("STATE"),
+    column("RUNTIMES"),
+    column("CPU"),
+    column("MEMORY"),
+    column("AGE"),
+    wide("ADDRESS"),
+    wide("VERSION"),
+    wide("ATTRIBUTES"),
+];
+const NAMESPACE_COLUMNS: &[Column] =
+    &[column("NAME"), column("QUOTA"), column("AGE"), wide("DESCRIPTION")];
+const TEXTS_COLUMNS: &[Column] =
+    &[column("NAMESPACE"), column("NAME"), column("KEYS"), column("AGE")];
+const ARTIFACT_COLUMNS: &[Column] = &[
+    column("REPOSITORY"),
+    column("TAG"),
+    column("KIND"),
+    column("SIZE"),
+    column("AGE"),
+    wide("DIGEST"),
+    wide("MEDIA TYPE"),
+];
 
 /// The columns of a list of this kind.
 pub(crate) fn columns(kind: Kind) -> &'static [Column] {
     match kind {
-        Kind::Unit => &[
-            column("NAMESPACE"),
-            column("NAME"),
-            column("KIND"),
-            column("RUNTIME"),
-            column("NODE"),
-            column("STATE"),
-            column("REASON"),
-            column("RESTARTS"),
-            column("AGE"),
-            column("ENDPOINT"),
-            wide("EXIT"),
-            wide("ID"),
-            wide("REQUEST"),
-            wide("MESSAGE"),
-        ],
-        Kind::Service => &[
-            column("NAMESPACE"),
-            column("NAME"),
-            column("REPLICAS"),
-            column("RUNTIME"),
-            column("AGE"),
-            wide("GENERATION"),
-            wide("REQUEST"),
-            wide("PROGRAMS"),
-        ],
-        Kind::Job => &[
-            column("NAMESPACE"),
-            column("NAME"),
-            column("STATE"),
-            column("SUCCEEDED"),
-            column("FAILED"),
-            column("RUNTIME"),
-            column("AGE"),
-            wide("PARALLELISM"),
-            wide("REQUEST"),
-            wide("PROGRAMS"),
-        ],
-        Kind::Node => &[
-            column("NAME"),
-            column("STATE"),
-            column("RUNTIMES"),
-            column("CPU"),
-            column("MEMORY"),
-            column("AGE"),
-            wide("ADDRESS"),
-            wide("VERSION"),
-            wide("ATTRIBUTES"),
-        ],
-        Kind::Namespace => &[column("NAME"), column("QUOTA"), column("AGE"), wide("DESCRIPTION")],
-        Kind::Secret | Kind::Config => &[column("NAMESPACE"), column("NAME"), column("KEYS"), column("AGE")],
-        Kind::Artifact => &[
-            column("REPOSITORY"),
-            column("TAG"),
-            column("KIND"),
-            column("SIZE"),
-            column("AGE"),
-            wide("DIGEST"),
-            wide("MEDIA TYPE"),
-        ],
+        Kind::Unit => UNIT_COLUMNS,
+        Kind::Service => SERVICE_COLUMNS,
+        Kind::Job => JOB_COLUMNS,
+        Kind::Node => NODE_COLUMNS,
+        Kind::Namespace => NAMESPACE_COLUMNS,
+        Kind::Secret | Kind::Config => TEXTS_COLUMNS,
+        Kind::Artifact => ARTIFACT_COLUMNS,
     }
 }
 
@@ -140,7 +157,9 @@ pub(crate) fn row(object: &Object, now_ms: i64) -> Row {
 fn look(state: UnitState) -> Look {
     match state {
         UnitState::Running | UnitState::Succeeded => Look::Good,
-        UnitState::Pending | UnitState::Assigned | UnitState::Preparing | UnitState::Stopping => Look::Waiting,
+        UnitState::Pending | UnitState::Assigned | UnitState::Preparing | UnitState::Stopping => {
+            Look::Waiting
+        }
         UnitState::Backoff | UnitState::Failed | UnitState::Lost => Look::Bad,
         UnitState::Stopped => Look::Plain,
     }
@@ -224,13 +243,25 @@ fn node_fields(node: &Node, now_ms: i64) -> Vec<Field> {
     vec![
         (&node.name).into(),
         colored(node.state.as_str(), look),
-        facts.runtimes.iter().map(|runtime| Runtime::as_str(*runtime)).collect::<Vec<_>>().join(",").into(),
+        facts
+            .runtimes
+            .iter()
+            .map(|runtime| Runtime::as_str(*runtime))
+            .collect::<Vec<_>>()
+            .join(",")
+            .into(),
         facts.allocatable.cpu.into(),
         size(facts.allocatable.memory.0).into(),
         age(node.meta.created_ms, now_ms).into(),
         (&facts.address).into(),
         (&facts.agent_version).into(),
-        facts.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ").into(),
+        facts
+            .attributes
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect::<Vec<_>>()
+            .join(" ")
+            .into(),
     ]
 }
 
@@ -274,8 +305,14 @@ fn artifact_fields(artifact: &Artifact, now_ms: i64) -> Vec<Field> {
 }
 
 /// The columns of a list of events.
-pub(crate) const EVENT_COLUMNS: &[Column] =
-    &[column("AGE"), column("LEVEL"), column("REASON"), column("ABOUT"), column("MESSAGE"), wide("REVISION")];
+pub(crate) const EVENT_COLUMNS: &[Column] = &[
+    column("AGE"),
+    column("LEVEL"),
+    column("REASON"),
+    column("ABOUT"),
+    column("MESSAGE"),
+    wide("REVISION"),
+];
 
 /// The row of an event.
 pub(crate) fn event_row(event: &Event, now_ms: i64) -> Row {

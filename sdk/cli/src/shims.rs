@@ -22,7 +22,8 @@ pub(crate) fn find() -> Result<ShimPaths, Failure> {
             own.parent().map(Path::to_path_buf).unwrap_or_default()
         }
     };
-    let is_run_by_cargo = std::env::var_os("CARGO_PKG_NAME").is_some_and(|name| name == env!("CARGO_PKG_NAME"));
+    let is_run_by_cargo =
+        std::env::var_os("CARGO_PKG_NAME").is_some_and(|name| name == env!("CARGO_PKG_NAME"));
     if is_run_by_cargo {
         build(&folder)?;
     }
@@ -31,12 +32,18 @@ pub(crate) fn find() -> Result<ShimPaths, Failure> {
 }
 
 fn check(folder: &Path) -> Result<(), Failure> {
-    let missing: Vec<_> = SHIMS.iter().filter(|name| !folder.join(name).is_file()).copied().collect();
+    let missing: Vec<_> =
+        SHIMS.iter().filter(|name| !folder.join(name).is_file()).copied().collect();
     if missing.is_empty() {
         return Ok(());
     }
     let (missing, folder) = (missing.join(", "), folder.display());
-    Err(Failure::new(FAILED, format!("{missing} not found in {folder}: install the shims beside `brig`, or set BRIG_SHIM_DIR")))
+    Err(Failure::new(
+        FAILED,
+        format!(
+            "{missing} not found in {folder}: install the shims beside `brig`, or set BRIG_SHIM_DIR"
+        ),
+    ))
 }
 
 /// `cargo run` builds only `brig` itself. So the shims are built the same way, into the same folder, and one

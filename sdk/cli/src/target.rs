@@ -8,7 +8,9 @@ use crate::failure::Failure;
 /// Reads `service/web`, `svc/web` or `web` (a unit).
 pub(crate) fn parse(text: &str, namespace: &NamespacePath) -> Result<ObjectKey, Failure> {
     match text.split_once('/') {
-        Some((kind, name)) => key(kind.parse().map_err(|error| Failure::usage(format!("{error}")))?, name, namespace),
+        Some((kind, name)) => {
+            key(kind.parse().map_err(|error| Failure::usage(format!("{error}")))?, name, namespace)
+        }
         None => key(Kind::Unit, text, namespace),
     }
 }

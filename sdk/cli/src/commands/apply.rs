@@ -47,7 +47,8 @@ fn read(
 }
 
 fn print_applied(output: Output, applied: &[Applied]) -> Result<(), Failure> {
-    let columns = [column("KIND"), column("NAMESPACE"), column("NAME"), column("OUTCOME"), column("CHANGES")];
+    let columns =
+        [column("KIND"), column("NAMESPACE"), column("NAME"), column("OUTCOME"), column("CHANGES")];
     let rows: Vec<_> = applied.iter().map(row).collect();
     print_list(output, &columns, &rows, applied)
 }

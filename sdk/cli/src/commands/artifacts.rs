@@ -16,31 +16,45 @@ use crate::target::name_from_artifact;
 use super::Session;
 
 pub(crate) async fn push(session: &Session<'_>, arguments: &Push) -> Result<(), Failure> {
-    let target: Reference = arguments.reference.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    let target: Reference =
+        arguments.reference.parse().map_err(|error| Failure::usage(format!("{error}")))?;
     if !arguments.path.exists() {
-        return Err(Failure::new(NOT_FOUND, format!("{}: no such file or directory", arguments.path.display())));
+        return Err(Failure::new(
+            NOT_FOUND,
+            format!("{}: no such file or directory", arguments.path.display()),
+        ));
     }
     let pushed = artifact::push(&session.client, &arguments.path, &target).await?;
     print(&format!("{target}@{}\n", pushed.digest))
 }
 
 pub(crate) async fn pull(session: &Session<'_>, arguments: &Pull) -> Result<(), Failure> {
-    let reference: Reference = arguments.reference.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    let reference: Reference =
+        arguments.reference.parse().map_err(|error| Failure::usage(format!("{error}")))?;
     let registry = artifact::registry(&session.client)?;
     // Beside the target, so that the last step is a rename.
     let name = name_from_artifact(&arguments.reference);
-    let beside = arguments.path.as_deref().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
-    let scratch = tempfile::Builder::new().prefix(".brig-pull-").tempdir_in(beside.unwrap_or(Path::new(".")))?;
+    let beside = arguments
+        .path
+        .as_deref()
+        .and_then(Path::parent)
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let scratch = tempfile::Builder::new()
+        .prefix(".brig-pull-")
+        .tempdir_in(beside.unwrap_or(Path::new(".")))?;
     // A content store is an image layout but for its two index files.
     let layout = scratch.path().join("layout");
     let store = ContentStore::open(&layout)?;
     let (top, _) = registry.pull(&reference, &store, &Bars::new()).await?;
     let wasm = match &top.document {
-        Document::Image(manifest) if manifest.config.media_type == WASM_CONFIG => manifest.layers.first(),
+        Document::Image(manifest) if manifest.config.media_type == WASM_CONFIG => {
+            manifest.layers.first()
+        }
         Document::Image(_) | Document::Index(_) => None,
     };
     let target = if let Some(layer) = wasm {
-        let target = arguments.path.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.wasm")));
+        let target =
+            arguments.path.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.wasm")));
         put(&store.path(&layer.digest), &target)?;
         target
     } else {
@@ -75,7 +89,10 @@ fn write_index(layout: &Path, top: &FetchedManifest, reference: &Reference) -> R
 
 fn put(from: &Path, target: &Path) -> Result<(), Failure> {
     if target.exists() {
-        return Err(Failure::new(FAILED, format!("{} exists: name another place, or remove it", target.display())));
+        return Err(Failure::new(
+            FAILED,
+            format!("{} exists: name another place, or remove it", target.display()),
+        ));
     }
     Ok(std::fs::rename(from, target)?)
 }

@@ -55,7 +55,11 @@ pub(crate) async fn why(session: &Session<'_>, arguments: &Why) -> Result<(), Fa
     let units = match key.kind {
         Kind::Unit => vec![key],
         Kind::Service | Kind::Job => waiting_units(session, &key).await?,
-        kind => return Err(Failure::usage(format!("a {kind} is not scheduled: name a unit, service or job"))),
+        kind => {
+            return Err(Failure::usage(format!(
+                "a {kind} is not scheduled: name a unit, service or job"
+            )));
+        }
     };
     let mut explanations = Vec::new();
     for unit in &units {
@@ -76,9 +80,13 @@ pub(crate) async fn why(session: &Session<'_>, arguments: &Why) -> Result<(), Fa
 }
 
 /// The units of a service or job that have no node; all of them when every one has.
-async fn waiting_units(session: &Session<'_>, owner: &ObjectKey) -> Result<Vec<ObjectKey>, Failure> {
+async fn waiting_units(
+    session: &Session<'_>,
+    owner: &ObjectKey,
+) -> Result<Vec<ObjectKey>, Failure> {
     let units = units_of(session, owner).await?;
-    let waiting: Vec<_> = units.iter().filter(|unit| unit.node.is_none() && !unit.status.state.is_final()).collect();
+    let waiting: Vec<_> =
+        units.iter().filter(|unit| unit.node.is_none() && !unit.status.state.is_final()).collect();
     let shown = if waiting.is_empty() { units.iter().collect() } else { waiting };
     if shown.is_empty() {
         return Err(Failure::new(NOT_FOUND, format!("{owner} has no units")));
@@ -87,9 +95,14 @@ async fn waiting_units(session: &Session<'_>, owner: &ObjectKey) -> Result<Vec<O
 }
 
 /// Every unit of a service or job.
-pub(super) async fn units_of(session: &Session<'_>, owner: &ObjectKey) -> Result<Vec<Unit>, Failure> {
+pub(super) async fn units_of(
+    session: &Session<'_>,
+    owner: &ObjectKey,
+) -> Result<Vec<Unit>, Failure> {
     let is_owned = |unit: &Unit| {
-        unit.owner.as_ref().is_some_and(|o: &Owner| o.kind() == owner.kind && o.name().as_str() == owner.name)
+        unit.owner
+            .as_ref()
+            .is_some_and(|o: &Owner| o.kind() == owner.kind && o.name().as_str() == owner.name)
             && Some(&unit.namespace) == owner.namespace.as_ref()
     };
     // An owner that does not exist is an error, not an empty list.
@@ -110,7 +123,12 @@ pub(crate) async fn events(session: &Session<'_>, arguments: &Events) -> Result<
     };
     if let Some(about) = &arguments.target {
         let key = target::parse(about, &session.context.namespace())?;
-        query = EventQuery { namespace: key.namespace, kind: Some(key.kind), name: Some(key.name), ..query };
+        query = EventQuery {
+            namespace: key.namespace,
+            kind: Some(key.kind),
+            name: Some(key.name),
+            ..query
+        };
     }
     let events = session.client.events(&query).await?;
     let rows: Vec<_> = events.iter().map(|event| event_row(event, now_ms())).collect();
@@ -124,12 +142,18 @@ pub(crate) async fn sql(session: &Session<'_>, arguments: &Sql) -> Result<(), Fa
             let objects: Vec<Value> = response
                 .rows
                 .iter()
-                .map(|row| Value::Object(response.columns.iter().cloned().zip(row.iter().cloned()).collect()))
+                .map(|row| {
+                    Value::Object(
+                        response.columns.iter().cloned().zip(row.iter().cloned()).collect(),
+                    )
+                })
                 .collect();
             let is_json = arguments.output == Output::Json;
             print(&if is_json { json(&objects)? } else { yaml(&objects)? })?;
         }
-        Output::Table | Output::Wide | Output::Name => print(&sql_table(&response.columns, &response.rows))?,
+        Output::Table | Output::Wide | Output::Name => {
+            print(&sql_table(&response.columns, &response.rows))?
+        }
     }
     if response.is_truncated {
         crate::say("there are more rows: narrow the query, or add LIMIT and OFFSET");
@@ -145,7 +169,10 @@ fn sql_table(columns: &[String], rows: &[Vec<Value>]) -> String {
     };
     // Headings that the query chose: the first row of the table, not a `Column`.
     let head = Row { name: String::new(), fields: columns.iter().map(Field::from).collect() };
-    let body = rows.iter().map(|row| Row { name: String::new(), fields: row.iter().map(|v| text(v).into()).collect() });
+    let body = rows.iter().map(|row| Row {
+        name: String::new(),
+        fields: row.iter().map(|v| text(v).into()).collect(),
+    });
     let all: Vec<_> = std::iter::once(head).chain(body).collect();
     let blank = vec![Column { heading: "", is_wide: false }; columns.len()];
     let table = table(&blank, &all, true);
@@ -157,14 +184,22 @@ pub(crate) async fn version(session: &Session<'_>, arguments: &OutputOnly) -> Re
     // This command's own version is known without a server.
     let server = session.client.version().await;
     match arguments.output {
-        Output::Json => print(&json(&serde_json::json!({ "client": client, "server": server.ok() }))?),
-        Output::Yaml => print(&yaml(&serde_json::json!({ "client": client, "server": server.ok() }))?),
+        Output::Json => {
+            print(&json(&serde_json::json!({ "client": client, "server": server.ok() }))?)
+        }
+        Output::Yaml => {
+            print(&yaml(&serde_json::json!({ "client": client, "server": server.ok() }))?)
+        }
         Output::Table | Output::Wide | Output::Name => {
             print(&format!("brig {client}\n"))?;
             match server {
                 Ok(server) => {
-                    let (version, database, revision) = (server.version, server.database, server.revision);
-                    print(&format!("server {version} on {database}, revision {revision} ({})\n", session.client.server()))
+                    let (version, database, revision) =
+                        (server.version, server.database, server.revision);
+                    print(&format!(
+                        "server {version} on {database}, revision {revision} ({})\n",
+                        session.client.server()
+                    ))
                 }
                 Err(error) => {
                     crate::say(&format!("no server: {error}"));
@@ -181,7 +216,10 @@ mod tests {
 
     #[test]
     fn sql_results_have_the_queries_headings() {
-        let rows = vec![vec![Value::from("node-1"), Value::from(250)], vec![Value::Null, Value::from(true)]];
+        let rows = vec![
+            vec![Value::from("node-1"), Value::from(250)],
+            vec![Value::Null, Value::from(true)],
+        ];
         let expected = "node    cpu\nnode-1  250\n        true\n";
         assert_eq!(sql_table(&["node".into(), "cpu".into()], &rows), expected);
     }

@@ -23,7 +23,8 @@ pub(crate) async fn exec(session: &Session<'_>, arguments: Exec) -> Result<(), F
         command: arguments.command,
         terminal: if arguments.tty { Some(size()?) } else { None },
     };
-    let mut stream = session.client.exec(&session.context.namespace(), &arguments.unit, &request).await?;
+    let mut stream =
+        session.client.exec(&session.context.namespace(), &arguments.unit, &request).await?;
     let raw = if arguments.tty { Some(RawTerminal::enter()?) } else { None };
     let code = relay(&mut stream, arguments.interactive || arguments.tty).await;
     drop(raw);

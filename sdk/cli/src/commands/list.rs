@@ -49,9 +49,15 @@ async fn watch(
         for change in stream.next().await? {
             let text = match &change.object {
                 None => format!("{} was removed\n", change.key),
-                Some(object) if output == Output::Json => json(&unit_of(object).map(UnitRow::from))?,
+                Some(object) if output == Output::Json => {
+                    json(&unit_of(object).map(UnitRow::from))?
+                }
                 Some(object) => {
-                    let text = table(columns(Kind::Unit), &[row(object, now_ms())], output == Output::Wide);
+                    let text = table(
+                        columns(Kind::Unit),
+                        &[row(object, now_ms())],
+                        output == Output::Wide,
+                    );
                     text.lines().skip(1).map(|line| format!("{line}\n")).collect()
                 }
             };

@@ -23,13 +23,18 @@ pub(crate) async fn logs(session: &Session<'_>, arguments: &Logs) -> Result<(), 
             units.retain(|unit: &Unit| unit.node.is_some());
             units.into_iter().map(|unit| (unit.namespace, unit.name.to_string())).collect()
         }
-        kind => return Err(Failure::usage(format!("a {kind} has no logs: name a unit, service or job"))),
+        kind => {
+            return Err(Failure::usage(format!(
+                "a {kind} has no logs: name a unit, service or job"
+            )));
+        }
     };
     if units.is_empty() {
         return Err(Failure::new(NOT_FOUND, format!("{key} has no units that ran")));
     }
     let is_many = units.len() > 1;
-    let shown = units.iter().map(|(namespace, unit)| show(session, arguments, namespace, unit, is_many));
+    let shown =
+        units.iter().map(|(namespace, unit)| show(session, arguments, namespace, unit, is_many));
     if arguments.follow {
         try_join_all(shown).await?;
     } else {
@@ -47,7 +52,8 @@ async fn show(
     unit: &str,
     is_many: bool,
 ) -> Result<(), Failure> {
-    let query = LogQuery { task: arguments.task.clone(), follow: arguments.follow, tail: arguments.tail };
+    let query =
+        LogQuery { task: arguments.task.clone(), follow: arguments.follow, tail: arguments.tail };
     let mut lines = session.client.logs(namespace, unit, &query).await?;
     let prefix = |line: &TaskLine| {
         let mut prefix = String::new();
@@ -79,7 +85,8 @@ fn timestamp(time_ms: i64) -> String {
 fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;

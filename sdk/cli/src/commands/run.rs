@@ -57,7 +57,9 @@ pub(crate) async fn run(session: &Session<'_>, arguments: Run) -> Result<(), Fai
 fn unique_name(artifact: &str) -> Result<ResourceName, Failure> {
     let base = target::name_from_artifact(artifact);
     let number = now_ms().unsigned_abs() ^ (u64::from(std::process::id()) << 32);
-    let suffix: String = (0..6).map(|place| char::from(b"0123456789abcdefghijkmnpqrstuvwxyz"[digit(number, place)])).collect();
+    let suffix: String = (0..6)
+        .map(|place| char::from(b"0123456789abcdefghijkmnpqrstuvwxyz"[digit(number, place)]))
+        .collect();
     ResourceName::new(format!("{base}-{suffix}")).map_err(|error| Failure::usage(error.to_string()))
 }
 
@@ -80,20 +82,36 @@ fn unit_spec(
             memory: flags.memory.unwrap_or_default(),
             ..Resources::default()
         }),
-        env: flags.env.iter().map(|(key, value)| (key.clone(), EnvValue::Text(value.clone()))).collect::<BTreeMap<_, _>>(),
+        env: flags
+            .env
+            .iter()
+            .map(|(key, value)| (key.clone(), EnvValue::Text(value.clone())))
+            .collect::<BTreeMap<_, _>>(),
         mounts: flags.dir.iter().map(|text| mount(text)).collect::<Result<_, _>>()?,
         ..UnitSpec::default()
     };
     match program.runtime {
         Runtime::Wasm => {
             let allow_hosts = flags.allow_host.clone();
-            unit.wasm = Some(WasmProgram { artifact: program.reference.clone(), args, http, allow_hosts, deadline_ms: None });
+            unit.wasm = Some(WasmProgram {
+                artifact: program.reference.clone(),
+                args,
+                http,
+                allow_hosts,
+                deadline_ms: None,
+            });
         }
         Runtime::Oci => {
             if http.is_some() || !flags.allow_host.is_empty() {
-                return Err(Failure::usage("--http and --allow-host are for wasm; a container uses the network as it is"));
+                return Err(Failure::usage(
+                    "--http and --allow-host are for wasm; a container uses the network as it is",
+                ));
             }
-            unit.oci = Some(OciProgram { image: program.reference.clone(), args, ..OciProgram::default() });
+            unit.oci = Some(OciProgram {
+                image: program.reference.clone(),
+                args,
+                ..OciProgram::default()
+            });
         }
     }
     Ok(unit)
@@ -101,7 +119,11 @@ fn unit_spec(
 
 /// HOST:GUEST or HOST:GUEST:ro
 fn mount(text: &str) -> Result<Mount, Failure> {
-    let wrong = || Failure::usage(format!("--dir {text}: expected HOST:GUEST or HOST:GUEST:ro, such as --dir ./data:/data:ro"));
+    let wrong = || {
+        Failure::usage(format!(
+            "--dir {text}: expected HOST:GUEST or HOST:GUEST:ro, such as --dir ./data:/data:ro"
+        ))
+    };
     let parts: Vec<&str> = text.split(':').collect();
     let (host, guest, read_only) = match parts.as_slice() {
         [host, guest] => (host, guest, false),
@@ -124,7 +146,8 @@ pub(crate) async fn deploy(session: &Session<'_>, arguments: Deploy) -> Result<(
         None => ResourceName::new(target::name_from_artifact(&arguments.artifact))
             .map_err(|error| Failure::usage(error.to_string()))?,
     };
-    let http = (arguments.http || arguments.port.is_some()).then_some(HttpServing { port: arguments.port });
+    let http = (arguments.http || arguments.port.is_some())
+        .then_some(HttpServing { port: arguments.port });
     let unit = if program.runtime == Runtime::Oci {
         let mut unit = unit_spec(&program, &arguments.program, arguments.args, None)?;
         if let Some(oci) = &mut unit.oci {
@@ -136,13 +159,23 @@ pub(crate) async fn deploy(session: &Session<'_>, arguments: Deploy) -> Result<(
     };
     let namespace = session.context.namespace();
     let replicas = arguments.replicas;
-    let spec = ServiceSpec { name: name.clone(), namespace: namespace.clone(), replicas, unit, labels: Labels::new() };
+    let spec = ServiceSpec {
+        name: name.clone(),
+        namespace: namespace.clone(),
+        replicas,
+        unit,
+        labels: Labels::new(),
+    };
     let response = session.client.apply(vec![Manifest::Service(spec)]).await?;
     if arguments.detach {
         return print(&format!("service/{name}\n"));
     }
     let endpoints = wait_for_units(session, &name, response.revision).await?;
-    print(&format!("service/{name} runs{}{}\n", if endpoints.is_empty() { "" } else { " at " }, endpoints.join(" ")))
+    print(&format!(
+        "service/{name} runs{}{}\n",
+        if endpoints.is_empty() { "" } else { " at " },
+        endpoints.join(" ")
+    ))
 }
 
 /// Waits until every wanted unit of the newest generation runs; tells on the way why one does not.
@@ -156,7 +189,9 @@ async fn wait_for_units(
     let mut told = None;
     loop {
         let key = target::key(Kind::Service, name.as_str(), &namespace)?;
-        let Object::Service(service) = session.client.get(&key).await? else { return Ok(Vec::new()) };
+        let Object::Service(service) = session.client.get(&key).await? else {
+            return Ok(Vec::new());
+        };
         let list = session.client.list(Kind::Unit, Some(&namespace)).await?;
         revision = revision.max(list.revision);
         let newest = Owner::Service { name: name.clone(), generation: service.generation };
@@ -169,8 +204,12 @@ async fn wait_for_units(
             }
             if unit.status.state == UnitState::Running {
                 running += 1;
-                endpoints.extend(unit.status.endpoints.iter().map(|e| format!("{}://{}", e.scheme, e.address)));
-            } else if let Some(message) = unit.status.message.as_ref().filter(|message| told.as_ref() != Some(*message)) {
+                endpoints.extend(
+                    unit.status.endpoints.iter().map(|e| format!("{}://{}", e.scheme, e.address)),
+                );
+            } else if let Some(message) =
+                unit.status.message.as_ref().filter(|message| told.as_ref() != Some(*message))
+            {
                 crate::say(&format!("{} waits: {}", unit.name, printable(message)));
                 told = Some(message.clone());
             }
@@ -180,7 +219,8 @@ async fn wait_for_units(
             endpoints.dedup();
             return Ok(endpoints);
         }
-        waiting.say(format!("{running} of {} units of service `{name}` run", service.spec.replicas));
+        waiting
+            .say(format!("{running} of {} units of service `{name}` run", service.spec.replicas));
         let filter = WatchFilter { kind: Some(Kind::Unit), namespace: Some(namespace.clone()) };
         session.client.watch(filter, revision).next().await?;
     }
@@ -204,7 +244,8 @@ mod tests {
     fn names_of_runs_are_valid_and_spread() {
         let name = unique_name("dir/Hello World.wasm").unwrap();
         assert!(name.as_str().starts_with("hello-world-"), "{name}");
-        let digits: std::collections::BTreeSet<_> = (0..100).map(|number| (0..6).map(|p| digit(number, p)).collect::<Vec<_>>()).collect();
+        let digits: std::collections::BTreeSet<_> =
+            (0..100).map(|number| (0..6).map(|p| digit(number, p)).collect::<Vec<_>>()).collect();
         assert_eq!(digits.len(), 100);
     }
 }

@@ -19,7 +19,10 @@ pub(crate) async fn scale(session: &Session<'_>, arguments: &Scale) -> Result<()
     let name = arguments.service.rsplit('/').next().unwrap_or_default();
     let key = target::key(Kind::Service, name, &session.context.namespace())?;
     let name = key.name.parse().map_err(|error| Failure::usage(format!("{error}")))?;
-    let service = session.client.service_scale(&session.context.namespace(), &name, arguments.replicas).await?;
+    let service = session
+        .client
+        .service_scale(&session.context.namespace(), &name, arguments.replicas)
+        .await?;
     print(&format!("service `{name}` has {} replicas\n", service.spec.replicas))
 }
 
@@ -30,9 +33,13 @@ pub(crate) async fn stop(session: &Session<'_>, arguments: &Target) -> Result<()
         Kind::Unit => session.client.unit_stop(&namespace, &key.name).await.map(drop)?,
         Kind::Job => session.client.job_stop(&namespace, &key.name).await.map(drop)?,
         Kind::Service => {
-            return Err(Failure::usage("a service is stopped by `brig scale --replicas 0`, or removed by `brig delete`"));
+            return Err(Failure::usage(
+                "a service is stopped by `brig scale --replicas 0`, or removed by `brig delete`",
+            ));
         }
-        kind => return Err(Failure::usage(format!("a {kind} can't be stopped: name a unit or job"))),
+        kind => {
+            return Err(Failure::usage(format!("a {kind} can't be stopped: name a unit or job")));
+        }
     }
     print(&format!("{key} is stopping\n"))
 }
@@ -40,15 +47,24 @@ pub(crate) async fn stop(session: &Session<'_>, arguments: &Target) -> Result<()
 pub(crate) async fn delete(session: &Session<'_>, arguments: &Delete) -> Result<(), Failure> {
     let namespace = session.context.namespace();
     let keys: Vec<ObjectKey> = if arguments.files.is_empty() {
-        arguments.targets.iter().map(|text| target::parse(text, &namespace)).collect::<Result<_, _>>()?
+        arguments
+            .targets
+            .iter()
+            .map(|text| target::parse(text, &namespace))
+            .collect::<Result<_, _>>()?
     } else {
         let named = session.context.namespace.as_ref().map(brig_api::NamespacePath::as_str);
         // What came first is needed by what came later: the other way round.
-        load::manifests(&arguments.files, named)?.iter().rev().map(brig_api::Manifest::key).collect()
+        load::manifests(&arguments.files, named)?
+            .iter()
+            .rev()
+            .map(brig_api::Manifest::key)
+            .collect()
     };
     let is_lenient = !arguments.files.is_empty();
     // A namespace goes when everything in it has gone.
-    let (namespaces, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| key.kind == Kind::Namespace);
+    let (namespaces, others): (Vec<_>, Vec<_>) =
+        keys.into_iter().partition(|key| key.kind == Kind::Namespace);
     delete_all(session, &others, is_lenient, arguments.detach && namespaces.is_empty()).await?;
     delete_all(session, &namespaces, is_lenient, true).await
 }
@@ -60,7 +76,8 @@ async fn delete_all(
     is_detached: bool,
 ) -> Result<(), Failure> {
     // Read before anything is deleted, so that the watch sees every deletion.
-    let since = if keys.is_empty() { return Ok(()) } else { session.client.version().await?.revision };
+    let since =
+        if keys.is_empty() { return Ok(()) } else { session.client.version().await?.revision };
     let mut going = Vec::new();
     for key in keys {
         match session.client.delete(key).await {
@@ -79,7 +96,11 @@ async fn delete_all(
 }
 
 /// Waits until none of `keys` exists: a running unit has its grace period.
-async fn wait_until_gone(client: &Client, keys: &[ObjectKey], since: Revision) -> Result<(), Failure> {
+async fn wait_until_gone(
+    client: &Client,
+    keys: &[ObjectKey],
+    since: Revision,
+) -> Result<(), Failure> {
     let mut left: BTreeSet<_> = keys.iter().cloned().collect();
     let waiting = Waiting::new(String::new());
     let mut watch = client.watch(WatchFilter::default(), since);
@@ -95,7 +116,11 @@ async fn wait_until_gone(client: &Client, keys: &[ObjectKey], since: Revision) -
             Err(ClientError::Problem(problem)) if problem.code == Code::RevisionTooOld => {
                 let newest = client.version().await?.revision;
                 for key in left.clone() {
-                    if client.get(&key).await.is_err_and(|error| error.code() == Some(Code::NotFound)) {
+                    if client
+                        .get(&key)
+                        .await
+                        .is_err_and(|error| error.code() == Some(Code::NotFound))
+                    {
                         left.remove(&key);
                     }
                 }

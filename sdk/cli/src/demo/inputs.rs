@@ -53,7 +53,8 @@ fn examples() -> Result<PathBuf, Failure> {
 fn cache() -> Result<PathBuf, Failure> {
     let own = std::env::current_exe()?;
     let target = own.parent().and_then(Path::parent);
-    let cache = target.map_or_else(|| std::env::temp_dir().join("brig-demo-cache"), |target| target.join("demo"));
+    let cache = target
+        .map_or_else(|| std::env::temp_dir().join("brig-demo-cache"), |target| target.join("demo"));
     std::fs::create_dir_all(&cache)?;
     Ok(cache)
 }
@@ -63,7 +64,11 @@ fn run(what: &str, command: &mut Command) -> Result<(), Failure> {
         let program = command.get_program().to_string_lossy().into_owned();
         Failure::new(FAILED, format!("{what}: could not run `{program}`: {error}"))
     })?;
-    if status.success() { Ok(()) } else { Err(Failure::new(FAILED, format!("{what} failed: see above"))) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Failure::new(FAILED, format!("{what} failed: see above")))
+    }
 }
 
 /// Cargo and rustc must be those of this project, whatever directory the demo was started in.
@@ -76,7 +81,9 @@ fn tool(variable: &str, name: &str) -> Command {
 fn targets() -> Result<(), Failure> {
     let targets = ["wasm32-wasip1", "wasm32-wasip2"];
     let listed = tool("RUSTUP", "rustup").args(["target", "list", "--installed"]).output();
-    let installed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let installed = listed
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
     if targets.iter().all(|target| installed.lines().any(|line| line == *target)) {
         return Ok(());
     }
@@ -87,7 +94,16 @@ fn targets() -> Result<(), Failure> {
 fn guest(examples: &Path, name: &str, target: &str) -> Result<PathBuf, Failure> {
     let target_dir = examples.join("target");
     let mut command = tool("CARGO", "cargo");
-    command.current_dir(examples).args(["build", "--release", "--locked", "--quiet", "--package", name, "--target", target]);
+    command.current_dir(examples).args([
+        "build",
+        "--release",
+        "--locked",
+        "--quiet",
+        "--package",
+        name,
+        "--target",
+        target,
+    ]);
     command.arg("--target-dir").arg(&target_dir);
     run(&format!("building the example `{name}`"), &mut command)?;
     Ok(target_dir.join(target).join("release").join(format!("{name}.wasm")))
@@ -98,7 +114,15 @@ fn jaq(cache: &Path) -> Result<PathBuf, Failure> {
     if !wasm.exists() {
         say("building jaq, a program from the Rust community, for WASI; once, a minute or two");
         let mut command = tool("CARGO", "cargo");
-        command.args(["install", "--locked", "--quiet", "--no-default-features", "--target", "wasm32-wasip1", "--root"]);
+        command.args([
+            "install",
+            "--locked",
+            "--quiet",
+            "--no-default-features",
+            "--target",
+            "wasm32-wasip1",
+            "--root",
+        ]);
         command.arg(cache).arg(format!("jaq@{JAQ_VERSION}"));
         run("building jaq", &mut command)?;
     }
@@ -126,11 +150,19 @@ fn install_busybox() -> Result<(), String> {
     }
     say("installing the Debian package busybox-static, for the image of the tour");
     let apt = |arguments: &[&str]| {
-        let status = Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
+        let status = Command::new("apt-get")
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .status();
         status.is_ok_and(|status| status.success())
     };
-    let install = ["install", "--yes", "--quiet", "--quiet", "--no-install-recommends", "busybox-static"];
-    if apt(&install) || (apt(&["update", "--quiet", "--quiet"]) && apt(&install)) { Ok(()) } else { Err(way_out.to_owned()) }
+    let install =
+        ["install", "--yes", "--quiet", "--quiet", "--no-install-recommends", "busybox-static"];
+    if apt(&install) || (apt(&["update", "--quiet", "--quiet"]) && apt(&install)) {
+        Ok(())
+    } else {
+        Err(way_out.to_owned())
+    }
 }
 
 /// Writes an OCI image layout (image-layout version 1.0.0) with one layer: busybox and a link for each of its uses.
@@ -168,24 +200,35 @@ fn write_layout(layout: &Path, busybox: &[u8]) -> std::io::Result<()> {
 
 fn busybox_layer(busybox: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
-    let mut header = |path: &str, kind: tar::EntryType, mode: u32, size: u64| -> std::io::Result<tar::Header> {
-        let mut header = tar::Header::new_ustar();
-        header.set_path(path)?;
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_size(size);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_cksum();
-        Ok(header)
-    };
-    for (path, mode) in [("bin/", 0o755), ("etc/", 0o755), ("tmp/", 0o1777), ("proc/", 0o555), ("dev/", 0o755), ("sys/", 0o555)] {
+    let mut header =
+        |path: &str, kind: tar::EntryType, mode: u32, size: u64| -> std::io::Result<tar::Header> {
+            let mut header = tar::Header::new_ustar();
+            header.set_path(path)?;
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_size(size);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header.set_cksum();
+            Ok(header)
+        };
+    for (path, mode) in [
+        ("bin/", 0o755),
+        ("etc/", 0o755),
+        ("tmp/", 0o1777),
+        ("proc/", 0o555),
+        ("dev/", 0o755),
+        ("sys/", 0o555),
+    ] {
         tar.append(&header(path, tar::EntryType::Directory, mode, 0)?, std::io::empty())?;
     }
     let size = u64::try_from(busybox.len()).unwrap_or(u64::MAX);
     tar.append(&header("bin/busybox", tar::EntryType::Regular, 0o755, size)?, busybox)?;
-    for name in ["sh", "ls", "cat", "echo", "date", "sleep", "hostname", "id", "ps", "env", "wc", "head", "true", "false"] {
+    for name in [
+        "sh", "ls", "cat", "echo", "date", "sleep", "hostname", "id", "ps", "env", "wc", "head",
+        "true", "false",
+    ] {
         let mut link = header(&format!("bin/{name}"), tar::EntryType::Symlink, 0o777, 0)?;
         link.set_link_name("busybox")?;
         link.set_cksum();

@@ -46,7 +46,8 @@ impl Stage {
             None => {
                 let _ = dev.kill();
                 let _ = dev.wait();
-                let log = std::fs::read_to_string(folder.path().join("dev.log")).unwrap_or_default();
+                let log =
+                    std::fs::read_to_string(folder.path().join("dev.log")).unwrap_or_default();
                 return Err(Failure::new(FAILED, format!("`brig dev` did not get ready:\n{log}")));
             }
         };
@@ -78,13 +79,19 @@ impl Stage {
         let log = std::fs::read_to_string(self.data().join("dev.log")).unwrap_or_default();
         let tail: Vec<_> = log.lines().rev().take(20).collect();
         let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-        Err(Failure::new(FAILED, format!("`brig {typed}` ended with {status}; the last lines of `brig dev`:\n{tail}")))
+        Err(Failure::new(
+            FAILED,
+            format!("`brig {typed}` ended with {status}; the last lines of `brig dev`:\n{tail}"),
+        ))
     }
 
     fn json(&self, arguments: &[&str]) -> Result<Value, Failure> {
         let output = self.command(arguments).stderr(Stdio::inherit()).output()?;
         if !output.status.success() {
-            return Err(Failure::new(FAILED, format!("`brig {}` ended with {}", arguments.join(" "), output.status)));
+            return Err(Failure::new(
+                FAILED,
+                format!("`brig {}` ended with {}", arguments.join(" "), output.status),
+            ));
         }
         Ok(serde_json::from_slice(&output.stdout).map_err(anyhow::Error::from)?)
     }
@@ -110,7 +117,8 @@ impl Stage {
         let units = self.units(namespace, owner)?;
         let running = units.iter().find(|unit| unit["state"] == "running");
         let name = running.and_then(|unit| unit["name"].as_str());
-        name.map(str::to_owned).ok_or_else(|| Failure::new(FAILED, format!("service `{owner}` has no running unit")))
+        name.map(str::to_owned)
+            .ok_or_else(|| Failure::new(FAILED, format!("service `{owner}` has no running unit")))
     }
 
     /// Where the running units of a service listen.
@@ -124,7 +132,13 @@ impl Stage {
     }
 
     /// Waits until so many units of a service run.
-    pub(super) fn wait_for_running(&self, namespace: &str, owner: &str, count: usize, patience: Duration) -> Result<(), Failure> {
+    pub(super) fn wait_for_running(
+        &self,
+        namespace: &str,
+        owner: &str,
+        count: usize,
+        patience: Duration,
+    ) -> Result<(), Failure> {
         self.wait(&format!("{count} running unit(s) of service `{owner}`"), patience, || {
             let units = self.units(namespace, owner)?;
             Ok(units.iter().filter(|unit| unit["state"] == "running").count() >= count)
@@ -132,14 +146,24 @@ impl Stage {
     }
 
     /// Waits until a job has succeeded.
-    pub(super) fn wait_for_job(&self, namespace: &str, name: &str, patience: Duration) -> Result<(), Failure> {
+    pub(super) fn wait_for_job(
+        &self,
+        namespace: &str,
+        name: &str,
+        patience: Duration,
+    ) -> Result<(), Failure> {
         self.wait(&format!("the end of job `{name}`"), patience, || {
             let job = self.json(&["get", "job", name, "--namespace", namespace, "-o", "json"])?;
             Ok(job["state"] == "succeeded")
         })
     }
 
-    fn wait(&self, what: &str, patience: Duration, is_so: impl Fn() -> Result<bool, Failure>) -> Result<(), Failure> {
+    fn wait(
+        &self,
+        what: &str,
+        patience: Duration,
+        is_so: impl Fn() -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
         let looks = patience.as_millis() / LOOK_EVERY.as_millis();
         for _ in 0..looks {
             if is_so()? {
@@ -164,7 +188,10 @@ impl Stage {
         let answer = String::from_utf8_lossy(&answer);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         if !head.starts_with("HTTP/1.1 200") {
-            return Err(Failure::new(FAILED, format!("{url} answered: {}", head.lines().next().unwrap_or(""))));
+            return Err(Failure::new(
+                FAILED,
+                format!("{url} answered: {}", head.lines().next().unwrap_or("")),
+            ));
         }
         let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
         say(if is_chunked { unchunked(body) } else { body.to_owned() }.trim_end());
@@ -180,13 +207,18 @@ impl Stage {
     /// Stops `brig dev` as its user would, and removes the directory.
     pub(super) fn close(mut self) -> Result<(), Failure> {
         let pid = rustix::process::Pid::from_child(&self.dev);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(std::io::Error::from)?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .map_err(std::io::Error::from)?;
         let status = self.dev.wait()?;
         if let Some(folder) = self.folder.take() {
             folder.close()?;
         }
         let is_ended_well = status.success() || status.signal().is_some();
-        if is_ended_well { Ok(()) } else { Err(Failure::new(FAILED, format!("`brig dev` ended with {status}"))) }
+        if is_ended_well {
+            Ok(())
+        } else {
+            Err(Failure::new(FAILED, format!("`brig dev` ended with {status}")))
+        }
     }
 }
 
@@ -199,13 +231,20 @@ impl Drop for Stage {
 }
 
 fn ready_line(out: impl Read) -> Option<String> {
-    BufReader::new(out).lines().map_while(Result::ok).find_map(|line| line.strip_prefix("ready ").map(str::to_owned))
+    BufReader::new(out)
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix("ready ").map(str::to_owned))
 }
 
 /// A word as a shell needs it.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// The bytes of a body in chunks (RFC 9112, section 7.1), as far as they are well-formed.
