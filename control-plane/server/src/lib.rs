@@ -29,6 +29,8 @@ pub mod registry;
 mod route;
 mod serve;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use config::{ServerConfig, StartError};
 pub use server::{Handle, run};

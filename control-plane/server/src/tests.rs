@@ -1,0 +1,7 @@
+//! The server under real clients and scripted nodes, in this process, on SQLite and (smoke) on PostgreSQL.
+
+mod api;
+mod harness;
+mod hostile;
+mod nodes;
+mod watches;

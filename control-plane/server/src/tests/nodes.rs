@@ -1,0 +1,267 @@
+//! Nodes over real WebSockets: assignments down, statuses up exactly once, logs and exec, restarts.
+
+use brig_api::lifecycle::UnitState;
+use brig_api::object::{Desired, NodeState, Object};
+use brig_api::request::{ExecRequest, LogQuery};
+use brig_api::session::{FromNode, SESSION_PROTOCOL, StreamRequest, ToNode};
+use brig_api::stdio::StdioFrame;
+use brig_api::{Code, Kind, NamespacePath, Problem, Revision};
+use brig_client::EventQuery;
+use futures::{SinkExt, StreamExt};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::harness::{Cluster, FakeNode, facts, key, soon, unit_yaml};
+
+fn default_namespace() -> NamespacePath {
+    NamespacePath::default_namespace()
+}
+
+/// A unit's life, as its node sees it.
+async fn a_unit_lives(cluster: &Cluster) {
+    let (mut node, units) = FakeNode::register(cluster, "n1").await;
+    assert!(units.is_empty());
+    cluster.apply("kind: config\nname: c\ndata: {greeting: hello}\n").await;
+    let yaml = "kind: unit\nname: one\nunit: {wasm: {artifact: registry.example/app:1}, env: {G: {config: c, key: greeting}}}\n";
+    cluster.apply(yaml).await;
+    let Some(ToNode::Assign { units }) = node.hear().await else { panic!("an assignment") };
+    let unit = units[0].unit.clone();
+    assert_eq!((units[0].name.as_str(), units[0].is_wanted), ("one", true));
+    assert_eq!(units[0].identity["BRIG_NODE"], "n1");
+    let texts = units[0].texts.configs.values().next().unwrap();
+    assert_eq!(texts["greeting"], "hello");
+
+    node.report(&unit, UnitState::Running, 1).await;
+    node.acknowledged(&unit, 1).await;
+    let running = cluster.client.unit(&default_namespace(), "one").await.unwrap();
+    assert_eq!(running.status.state, UnitState::Running);
+
+    // The same report again, and an older one: acknowledged, and nothing changes.
+    node.report(&unit, UnitState::Running, 1).await;
+    node.acknowledged(&unit, 1).await;
+    let again = cluster.client.unit(&default_namespace(), "one").await.unwrap();
+    assert_eq!(again.meta.revision, running.meta.revision);
+
+    cluster.client.unit_stop(&default_namespace(), "one").await.unwrap();
+    let Some(ToNode::Assign { units }) = node.hear().await else { panic!("the stop") };
+    assert!(!units[0].is_wanted);
+    node.report(&unit, UnitState::Stopped, 2).await;
+    node.acknowledged(&unit, 2).await;
+    let stopped = cluster.unit_in("one", &[UnitState::Stopped]).await;
+    assert_eq!(stopped.desired, Desired::Stop);
+
+    cluster.client.delete(&key(Kind::Unit, "one")).await.unwrap();
+    soon("the unit goes", async {
+        let mut watch = cluster.client.watch(Default::default(), Revision(0));
+        while !watch
+            .next()
+            .await
+            .unwrap()
+            .iter()
+            .any(|change| change.key == key(Kind::Unit, "one") && change.object.is_none())
+        {}
+    })
+    .await;
+    let events = cluster.client.events(&EventQuery::default()).await.unwrap();
+    assert!(events.iter().any(|event| event.name == "one"), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unit_is_assigned_runs_stops_and_goes() {
+    a_unit_lives(&Cluster::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unit_is_assigned_runs_stops_and_goes_on_postgres() {
+    if let Some(mut cluster) = Cluster::on_postgres().await {
+        a_unit_lives(&cluster).await;
+        cluster.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_stays_through_a_restart_of_the_server_and_its_exit_is_counted_once() {
+    let mut cluster = Cluster::start().await;
+    let (mut node, _) = FakeNode::register(&cluster, "n1").await;
+    cluster.apply("kind: job\nname: j\nunit: {wasm: {artifact: registry.example/app:1}}\n").await;
+    let Some(ToNode::Assign { units }) = node.hear().await else { panic!("an assignment") };
+    let (unit, name) = (units[0].unit.clone(), units[0].name.clone());
+    node.report(&unit, UnitState::Running, 1).await;
+    node.acknowledged(&unit, 1).await;
+
+    cluster.restart().await;
+    let (mut node, units) = FakeNode::register(&cluster, "n1").await;
+    assert_eq!(units.iter().map(|unit| &unit.unit).collect::<Vec<_>>(), [&unit]);
+    let Object::Node(stored) = cluster.client.get(&key(Kind::Node, "n1")).await.unwrap() else {
+        panic!("a node")
+    };
+    assert_eq!(stored.state, NodeState::Ready);
+    for _ in 0..3 {
+        node.report(&unit, UnitState::Succeeded, 2).await;
+        node.acknowledged(&unit, 2).await;
+    }
+    cluster.unit_in(name.as_str(), &[UnitState::Succeeded]).await;
+    let mut watch = cluster.client.watch(Default::default(), Revision(0));
+    soon("the job succeeds", async {
+        loop {
+            let Object::Job(job) = cluster.client.get(&key(Kind::Job, "j")).await.unwrap() else {
+                panic!("a job")
+            };
+            if job.state.is_final() {
+                assert_eq!((job.succeeded, job.failed), (1, 0));
+                return;
+            }
+            watch.next().await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_and_exec_go_through_the_node() {
+    let cluster = Cluster::start().await;
+    // Asked for before there is a node: the log waits for one.
+    cluster.apply(&unit_yaml("one")).await;
+    let client = cluster.client.clone();
+    let log = tokio::spawn(async move {
+        let query = LogQuery { follow: true, ..LogQuery::default() };
+        let mut log = client.logs(&default_namespace(), "one", &query).await.unwrap();
+        let mut lines = Vec::new();
+        while let Some(line) = log.next().await.unwrap() {
+            lines.push((line.task, line.bytes));
+        }
+        lines
+    });
+    let (mut node, _) = FakeNode::register(&cluster, "n1").await;
+    let mut unit = None;
+    let stream = loop {
+        match node.hear().await.expect("an open session") {
+            ToNode::Assign { units } => unit = Some(units[0].unit.clone()),
+            ToNode::OpenStream { stream, unit: of, request } => {
+                assert_eq!(
+                    Some(of),
+                    unit,
+                    "the node knows the unit before it is asked for its log"
+                );
+                assert!(matches!(request, StreamRequest::Logs(LogQuery { follow: true, .. })));
+                break stream;
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut socket = cluster.socket(&format!("/v1/node-streams/{stream}")).await;
+    socket.send(Message::binary(b"main 17 o F hello\nmain 18 e F wor".to_vec())).await.unwrap();
+    socket.send(Message::binary(b"ld\n".to_vec())).await.unwrap();
+    socket.close(None).await.unwrap();
+    let lines = soon("the log ends", log).await.unwrap();
+    let line = |text: &str| ("main".to_owned(), text.as_bytes().to_vec());
+    assert_eq!(lines, [line("hello"), line("world")]);
+    // The name of a stream is good once.
+    let url = format!("ws://{}/v1/node-streams/{stream}", cluster.address());
+    assert!(tokio_tungstenite::connect_async(url).await.is_err());
+
+    let unit = unit.unwrap();
+    let request = ExecRequest { task: None, command: vec!["cat".into()], terminal: None };
+    let refused = cluster.client.exec(&default_namespace(), "one", &request).await.unwrap_err();
+    assert_eq!(refused.code(), Some(Code::WrongState));
+    node.report(&unit, UnitState::Running, 1).await;
+    node.acknowledged(&unit, 1).await;
+    let mut exec = cluster.client.exec(&default_namespace(), "one", &request).await.unwrap();
+    let Some(ToNode::OpenStream { stream, request: StreamRequest::Exec(asked), .. }) =
+        node.hear().await
+    else {
+        panic!("a stream")
+    };
+    assert_eq!(asked, request);
+    let mut socket = cluster.socket(&format!("/v1/node-streams/{stream}")).await;
+    exec.send(&StdioFrame::Stdin(b"hi".to_vec())).await.unwrap();
+    let message = soon("the input", socket.next()).await.unwrap().unwrap();
+    assert_eq!(StdioFrame::decode(&message.into_data()), Ok(StdioFrame::Stdin(b"hi".to_vec())));
+    for frame in [StdioFrame::Stdout(b"hi".to_vec()), StdioFrame::Exit(3)] {
+        socket.send(Message::binary(frame.encode())).await.unwrap();
+    }
+    assert_eq!(exec.next().await.unwrap(), Some(StdioFrame::Stdout(b"hi".to_vec())));
+    assert_eq!(exec.next().await.unwrap(), Some(StdioFrame::Exit(3)));
+    socket.close(None).await.unwrap();
+    assert_eq!(soon("the end", exec.next()).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_a_node_can_not_open_is_a_problem_for_who_asked() {
+    let cluster = Cluster::start().await;
+    cluster.apply(&unit_yaml("one")).await;
+    let (mut node, _) = FakeNode::register(&cluster, "n1").await;
+    cluster.unit_in("one", &[UnitState::Assigned]).await;
+    let client = cluster.client.clone();
+    let asking = tokio::spawn(async move {
+        client.logs(&default_namespace(), "one", &LogQuery::default()).await
+    });
+    let stream = loop {
+        if let ToNode::OpenStream { stream, .. } = node.hear().await.expect("an open session") {
+            break stream;
+        }
+    };
+    let problem = Box::new(Problem::new(Code::NotFound, "the log is gone"));
+    node.say(&FromNode::StreamFailed { stream, problem }).await;
+    let error = soon("the answer", asking).await.unwrap().unwrap_err();
+    assert_eq!(
+        (error.code(), error.to_string().as_str()),
+        (Some(Code::NotFound), "the log is gone")
+    );
+    drop(node);
+    let error = soon("the node is missed", async {
+        loop {
+            let query = LogQuery { tail: Some(1), ..LogQuery::default() };
+            match cluster.client.logs(&default_namespace(), "one", &query).await {
+                Err(error) if error.code() == Some(Code::NodeUnreachable) => return error,
+                _ => {}
+            }
+        }
+    })
+    .await;
+    assert!(error.to_string().contains("`n1`"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_session_of_a_node_replaces_the_first() {
+    let cluster = Cluster::start().await;
+    let (mut first, _) = FakeNode::register(&cluster, "n1").await;
+    let (mut second, _) = FakeNode::register(&cluster, "n1").await;
+    assert!(first.closed_because().await.contains("another session"));
+    cluster.apply(&unit_yaml("one")).await;
+    assert!(matches!(second.hear().await, Some(ToNode::Assign { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_message_of_the_protocol_ends_the_session_with_a_reason() {
+    let cluster = Cluster::start().await;
+    let hello = FromNode::Hello {
+        protocol: SESSION_PROTOCOL,
+        name: "n1".parse().unwrap(),
+        facts: Box::new(facts()),
+    };
+    let again = Message::text(serde_json::to_string(&hello).unwrap());
+    for garbage in [
+        Message::text("{"),
+        Message::text(r#"{"type":"sing"}"#),
+        Message::text("[".repeat(100_000)),
+        Message::binary(vec![0xff; 100]),
+        again,
+    ] {
+        let (mut node, _) = FakeNode::register(&cluster, "n1").await;
+        node.socket.send(garbage).await.unwrap();
+        assert!(node.closed_because().await.contains("not a message of this protocol"));
+    }
+    // Not even a greeting.
+    let mut socket = cluster.socket("/v1/node-session").await;
+    socket.send(Message::text("hello")).await.unwrap();
+    let mut node = FakeNode { name: "n1".parse().unwrap(), socket };
+    assert!(node.closed_because().await.contains("not a message"));
+    // Another version of the protocol, with words for the operator.
+    let mut socket = cluster.socket("/v1/node-session").await;
+    let text = serde_json::to_string(&hello).unwrap().replace("\"protocol\":1", "\"protocol\":99");
+    socket.send(Message::text(text)).await.unwrap();
+    let mut node = FakeNode { name: node.name, socket };
+    let Some(ToNode::Refused { problem }) = node.hear().await else { panic!("a refusal") };
+    assert!(problem.detail.contains("99") && problem.detail.contains("same version"), "{problem}");
+    assert!(cluster.client.version().await.is_ok());
+}
