@@ -499,7 +499,8 @@ pub struct Artifact {
     pub digest: Digest,
     /// Media type of the manifest.
     pub media_type: String,
-    /// What it is.
+    /// What it is. Not `kind` on the wire: there that is the kind of resource, as everywhere.
+    #[serde(rename = "content")]
     pub kind: ArtifactKind,
     /// Bytes of manifest, config and layers together.
     pub size_bytes: u64,
@@ -579,6 +580,22 @@ impl Object {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_artifact_in_the_feed_reads_back() {
+        let artifact = Artifact {
+            repository: "team/app".into(),
+            tag: "1".into(),
+            digest: Digest::of_sha256(&[0; 32]),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            kind: ArtifactKind::Wasm,
+            size_bytes: 1,
+            meta: Meta::default(),
+        };
+        let object = Object::Artifact(artifact);
+        let text = serde_json::to_string(&object).unwrap();
+        assert_eq!(serde_json::from_str::<Object>(&text).unwrap(), object);
+    }
 
     #[test]
     fn kinds_are_found_by_every_usual_name() {

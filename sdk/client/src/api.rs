@@ -5,7 +5,8 @@ use brig_api::explain::Explanation;
 use brig_api::manifest::Manifest;
 use brig_api::object::{Job, Object, ObjectKey, Service, Unit};
 use brig_api::request::{
-    ApplyRequest, ApplyResponse, ListResponse, PlanResponse, ScaleRequest, SqlRequest, SqlResponse, VersionResponse,
+    ApplyRequest, ApplyResponse, ListResponse, PlanResponse, ScaleRequest, SqlRequest, SqlResponse,
+    VersionResponse,
 };
 use brig_api::spec::WrittenUnit;
 use brig_api::unit_spec::UnitSpec;
@@ -36,7 +37,9 @@ impl EventQuery {
             ("name", self.name.clone()),
             ("limit", self.limit.map(|limit| limit.to_string())),
         ];
-        let pairs = pairs.into_iter().filter_map(|(key, value)| value.map(|value| format!("{key}={}", escaped(&value))));
+        let pairs = pairs
+            .into_iter()
+            .filter_map(|(key, value)| value.map(|value| format!("{key}={}", escaped(&value))));
         format!("/v1/events?{}", pairs.collect::<Vec<_>>().join("&"))
     }
 }
@@ -54,7 +57,10 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn apply(&self, manifests: Vec<Manifest<UnitSpec>>) -> Result<ApplyResponse, ClientError> {
+    pub async fn apply(
+        &self,
+        manifests: Vec<Manifest<UnitSpec>>,
+    ) -> Result<ApplyResponse, ClientError> {
         self.post_json("/v1/apply", &ApplyRequest { manifests }).await
     }
 
@@ -62,7 +68,10 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn plan(&self, manifests: Vec<Manifest<UnitSpec>>) -> Result<PlanResponse, ClientError> {
+    pub async fn plan(
+        &self,
+        manifests: Vec<Manifest<UnitSpec>>,
+    ) -> Result<PlanResponse, ClientError> {
         self.post_json("/v1/plan", &ApplyRequest { manifests }).await
     }
 
@@ -70,7 +79,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn list(&self, kind: Kind, namespace: Option<&NamespacePath>) -> Result<ListResponse, ClientError> {
+    pub async fn list(
+        &self,
+        kind: Kind,
+        namespace: Option<&NamespacePath>,
+    ) -> Result<ListResponse, ClientError> {
         self.get_json(&list_path(kind, namespace)).await
     }
 
@@ -106,14 +119,19 @@ impl Client {
     /// # Errors
     /// [`ClientError`]
     pub async fn unit_create(&self, spec: &WrittenUnit) -> Result<Unit, ClientError> {
-        self.post_json(&format!("/v1/namespaces/{}/units", escaped(spec.namespace.as_str())), spec).await
+        self.post_json(&format!("/v1/namespaces/{}/units", escaped(spec.namespace.as_str())), spec)
+            .await
     }
 
     /// Stops a unit.
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn unit_stop(&self, namespace: &NamespacePath, name: &str) -> Result<Unit, ClientError> {
+    pub async fn unit_stop(
+        &self,
+        namespace: &NamespacePath,
+        name: &str,
+    ) -> Result<Unit, ClientError> {
         self.post_json(&format!("{}/stop", object_path(&unit_key(namespace, name))), &()).await
     }
 
@@ -121,8 +139,16 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn job_stop(&self, namespace: &NamespacePath, name: &str) -> Result<Job, ClientError> {
-        let key = ObjectKey { kind: Kind::Job, namespace: Some(namespace.clone()), name: name.to_owned() };
+    pub async fn job_stop(
+        &self,
+        namespace: &NamespacePath,
+        name: &str,
+    ) -> Result<Job, ClientError> {
+        let key = ObjectKey {
+            kind: Kind::Job,
+            namespace: Some(namespace.clone()),
+            name: name.to_owned(),
+        };
         self.post_json(&format!("{}/stop", object_path(&key)), &()).await
     }
 
@@ -136,7 +162,11 @@ impl Client {
         name: &ResourceName,
         replicas: u32,
     ) -> Result<Service, ClientError> {
-        let key = ObjectKey { kind: Kind::Service, namespace: Some(namespace.clone()), name: name.to_string() };
+        let key = ObjectKey {
+            kind: Kind::Service,
+            namespace: Some(namespace.clone()),
+            name: name.to_string(),
+        };
         self.post_json(&format!("{}/scale", object_path(&key)), &ScaleRequest { replicas }).await
     }
 
@@ -144,7 +174,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn why(&self, namespace: &NamespacePath, unit: &str) -> Result<Explanation, ClientError> {
+    pub async fn why(
+        &self,
+        namespace: &NamespacePath,
+        unit: &str,
+    ) -> Result<Explanation, ClientError> {
         self.get_json(&format!("{}/why", object_path(&unit_key(namespace, unit)))).await
     }
 

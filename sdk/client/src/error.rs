@@ -9,7 +9,9 @@ pub enum ClientError {
     #[error("{0}")]
     Problem(Box<Problem>),
     /// The server did not answer.
-    #[error("could not reach the control plane at {server}: is it running? Start one with `brig dev`, or name another with --server")]
+    #[error(
+        "could not reach the control plane at {server}: is it running? Start one with `brig dev`, or name another with --server"
+    )]
     Unreachable {
         /// Its URL.
         server: String,
@@ -21,7 +23,9 @@ pub enum ClientError {
     #[error("`{0}` is not a server's URL: expected something like http://127.0.0.1:7117")]
     InvalidServer(String),
     /// The server answered with something that is not of this API.
-    #[error("the server at {server} answered with something that is not of this API ({what}): is it a Brigantine control plane of this version?")]
+    #[error(
+        "the server at {server} answered with something that is not of this API ({what}): is it a Brigantine control plane of this version?"
+    )]
     UnexpectedAnswer {
         /// Its URL.
         server: String,

@@ -34,7 +34,8 @@ impl Client {
         let path = format!("{}/exec", object_path(&unit_key(namespace, unit)));
         // `http` becomes `ws`, `https` becomes `wss`.
         let url = format!("ws{}{path}", self.server().strip_prefix("http").unwrap_or_default());
-        let mut handshake = url.into_client_request().map_err(|error| self.unexpected(error.to_string()))?;
+        let mut handshake =
+            url.into_client_request().map_err(|error| self.unexpected(error.to_string()))?;
         if let Some(token) = self.token() {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
             let value = value.map_err(|_| self.unexpected("the token is no header".to_owned()))?;
@@ -51,8 +52,12 @@ impl Client {
             }
             Err(error) => return Err(self.unreachable(error)),
         };
-        let text = serde_json::to_string(request).map_err(|error| self.unexpected(error.to_string()))?;
-        socket.send(Message::text(text)).await.map_err(|error| ClientError::Broken(Box::new(error)))?;
+        let text =
+            serde_json::to_string(request).map_err(|error| self.unexpected(error.to_string()))?;
+        socket
+            .send(Message::text(text))
+            .await
+            .map_err(|error| ClientError::Broken(Box::new(error)))?;
         Ok(ExecStream { socket })
     }
 }
@@ -75,7 +80,9 @@ impl ExecStream {
         while let Some(message) = self.socket.next().await {
             match message.map_err(|error| ClientError::Broken(Box::new(error)))? {
                 Message::Binary(bytes) => {
-                    return StdioFrame::decode(&bytes).map(Some).map_err(|error| ClientError::Broken(Box::new(error)));
+                    return StdioFrame::decode(&bytes)
+                        .map(Some)
+                        .map_err(|error| ClientError::Broken(Box::new(error)));
                 }
                 Message::Text(text) => {
                     return Err(match serde_json::from_str::<Problem>(&text) {

@@ -53,12 +53,16 @@ impl Client {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = if url.scheme() == "http" {
             // Reading the system's certificates takes longer than `brig ps` does otherwise.
-            let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-            let tls = tls.map_err(|_| invalid())?.with_root_certificates(rustls::RootCertStore::empty());
+            let tls = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions();
+            let tls =
+                tls.map_err(|_| invalid())?.with_root_certificates(rustls::RootCertStore::empty());
             builder.tls_backend_preconfigured(tls.with_no_client_auth())
         } else {
             // Already there when another client was made before: the same one.
-            let _ = rustls::crypto::CryptoProvider::install_default(rustls::crypto::ring::default_provider());
+            let _ = rustls::crypto::CryptoProvider::install_default(
+                rustls::crypto::ring::default_provider(),
+            );
             builder
         };
         let http = builder.build().map_err(|_| invalid())?;
@@ -87,7 +91,10 @@ impl Client {
     }
 
     /// Sends a request and returns the answer when its status is a success.
-    pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, ClientError> {
+    pub(crate) async fn send(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, ClientError> {
         let response = request.send().await.map_err(|source| self.unreachable(source))?;
         if response.status().is_success() {
             return Ok(response);
@@ -115,7 +122,8 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
-        let response = self.send(self.request(Method::POST, path).timeout(ANSWER_TIME_MAX).json(body)).await?;
+        let response =
+            self.send(self.request(Method::POST, path).timeout(ANSWER_TIME_MAX).json(body)).await?;
         self.json(response).await
     }
 
@@ -126,7 +134,9 @@ impl Client {
 
     async fn bytes(&self, mut response: Response) -> Result<Vec<u8>, ClientError> {
         let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| ClientError::Broken(Box::new(error)))? {
+        while let Some(chunk) =
+            response.chunk().await.map_err(|error| ClientError::Broken(Box::new(error)))?
+        {
             if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
                 return Err(self.unexpected(format!("more than {ANSWER_BYTES_MAX} bytes")));
             }
@@ -150,7 +160,9 @@ impl Client {
 /// The path of a list.
 pub(crate) fn list_path(kind: Kind, namespace: Option<&NamespacePath>) -> String {
     match namespace {
-        Some(namespace) => format!("/v1/{}?namespace={}", kind.plural(), escaped(namespace.as_str())),
+        Some(namespace) => {
+            format!("/v1/{}?namespace={}", kind.plural(), escaped(namespace.as_str()))
+        }
         None => format!("/v1/{}", kind.plural()),
     }
 }
@@ -184,7 +196,8 @@ mod tests {
     #[test]
     fn a_namespace_is_one_segment_of_a_path() {
         let namespace = NamespacePath::new("team/dev").unwrap();
-        let key = ObjectKey { kind: Kind::Unit, namespace: Some(namespace.clone()), name: "a".into() };
+        let key =
+            ObjectKey { kind: Kind::Unit, namespace: Some(namespace.clone()), name: "a".into() };
         assert_eq!(object_path(&key), "/v1/namespaces/team%2Fdev/units/a");
         assert_eq!(list_path(Kind::Unit, Some(&namespace)), "/v1/units?namespace=team%2Fdev");
         let artifact = ObjectKey { kind: Kind::Artifact, namespace: None, name: "a/b:1".into() };
@@ -196,7 +209,10 @@ mod tests {
         for bad in ["", "127.0.0.1:7117", "ftp://x", "http://"] {
             assert!(matches!(Client::new(bad, None), Err(ClientError::InvalidServer(_))), "{bad}");
         }
-        assert_eq!(Client::new("http://127.0.0.1:1/", None).unwrap().server(), "http://127.0.0.1:1");
+        assert_eq!(
+            Client::new("http://127.0.0.1:1/", None).unwrap().server(),
+            "http://127.0.0.1:1"
+        );
         assert!(Client::new("https://brig.example.com", Some("t")).is_ok());
     }
 

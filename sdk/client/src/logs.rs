@@ -47,7 +47,8 @@ impl Client {
         unit: &str,
         query: &LogQuery,
     ) -> Result<LogStream, ClientError> {
-        let mut path = format!("{}/logs?follow={}", object_path(&unit_key(namespace, unit)), query.follow);
+        let mut path =
+            format!("{}/logs?follow={}", object_path(&unit_key(namespace, unit)), query.follow);
         if let Some(task) = &query.task {
             path.push_str(&format!("&task={}", escaped(task.as_str())));
         }
@@ -68,7 +69,8 @@ impl LogStream {
         loop {
             let rest = &self.buffer[self.position..];
             if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                let line = parse(&rest[..end]).ok_or_else(|| ClientError::Broken("not a line of a log".into()))?;
+                let line = parse(&rest[..end])
+                    .ok_or_else(|| ClientError::Broken("not a line of a log".into()))?;
                 self.position += end + 1;
                 return Ok(Some(line));
             }
@@ -77,10 +79,17 @@ impl LogStream {
             }
             self.buffer.drain(..self.position);
             self.position = 0;
-            match self.response.chunk().await.map_err(|error| ClientError::Broken(Box::new(error)))? {
+            match self
+                .response
+                .chunk()
+                .await
+                .map_err(|error| ClientError::Broken(Box::new(error)))?
+            {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk),
                 None if self.buffer.is_empty() => return Ok(None),
-                None => return Err(ClientError::Broken("the log ended in the middle of a line".into())),
+                None => {
+                    return Err(ClientError::Broken("the log ended in the middle of a line".into()));
+                }
             }
         }
     }

@@ -59,7 +59,9 @@ impl WatchStream {
         loop {
             match self.next_of_connection().await {
                 Ok(changes) => return Ok(changes),
-                Err(error @ ClientError::Problem(_)) if error.code() != Some(brig_api::Code::Unavailable) => {
+                Err(error @ ClientError::Problem(_))
+                    if error.code() != Some(brig_api::Code::Unavailable) =>
+                {
                     return Err(error);
                 }
                 Err(error) => {
@@ -85,7 +87,9 @@ impl WatchStream {
             };
             while let Some(end) = end_of_event(&self.buffer) {
                 let event: Vec<u8> = self.buffer.drain(..end).collect();
-                let Some((revision, changes)) = parse(&event).map_err(|_| broken("not an event of a watch"))? else {
+                let Some((revision, changes)) =
+                    parse(&event).map_err(|_| broken("not an event of a watch"))?
+                else {
                     continue;
                 };
                 // The server may send again what came before a lost connection.
@@ -123,7 +127,9 @@ fn end_of_event(buffer: &[u8]) -> Option<usize> {
 
 /// Reads an event of a stream of server-sent events (WHATWG HTML, section 9.2): the revision is its id. None for
 /// a comment, which keeps the connection alive.
-fn parse(event: &[u8]) -> Result<Option<(Revision, Vec<Change>)>, Box<dyn std::error::Error + Send + Sync>> {
+fn parse(
+    event: &[u8],
+) -> Result<Option<(Revision, Vec<Change>)>, Box<dyn std::error::Error + Send + Sync>> {
     let mut id = None;
     let mut data = String::new();
     for line in std::str::from_utf8(event)?.lines() {

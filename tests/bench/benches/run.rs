@@ -18,7 +18,8 @@ const RUNS_DEFAULT: usize = 200;
 const WARM_UP: usize = 20;
 
 fn main() -> Result<()> {
-    let runs = std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS_DEFAULT);
+    let runs =
+        std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS_DEFAULT);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
     let bin = build(&root)?;
     let guest = root.join("tests/.cache/guests/hello.wasm");
@@ -63,7 +64,8 @@ fn main() -> Result<()> {
 /// Time to the first byte of standard output, and to the end.
 fn measure(mut command: Command) -> Result<(Duration, Duration)> {
     let began = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
     let mut out = child.stdout.take().context("a pipe")?;
     let mut byte = [0];
     out.read_exact(&mut byte).context("no output")?;
@@ -76,12 +78,19 @@ fn measure(mut command: Command) -> Result<(Duration, Duration)> {
 fn report(what: &str, times: &mut [Duration]) {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
-    println!("{what:<40} median {:7.2}  min {:7.2}  p90 {:7.2}  p99 {:7.2}", at(50), at(0), at(90), at(99));
+    println!(
+        "{what:<40} median {:7.2}  min {:7.2}  p90 {:7.2}  p99 {:7.2}",
+        at(50),
+        at(0),
+        at(90),
+        at(99)
+    );
 }
 
 fn build(root: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(["build", "--release", "--locked"]).current_dir(root).status()?;
+    let status =
+        Command::new(cargo).args(["build", "--release", "--locked"]).current_dir(root).status()?;
     ensure!(status.success(), "the build failed");
     // The benchmark's own binary is in `release/deps`.
     let own = std::env::current_exe()?;
@@ -103,7 +112,9 @@ impl Dev {
             .stdout(Stdio::piped())
             .spawn()?;
         let lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
-        let url = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("ready ").map(str::to_owned));
+        let url = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("ready ").map(str::to_owned));
         Ok(Self { child, url: url.context("brig dev did not get ready")? })
     }
 

@@ -34,7 +34,9 @@ fn an_import_that_nobody_grants_is_named() {
     let module: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x02\x13\x01\x07nowhere\x07nothing\0\0\x03\x02\x01\0\x05\x03\x01\0\x01\x07\x13\x02\x06memory\x02\0\x06_start\0\x01\x0a\x04\x01\x02\0\x0b";
     let path = folder.path().join("needy.wasm");
     fs::write(&path, module).unwrap();
-    cluster.brig(&["run", "--rm", &path.display().to_string()]).fails(1, &["ImportNotGranted", "nowhere", "nothing"]);
+    cluster
+        .brig(&["run", "--rm", &path.display().to_string()])
+        .fails(1, &["ImportNotGranted", "nowhere", "nothing"]);
     // An http component is no command, and says what to do.
     cluster.brig(&["run", "--rm", &guest("web.wasm")]).fails(1, &["http"]);
 }
@@ -46,7 +48,8 @@ fn an_image_for_another_machine_is_refused_by_name() {
     }
     let cluster = Cluster::dev();
     let host = cluster.url.strip_prefix("http://").unwrap();
-    let (source, target) = (format!("oci:{}:foreign", image("layout")), format!("docker://{host}/team/foreign:1"));
+    let (source, target) =
+        (format!("oci:{}:foreign", image("layout")), format!("docker://{host}/team/foreign:1"));
     tool("skopeo", &[&"copy", &"--dest-tls-verify=false", &source, &target]);
     cluster.brig(&["run", "--rm", "team/foreign:1", "--", "true"]).fails(1, &["arm64", "amd64"]);
 }
@@ -82,15 +85,24 @@ fn a_corrupt_blob_is_found_and_named() {
 fn manifests_are_refused_with_the_field_and_the_nearest_name() {
     let cluster = Cluster::dev();
     let apply = |manifest: &str| cluster.with_input(&["apply", "-f", "-"], manifest);
-    apply("kind: service\nname: x\nreplica: 2\nunit: {wasm: {artifact: a}}\n").fails(2, &["replica", "Did you mean `replicas`?"]);
-    apply("kind: service\nname: x\nunit: {wasm: {artefact: a}}\n").fails(2, &["unit.wasm", "`artifact`"]);
-    apply("kind: service\nname: Bad_Name\nunit: {wasm: {artifact: a}}\n").fails(2, &["Bad_Name", "lower-case"]);
+    apply("kind: service\nname: x\nreplica: 2\nunit: {wasm: {artifact: a}}\n")
+        .fails(2, &["replica", "Did you mean `replicas`?"]);
+    apply("kind: service\nname: x\nunit: {wasm: {artefact: a}}\n")
+        .fails(2, &["unit.wasm", "`artifact`"]);
+    apply("kind: service\nname: Bad_Name\nunit: {wasm: {artifact: a}}\n")
+        .fails(2, &["Bad_Name", "lower-case"]);
     apply("kind: pod\nname: x\n").fails(2, &["`pod`", "service"]);
     apply(": : :").fails(2, &["YAML"]);
     apply("").fails(2, &["no manifests"]);
-    apply("kind: service\nname: x\nunit: {wasm: {artifact: 'nobody/pushed-this:1'}}\n").fails(2, &["nobody/pushed-this:1", "brig push"]);
-    apply("kind: service\nname: x\nnamespace: nowhere\nunit: {wasm: {artifact: a}}\n").fails(2, &["nowhere"]);
-    assert_eq!(cluster.ok(&["get", "services", "-o", "json"]).trim(), "[]", "nothing of that was applied");
+    apply("kind: service\nname: x\nunit: {wasm: {artifact: 'nobody/pushed-this:1'}}\n")
+        .fails(2, &["nobody/pushed-this:1", "brig push"]);
+    apply("kind: service\nname: x\nnamespace: nowhere\nunit: {wasm: {artifact: a}}\n")
+        .fails(2, &["nowhere"]);
+    assert_eq!(
+        cluster.ok(&["get", "services", "-o", "json"]).trim(),
+        "[]",
+        "nothing of that was applied"
+    );
 }
 
 #[test]
@@ -116,7 +128,15 @@ fn a_name_that_is_taken_is_named() {
 #[test]
 fn a_unit_larger_than_any_node_waits_and_says_what_would_be_enough() {
     let cluster = Cluster::dev();
-    let name = cluster.ok(&["run", "--detach", "--name", "huge", "--memory", "900Ti", &guest("hello.wasm")]);
+    let name = cluster.ok(&[
+        "run",
+        "--detach",
+        "--name",
+        "huge",
+        "--memory",
+        "900Ti",
+        &guest("hello.wasm"),
+    ]);
     assert_eq!(name.trim(), "huge");
     cluster.wait("a refusal", || cluster.unit("huge")["reason"] == "Unschedulable");
     assert_eq!(cluster.unit("huge")["state"], "pending");
@@ -132,7 +152,19 @@ fn a_quota_holds() {
     let cluster = Cluster::dev();
     cluster.apply("kind: namespace\nname: small\nquota: {cpu: 150m, memory: 1Gi}\n");
     for name in ["one", "two"] {
-        cluster.ok(&["run", "--detach", "-n", "small", "--name", name, "--cpu", "100m", &guest("probe.wasm"), "--", "ticker"]);
+        cluster.ok(&[
+            "run",
+            "--detach",
+            "-n",
+            "small",
+            "--name",
+            name,
+            "--cpu",
+            "100m",
+            &guest("probe.wasm"),
+            "--",
+            "ticker",
+        ]);
     }
     cluster.wait_for_state("one", "running");
     cluster.wait("the refusal", || cluster.unit("two")["reason"] == "QuotaExceeded");
@@ -159,15 +191,36 @@ fn a_full_disk_is_named_and_heals() {
         std::os::unix::fs::symlink(&small, &data).unwrap();
         cluster.start_node();
         let filler = small.join("filler");
-        tool("sh", &[&"-c", &format!("head -c 64m /dev/zero > {} 2>/dev/null; true", filler.display())]);
+        tool(
+            "sh",
+            &[&"-c", &format!("head -c 64m /dev/zero > {} 2>/dev/null; true", filler.display())],
+        );
         // CPython does not fit any more.
-        cluster.ok(&["run", "--detach", "--name", "big", "--memory", "256Mi", &guest("python.wasm"), "--", "-c", "print(6 * 7)"]);
-        cluster.wait("the full disk to be told", || cluster.unit("big").to_string().contains("DiskFull") || cluster.ok(&["events"]).to_lowercase().contains("no space"));
+        cluster.ok(&[
+            "run",
+            "--detach",
+            "--name",
+            "big",
+            "--memory",
+            "256Mi",
+            &guest("python.wasm"),
+            "--",
+            "-c",
+            "print(6 * 7)",
+        ]);
+        cluster.wait("the full disk to be told", || {
+            cluster.unit("big").to_string().contains("DiskFull")
+                || cluster.ok(&["events"]).to_lowercase().contains("no space")
+        });
         assert_ne!(cluster.brig(&["version"]).code, 5, "the control plane goes on");
         cluster.ok(&["delete", "--detach", "big"]);
         fs::remove_file(&filler).unwrap();
         cluster.wait("the unit to be gone", || cluster.unit("big").is_null());
-        assert_eq!(cluster.brig(&["run", "--rm", &guest("hello.wasm")]).code, 0, "it heals by itself");
+        assert_eq!(
+            cluster.brig(&["run", "--rm", &guest("hello.wasm")]).code,
+            0,
+            "it heals by itself"
+        );
         cluster.node.as_mut().unwrap().kill();
     });
     tool("umount", &[&"--lazy", &mounted]);
@@ -180,9 +233,11 @@ fn a_full_disk_is_named_and_heals() {
 fn wrong_use_and_an_absent_server_have_their_exit_codes() {
     brig_alone(&["no-such-command"]).fails(2, &[]);
     brig_alone(&["get", "pods"]).fails(2, &["`pods`"]);
-    brig_alone(&["--server", "http://127.0.0.1:1", "ps"]).fails(5, &["http://127.0.0.1:1", "brig dev"]);
+    brig_alone(&["--server", "http://127.0.0.1:1", "ps"])
+        .fails(5, &["http://127.0.0.1:1", "brig dev"]);
     brig_alone(&["--server", "nonsense", "ps"]).fails(2, &["nonsense"]);
-    brig_alone(&["server", "--data", "/tmp/brig-never", "--listen", "0.0.0.0:0"]).fails(1, &["token"]);
+    brig_alone(&["server", "--data", "/tmp/brig-never", "--listen", "0.0.0.0:0"])
+        .fails(1, &["token"]);
     let cluster = Cluster::dev();
     cluster.brig(&["get", "service", "nobody"]).fails(3, &["nobody"]);
     cluster.brig(&["logs", "nobody"]).fails(3, &["nobody"]);

@@ -12,13 +12,17 @@ fn a_job_runs_every_index_and_retries_what_fails() {
     let cluster = Cluster::dev();
     cluster.ok(&["push", &guest("probe.wasm"), "probe:1"]);
     cluster.apply("kind: job\nname: good\ncompletions: 5\nparallelism: 2\nunit: {wasm: {artifact: 'probe:1', args: [env]}}\n");
-    cluster.wait("the job", || cluster.json(&["get", "job", "good", "-o", "json"])["state"] == "succeeded");
+    cluster.wait("the job", || {
+        cluster.json(&["get", "job", "good", "-o", "json"])["state"] == "succeeded"
+    });
     let logs = cluster.ok(&["logs", "job/good"]);
     for index in 0..5 {
         assert!(logs.contains(&format!("BRIG_JOB_INDEX={index}")), "{logs}");
     }
     cluster.apply("kind: job\nname: bad\nretries: 2\nunit: {wasm: {artifact: 'probe:1', args: [exit, '4']}}\n");
-    cluster.wait("the other job", || cluster.json(&["get", "job", "bad", "-o", "json"])["state"] == "failed");
+    cluster.wait("the other job", || {
+        cluster.json(&["get", "job", "bad", "-o", "json"])["state"] == "failed"
+    });
     assert_eq!(cluster.units_of("bad").len(), 3, "one try and two retries");
     assert!(cluster.units_of("bad").iter().all(|unit| unit["exit_code"] == 4));
 }
@@ -29,14 +33,26 @@ fn ps_prints_what_scripts_rely_on() {
     cluster.ok(&["run", "--detach", "--name", "tick", &guest("probe.wasm"), "--", "ticker"]);
     cluster.wait_for_state("tick", "running");
     let unit = cluster.unit("tick");
-    for (field, expected) in [("name", "tick"), ("namespace", "default"), ("kind", "unit"), ("runtime", "wasm"), ("state", "running")] {
+    for (field, expected) in [
+        ("name", "tick"),
+        ("namespace", "default"),
+        ("kind", "unit"),
+        ("runtime", "wasm"),
+        ("state", "running"),
+    ] {
         assert_eq!(unit[field], expected, "{unit}");
     }
-    assert!(unit["node"].is_string() && unit["restarts"] == 0 && unit.get("reason").is_some(), "{unit}");
+    assert!(
+        unit["node"].is_string() && unit["restarts"] == 0 && unit.get("reason").is_some(),
+        "{unit}"
+    );
     assert_eq!(cluster.ok(&["ps", "-o", "name"]), "unit/tick\n");
     assert!(cluster.ok(&["ps", "-o", "yaml"]).contains("name: tick"));
     let table = cluster.ok(&["ps"]);
-    assert!(table.starts_with("NAMESPACE") && !table.contains('\x1b'), "no colour off a terminal: {table}");
+    assert!(
+        table.starts_with("NAMESPACE") && !table.contains('\x1b'),
+        "no colour off a terminal: {table}"
+    );
     assert!(cluster.ok(&["--color", "always", "ps"]).contains('\x1b'));
     assert!(cluster.ok(&["ps", "-o", "wide"]).contains("REQUEST"));
 }
@@ -48,13 +64,27 @@ fn manifests_come_in_three_formats_from_files_folders_and_standard_input() {
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     write("a.yaml", "kind: namespace\nname: team\n---\nkind: namespace\nname: team/dev\n");
     write("b.toml", "kind = 'config'\nname = 'c'\nnamespace = 'team/dev'\n[data]\na = 'b'\n");
-    write("c.json", r#"[{"kind": "secret", "name": "s", "namespace": "team", "data": {"k": "v"}}]"#);
+    write(
+        "c.json",
+        r#"[{"kind": "secret", "name": "s", "namespace": "team", "data": {"k": "v"}}]"#,
+    );
     let path = folder.path().display().to_string();
     let applied = cluster.json(&["apply", "-f", &path, "-o", "json"]);
     assert_eq!(applied.as_array().unwrap().len(), 4);
     assert!(applied.as_array().unwrap().iter().all(|one| one["outcome"] == "created"), "{applied}");
-    assert!(cluster.json(&["apply", "-f", &path, "-o", "json"]).as_array().unwrap().iter().all(|one| one["outcome"] == "unchanged"));
-    assert_eq!(cluster.ok(&["get", "configs", "-n", "team", "-o", "name"]), "config/c\n", "a namespace with those below it");
+    assert!(
+        cluster
+            .json(&["apply", "-f", &path, "-o", "json"])
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|one| one["outcome"] == "unchanged")
+    );
+    assert_eq!(
+        cluster.ok(&["get", "configs", "-n", "team", "-o", "name"]),
+        "config/c\n",
+        "a namespace with those below it"
+    );
     // Something in it keeps a namespace from being deleted.
     cluster.brig(&["delete", "namespace/team"]).fails(1, &["team"]);
     cluster.ok(&["delete", "-f", &path]);
@@ -72,22 +102,33 @@ fn plan_shows_what_apply_would_do_and_does_nothing() {
     assert_eq!(cluster.ok(&["get", "services", "-o", "json"]).trim(), "[]");
     cluster.apply(manifest);
     cluster.wait_for_service("x", 2);
-    let ran = cluster.with_input(&["plan", "-f", "-"], &manifest.replace("replicas: 2", "replicas: 1"));
-    assert!(ran.stdout.contains("updated") && ran.stdout.contains("replicas") && ran.stdout.contains("would be stopped"), "{ran:#?}");
+    let ran =
+        cluster.with_input(&["plan", "-f", "-"], &manifest.replace("replicas: 2", "replicas: 1"));
+    assert!(
+        ran.stdout.contains("updated")
+            && ran.stdout.contains("replicas")
+            && ran.stdout.contains("would be stopped"),
+        "{ran:#?}"
+    );
 }
 
 #[test]
 fn a_changed_service_is_rolled_to_its_new_units() {
     let cluster = Cluster::dev();
     cluster.ok(&["push", &guest("probe.wasm"), "probe:1"]);
-    let manifest = |word: &str| format!("kind: service\nname: x\nreplicas: 2\nunit: {{wasm: {{artifact: 'probe:1', args: [ticker]}}, env: {{WORD: {word}}}}}\n");
+    let manifest = |word: &str| {
+        format!(
+            "kind: service\nname: x\nreplicas: 2\nunit: {{wasm: {{artifact: 'probe:1', args: [ticker]}}, env: {{WORD: {word}}}}}\n"
+        )
+    };
     cluster.apply(&manifest("old"));
     cluster.wait_for_service("x", 2);
     let before: Vec<_> = cluster.units_of("x").iter().map(|unit| unit["id"].clone()).collect();
     cluster.apply(&manifest("new"));
     cluster.wait("the new units alone", || {
         let units = cluster.units_of("x");
-        units.len() == 2 && units.iter().all(|unit| unit["state"] == "running" && !before.contains(&unit["id"]))
+        units.len() == 2
+            && units.iter().all(|unit| unit["state"] == "running" && !before.contains(&unit["id"]))
     });
 }
 
@@ -99,10 +140,15 @@ fn logs_follow_and_tail() {
     cluster.wait_for_state("lines", "succeeded");
     assert_eq!(cluster.ok(&["logs", "lines"]).lines().count(), 1000);
     assert_eq!(cluster.ok(&["logs", "--tail", "3", "lines"]).lines().count(), 3);
-    assert_eq!(cluster.ok(&["logs", "--follow", "lines"]).lines().count(), 1000, "it ends with the unit");
+    assert_eq!(
+        cluster.ok(&["logs", "--follow", "lines"]).lines().count(),
+        1000,
+        "it ends with the unit"
+    );
     assert!(cluster.ok(&["logs", "--timestamps", "--tail", "1", "lines"]).starts_with("20"));
     cluster.ok(&["run", "--detach", "--name", "tick", &probe, "--", "ticker"]);
-    let mut child = cluster.command(&["logs", "-f", "tick"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        cluster.command(&["logs", "-f", "tick"]).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.map_while(Result::ok).take(5).count(), 5);
     child.kill().unwrap();
@@ -112,9 +158,24 @@ fn logs_follow_and_tail() {
 #[test]
 fn sql_events_why_describe_and_version_tell_what_is() {
     let cluster = Cluster::dev();
-    cluster.ok(&["run", "--detach", "--name", "tick", "--cpu", "150m", &guest("probe.wasm"), "--", "ticker"]);
+    cluster.ok(&[
+        "run",
+        "--detach",
+        "--name",
+        "tick",
+        "--cpu",
+        "150m",
+        &guest("probe.wasm"),
+        "--",
+        "ticker",
+    ]);
     cluster.wait_for_state("tick", "running");
-    let rows = cluster.json(&["sql", "select node, sum(cpu_milli) as cpu from units where state = 'running' group by node", "-o", "json"]);
+    let rows = cluster.json(&[
+        "sql",
+        "select node, sum(cpu_milli) as cpu from units where state = 'running' group by node",
+        "-o",
+        "json",
+    ]);
     assert_eq!(rows[0]["cpu"], 150, "{rows}");
     let why = cluster.ok(&["why", "tick"]);
     assert!(why.contains("bin-packing"), "{why}");
@@ -138,7 +199,10 @@ fn artifacts_go_up_and_come_down_the_same() {
     cluster.brig(&["pull", "team/hello:1", &target]).fails(1, &["exists"]);
     cluster.brig(&["pull", "team/nothing:1"]).fails(3, &["team/nothing:1"]);
     let images: Value = cluster.json(&["images", "-o", "json"]);
-    assert_eq!((&images[0]["repository"], &images[0]["kind"]), (&"team/hello".into(), &"wasm".into()));
+    assert_eq!(
+        (&images[0]["repository"], &images[0]["content"]),
+        (&"team/hello".into(), &"wasm".into())
+    );
     assert!(cluster.ok(&["images"]).contains("team/hello"));
 }
 
@@ -160,7 +224,9 @@ fn the_served_openapi_document_names_every_path_that_the_command_uses() {
     assert_eq!(status, 200);
     let document: Value = serde_json::from_str(&text).unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
-    for path in ["/v1/apply", "/v1/plan", "/v1/watch", "/v1/sql", "/v1/units", "/v1/events", "/v1/version"] {
+    for path in
+        ["/v1/apply", "/v1/plan", "/v1/watch", "/v1/sql", "/v1/units", "/v1/events", "/v1/version"]
+    {
         assert!(document["paths"].get(path).is_some(), "{path} is not in the document");
     }
 }

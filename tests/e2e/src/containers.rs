@@ -7,7 +7,8 @@ use crate::harness::{Cluster, get, has_containers, image, tool};
 /// Pushes an image of the test layout with skopeo, as any OCI client would.
 fn skopeo_push(cluster: &Cluster, tag: &str, reference: &str) {
     let host = cluster.url.strip_prefix("http://").unwrap();
-    let (source, target) = (format!("oci:{}:{tag}", image("layout")), format!("docker://{host}/{reference}"));
+    let (source, target) =
+        (format!("oci:{}:{tag}", image("layout")), format!("docker://{host}/{reference}"));
     tool("skopeo", &[&"copy", &"--dest-tls-verify=false", &source, &target]);
 }
 
@@ -18,17 +19,33 @@ fn an_image_pushed_by_skopeo_runs_and_comes_back_the_same() {
     }
     let cluster = Cluster::dev();
     skopeo_push(&cluster, "busybox", "team/busybox:1");
-    let ran = cluster.brig(&["run", "--rm", "team/busybox:1", "--", "sh", "-c", "echo hello; echo oops >&2; exit 3"]);
-    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "hello\n", "oops\n"), "{ran:#?}");
+    let ran = cluster.brig(&[
+        "run",
+        "--rm",
+        "team/busybox:1",
+        "--",
+        "sh",
+        "-c",
+        "echo hello; echo oops >&2; exit 3",
+    ]);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+        (3, "hello\n", "oops\n"),
+        "{ran:#?}"
+    );
     let folder = tempfile::tempdir().unwrap();
     let host = cluster.url.strip_prefix("http://").unwrap();
-    let (source, target) = (format!("docker://{host}/team/busybox:1"), format!("oci:{}:1", folder.path().display()));
+    let (source, target) =
+        (format!("docker://{host}/team/busybox:1"), format!("oci:{}:1", folder.path().display()));
     tool("skopeo", &[&"copy", &"--src-tls-verify=false", &source, &target]);
     let digest = |layout: &str, tag: &str| {
         let reference = format!("oci:{layout}:{tag}");
         tool("skopeo", &[&"inspect", &"--format", &"{{.Digest}}", &reference])
     };
-    assert_eq!(digest(&image("layout"), "busybox"), digest(&folder.path().display().to_string(), "1"));
+    assert_eq!(
+        digest(&image("layout"), "busybox"),
+        digest(&folder.path().display().to_string(), "1")
+    );
 }
 
 #[test]
@@ -55,7 +72,9 @@ fn nginx_from_debian_serves_as_a_service() {
         "kind: service\nname: site\nunit:\n  resources: {{cpu: 200m, memory: 128Mi}}\n  env: {{PORT: {port}}}\n  oci: {{image: team/nginx:1, ports: [{port}]}}\n"
     ));
     cluster.wait_for_service("site", 1);
-    cluster.wait("nginx to answer", || crate::harness::try_get(&format!("http://127.0.0.1:{port}/")).is_ok_and(|(s, _)| s == 200));
+    cluster.wait("nginx to answer", || {
+        crate::harness::try_get(&format!("http://127.0.0.1:{port}/")).is_ok_and(|(s, _)| s == 200)
+    });
     assert!(get(&format!("http://127.0.0.1:{port}/")).1.to_lowercase().contains("nginx"));
     cluster.ok(&["delete", "service/site"]);
     assert!(crate::harness::try_get(&format!("http://127.0.0.1:{port}/")).is_err(), "it is gone");
@@ -77,7 +96,11 @@ fn python_from_debian_runs_with_environment_user_and_mounts() {
     ));
     cluster.wait_for_state("py", "succeeded");
     assert_eq!(cluster.ok(&["logs", "py"]).trim(), "42 b 9 65534 /tmp");
-    for text in [cluster.ok(&["describe", "py"]), cluster.ok(&["get", "secrets", "-o", "json"]), cluster.ok(&["events"])] {
+    for text in [
+        cluster.ok(&["describe", "py"]),
+        cluster.ok(&["get", "secrets", "-o", "json"]),
+        cluster.ok(&["events"]),
+    ] {
         assert!(!text.contains("hush-hush"), "a secret is seen: {text}");
     }
 }
@@ -89,9 +112,27 @@ fn limits_hold_and_out_of_memory_is_told_as_such() {
     }
     let cluster = Cluster::dev();
     cluster.ok(&["push", &image("busybox"), "busybox:1"]);
-    let ran = cluster.brig(&["run", "--rm", "--memory", "16Mi", "busybox:1", "--", "sh", "-c", "x=$(head -c 64000000 /dev/zero | tr '\\0' 'x'); echo ${#x}"]);
+    let ran = cluster.brig(&[
+        "run",
+        "--rm",
+        "--memory",
+        "16Mi",
+        "busybox:1",
+        "--",
+        "sh",
+        "-c",
+        "x=$(head -c 64000000 /dev/zero | tr '\\0' 'x'); echo ${#x}",
+    ]);
     ran.fails(137, &["OutOfMemory", "16"]);
-    let ran = cluster.brig(&["run", "--rm", "busybox:1", "--", "sh", "-c", "grep -E 'Seccomp:|NoNewPrivs' /proc/self/status"]);
+    let ran = cluster.brig(&[
+        "run",
+        "--rm",
+        "busybox:1",
+        "--",
+        "sh",
+        "-c",
+        "grep -E 'Seccomp:|NoNewPrivs' /proc/self/status",
+    ]);
     let lines: Vec<_> = ran.stdout.split_whitespace().collect();
     assert_eq!(lines, ["NoNewPrivs:", "1", "Seccomp:", "2"], "{ran:#?}");
 }
@@ -135,10 +176,15 @@ fn nothing_is_left_of_a_cluster_that_ended() {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&cluster.data.display().to_string()), "mounts are left: {mounts}");
     for hierarchy in ["/sys/fs/cgroup/memory/brig", "/sys/fs/cgroup/brig"] {
-        let left = std::fs::read_dir(hierarchy).into_iter().flatten().filter_map(Result::ok).filter(|entry| {
-            // Other tests' clusters may run at the same time; ours had this service only.
-            entry.path().is_dir() && entry.file_name().to_string_lossy().contains("box") && Path::new(&entry.path()).exists()
-        });
+        let left =
+            std::fs::read_dir(hierarchy).into_iter().flatten().filter_map(Result::ok).filter(
+                |entry| {
+                    // Other tests' clusters may run at the same time; ours had this service only.
+                    entry.path().is_dir()
+                        && entry.file_name().to_string_lossy().contains("box")
+                        && Path::new(&entry.path()).exists()
+                },
+            );
         assert_eq!(left.count(), 0, "cgroups are left in {hierarchy}");
     }
 }

@@ -24,14 +24,28 @@ fn units_run_on_while_the_agent_is_dead_and_are_found_again() {
 #[test]
 fn an_exit_while_the_agent_is_dead_is_reported_once() {
     let mut cluster = Cluster::apart();
-    cluster.ok(&["run", "--detach", "--name", "short", &guest("probe.wasm"), "--", "sleep", "1500"]);
+    cluster.ok(&[
+        "run",
+        "--detach",
+        "--name",
+        "short",
+        &guest("probe.wasm"),
+        "--",
+        "sleep",
+        "1500",
+    ]);
     cluster.wait_for_state("short", "running");
     cluster.node.as_mut().unwrap().kill();
     // It ends in the meantime; the new agent learns it from the disk.
     std::thread::sleep(std::time::Duration::from_millis(2000));
     cluster.start_node();
     cluster.wait_for_state("short", "succeeded");
-    let ends = cluster.json(&["sql", "select count(*) as n from events where name = 'short' and reason = 'Succeeded'", "-o", "json"]);
+    let ends = cluster.json(&[
+        "sql",
+        "select count(*) as n from events where name = 'short' and reason = 'Succeeded'",
+        "-o",
+        "json",
+    ]);
     assert_eq!(ends[0]["n"], 1, "{}", cluster.ok(&["events"]));
 }
 
@@ -43,7 +57,9 @@ fn a_killed_wasm_shim_is_replaced_and_its_units_restarted() {
     let shims = cluster.shims("wasm");
     assert_eq!(shims.len(), 1);
     kill_process(shims[0], Signal::KILL).unwrap();
-    cluster.wait("a restart", || cluster.units_of("web").first().is_some_and(|unit| unit["restarts"] == 1));
+    cluster.wait("a restart", || {
+        cluster.units_of("web").first().is_some_and(|unit| unit["restarts"] == 1)
+    });
     let endpoint = cluster.wait_for_service("web", 1).remove(0);
     cluster.wait("an answer", || crate::harness::try_get(&endpoint).is_ok());
 }
@@ -59,7 +75,9 @@ fn a_killed_container_shim_leaves_nothing_and_its_unit_is_restarted() {
     cluster.apply("kind: service\nname: box\nunit:\n  grace_ms: 200\n  oci: {image: 'busybox:1', args: [sleep, '86399']}\n");
     cluster.wait_for_service("box", 1);
     kill_process(cluster.shims("oci")[0], Signal::KILL).unwrap();
-    cluster.wait("a restart", || cluster.units_of("box").first().is_some_and(|unit| unit["restarts"] == 1));
+    cluster.wait("a restart", || {
+        cluster.units_of("box").first().is_some_and(|unit| unit["restarts"] == 1)
+    });
     cluster.wait_for_service("box", 1);
     let sleepers = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter(|entry| {
         std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\x0086399\0")
@@ -87,21 +105,26 @@ fn a_server_killed_in_the_middle_of_applies_has_each_of_them_whole_or_not() {
     let folder = tempfile::tempdir().unwrap();
     let mut children = Vec::new();
     for number in 0..12 {
-        let manifests: String =
-            (0..50).map(|part| format!("kind: config\nname: c{number}-{part}\ndata: {{a: b}}\n---\n")).collect();
+        let manifests: String = (0..50)
+            .map(|part| format!("kind: config\nname: c{number}-{part}\ndata: {{a: b}}\n---\n"))
+            .collect();
         let path = folder.path().join(format!("{number}.yaml"));
         std::fs::write(&path, manifests).unwrap();
         let mut command = cluster.command(&["apply", "-f", &path.display().to_string()]);
         children.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     }
     // Some of them are through, some are not.
-    cluster.wait("a first apply", || cluster.brig(&["get", "configs", "-o", "name"]).stdout.lines().count() >= 50);
+    cluster.wait("a first apply", || {
+        cluster.brig(&["get", "configs", "-o", "name"]).stdout.lines().count() >= 50
+    });
     cluster.server.as_mut().unwrap().kill();
-    let told: Vec<bool> = children.into_iter().map(|mut child| child.wait().unwrap().success()).collect();
+    let told: Vec<bool> =
+        children.into_iter().map(|mut child| child.wait().unwrap().success()).collect();
     cluster.start_server();
     let names = cluster.ok(&["get", "configs", "-o", "name"]);
     for (number, was_told) in told.into_iter().enumerate() {
-        let count = names.lines().filter(|name| name.starts_with(&format!("config/c{number}-"))).count();
+        let count =
+            names.lines().filter(|name| name.starts_with(&format!("config/c{number}-"))).count();
         assert!(count == 0 || count == 50, "apply {number} is there in part: {count}");
         assert!(!was_told || count == 50, "apply {number} was confirmed and is lost");
     }
@@ -116,7 +139,9 @@ fn the_same_data_on_the_next_start_continues_where_it_was() {
     assert!(cluster.shims("wasm").is_empty(), "`brig dev` leaves nothing running");
     cluster.start_dev();
     let endpoint = cluster.wait_for_service("web", 1).remove(0);
-    cluster.wait("an answer", || crate::harness::try_get(&endpoint).is_ok_and(|(status, _)| status == 200));
+    cluster.wait("an answer", || {
+        crate::harness::try_get(&endpoint).is_ok_and(|(status, _)| status == 200)
+    });
     // And after a crash of everything.
     cluster.server.as_mut().unwrap().kill();
     cluster.start_dev();
@@ -128,8 +153,14 @@ fn the_same_data_on_the_next_start_continues_where_it_was() {
 fn failing_units_are_restarted_with_back_off_and_say_so() {
     let cluster = Cluster::dev();
     cluster.ok(&["push", &guest("probe.wasm"), "probe:1"]);
-    cluster.apply("kind: service\nname: crash\nunit: {wasm: {artifact: 'probe:1', args: [exit, '3']}}\n");
-    cluster.wait("restarts", || cluster.units_of("crash").first().is_some_and(|unit| unit["restarts"].as_u64() >= Some(3)));
-    cluster.wait("the crash loop to be called one", || cluster.units_of("crash")[0]["reason"] == "CrashLoop");
+    cluster.apply(
+        "kind: service\nname: crash\nunit: {wasm: {artifact: 'probe:1', args: [exit, '3']}}\n",
+    );
+    cluster.wait("restarts", || {
+        cluster.units_of("crash").first().is_some_and(|unit| unit["restarts"].as_u64() >= Some(3))
+    });
+    cluster.wait("the crash loop to be called one", || {
+        cluster.units_of("crash")[0]["reason"] == "CrashLoop"
+    });
     cluster.ok(&["delete", "service/crash"]);
 }

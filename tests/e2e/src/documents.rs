@@ -29,7 +29,11 @@ fn the_tutorial_works_as_typed() {
     assert!(script.lines().count() > 10, "the tutorial has commands");
     let folder = tempfile::tempdir().unwrap();
     // What the tutorial's reader has in the folder.
-    for (name, from) in [("hello.wasm", guest("hello.wasm")), ("web.wasm", guest("web.wasm")), ("busybox", image("busybox"))] {
+    for (name, from) in [
+        ("hello.wasm", guest("hello.wasm")),
+        ("web.wasm", guest("web.wasm")),
+        ("busybox", image("busybox")),
+    ] {
         std::os::unix::fs::symlink(from, folder.path().join(name)).unwrap();
     }
     let brig = cluster.command(&[]);
@@ -41,7 +45,8 @@ fn the_tutorial_works_as_typed() {
         .env("BRIG_SERVER", &cluster.url)
         .output()
         .unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
     assert!(cluster.units().is_empty(), "the tutorial cleans up");
 }
@@ -49,12 +54,21 @@ fn the_tutorial_works_as_typed() {
 #[test]
 fn the_demo_runs_to_its_end_and_leaves_nothing() {
     let brig = Cluster::dev().command(&[]).get_program().to_owned();
-    let output = Command::new(brig).arg("demo").current_dir(root()).env_remove("CARGO_PKG_NAME").output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(brig)
+        .arg("demo")
+        .current_dir(root())
+        .env_remove("CARGO_PKG_NAME")
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
     assert!(out.contains(r#""squares""#), "jaq ran: {out}");
     assert!(err.contains("Nothing is left running"), "{err}");
     if has_containers() {
-        assert!(err.contains("brig exec") && out.contains("it is "), "the container ran: {out}\n{err}");
+        assert!(
+            err.contains("brig exec") && out.contains("it is "),
+            "the container ran: {out}\n{err}"
+        );
     }
 }

@@ -62,7 +62,8 @@ pub(crate) fn postgres_database() -> Option<String> {
         .output()
         .expect("psql runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let (base, query) = server.split_once('?').map_or((server.as_str(), None), |(base, query)| (base, Some(query)));
+    let (base, query) =
+        server.split_once('?').map_or((server.as_str(), None), |(base, query)| (base, Some(query)));
     let base = base.rsplit_once('/').map(|(base, _)| base).expect("a URL with a database");
     Some(query.map_or_else(|| format!("{base}/{name}"), |query| format!("{base}/{name}?{query}")))
 }
@@ -104,8 +105,14 @@ pub(crate) struct Process {
 
 impl Process {
     fn start(mut command: Command, log: PathBuf) -> Self {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log file");
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).spawn().expect("brig starts");
+        let file =
+            std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log file");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .spawn()
+            .expect("brig starts");
         Self { child, log }
     }
 
@@ -153,7 +160,9 @@ fn last_lines(text: &str, count: usize) -> String {
 
 fn brig_command() -> Command {
     let mut command = Command::new(bin_dir().join("brig"));
-    for variable in ["BRIG_SERVER", "BRIG_TOKEN", "BRIG_NAMESPACE", "BRIG_CONTEXT", "CARGO_PKG_NAME"] {
+    for variable in
+        ["BRIG_SERVER", "BRIG_TOKEN", "BRIG_NAMESPACE", "BRIG_CONTEXT", "CARGO_PKG_NAME"]
+    {
         command.env_remove(variable);
     }
     command.env("BRIG_CONFIG", "/nonexistent/brig.toml");
@@ -200,7 +209,8 @@ impl Cluster {
     }
 
     fn new(db: Option<String>) -> Self {
-        let folder = tempfile::Builder::new().prefix("brig-e2e-").tempdir().expect("a temporary directory");
+        let folder =
+            tempfile::Builder::new().prefix("brig-e2e-").tempdir().expect("a temporary directory");
         let data = folder.path().to_path_buf();
         Self { url: String::new(), server: None, node: None, data, db, _folder: folder }
     }
@@ -223,7 +233,11 @@ impl Cluster {
 
     pub(crate) fn start_server(&mut self) {
         let mut command = brig_command();
-        command.arg("server").arg("--data").arg(self.data.join("server")).args(["--listen", &self.listen()]);
+        command
+            .arg("server")
+            .arg("--data")
+            .arg(self.data.join("server"))
+            .args(["--listen", &self.listen()]);
         let mut server = Process::start(command, self.data.join("server.log"));
         self.url = server.ready();
         self.server = Some(server);
@@ -231,10 +245,16 @@ impl Cluster {
 
     pub(crate) fn start_node(&mut self) {
         let mut command = brig_command();
-        command.arg("node").arg("--data").arg(self.data.join("node")).args(["--server", &self.url, "--name", "node-1"]);
+        command
+            .arg("node")
+            .arg("--data")
+            .arg(self.data.join("node"))
+            .args(["--server", &self.url, "--name", "node-1"]);
         command.args(["--host-path", "/tmp"]);
         self.node = Some(Process::start(command, self.data.join("node.log")));
-        self.wait("the node to be ready", || self.json(&["node", "ls", "-o", "json"])[0]["state"] == "ready");
+        self.wait("the node to be ready", || {
+            self.json(&["node", "ls", "-o", "json"])[0]["state"] == "ready"
+        });
     }
 
     /// A `brig` command for this cluster, not started yet.
@@ -323,7 +343,9 @@ impl Cluster {
             units.into_iter().filter(|unit| unit["state"] == "running").collect::<Vec<_>>()
         };
         self.wait(&format!("{count} running units of `{service}`"), || running().len() == count);
-        let endpoints = running().into_iter().flat_map(|unit| unit["endpoints"].as_array().cloned().unwrap_or_default());
+        let endpoints = running()
+            .into_iter()
+            .flat_map(|unit| unit["endpoints"].as_array().cloned().unwrap_or_default());
         endpoints.filter_map(|endpoint| endpoint.as_str().map(str::to_owned)).collect()
     }
 
@@ -366,9 +388,14 @@ pub(crate) fn try_get(url: &str) -> std::io::Result<(u16, String)> {
 /// Runs a tool that must be there and succeed; its standard output.
 #[track_caller]
 pub(crate) fn tool(program: &str, arguments: &[&dyn AsRef<OsStr>]) -> String {
-    let output = Command::new(program).args(arguments.iter().map(AsRef::as_ref)).stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}: run tests/setup/packages"));
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(program)
+        .args(arguments.iter().map(AsRef::as_ref))
+        .stdin(Stdio::null())
+        .output();
+    let output =
+        output.unwrap_or_else(|error| panic!("{program}: {error}: run tests/setup/packages"));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{program}: {out}{err}");
     out.into_owned()
 }

@@ -15,9 +15,12 @@ fn tour(cluster: &Cluster) {
         assert_eq!(get(&endpoint).0, 200);
     }
     cluster.wait_for_service("box", 1);
-    cluster.wait("the job", || cluster.json(&["get", "-n", "demo", "job", "sums", "-o", "json"])["state"] == "succeeded");
+    cluster.wait("the job", || {
+        cluster.json(&["get", "-n", "demo", "job", "sums", "-o", "json"])["state"] == "succeeded"
+    });
     assert_eq!(cluster.ok(&["logs", "-n", "demo", "job/sums"]).matches("42").count(), 3);
-    let runtimes: std::collections::BTreeSet<_> = cluster.units().iter().map(|unit| unit["runtime"].to_string()).collect();
+    let runtimes: std::collections::BTreeSet<_> =
+        cluster.units().iter().map(|unit| unit["runtime"].to_string()).collect();
     assert_eq!(runtimes.len(), 2, "both kinds are in `brig ps`");
     cluster.ok(&["delete", "-n", "demo", "service/web", "service/box", "job/sums"]);
     assert!(cluster.units().is_empty());
@@ -56,6 +59,8 @@ fn one_unit_mixes_a_wasm_task_and_a_container_sidecar() {
         "kind: job\nname: both\nunit:\n  grace_ms: 200\n  tasks:\n    - {name: work, wasm: {artifact: 'probe:1', args: [sleep, '300']}}\n    \
          - {name: side, oci: {image: 'busybox:1', args: [sleep, '1000']}, sidecar: true}\n",
     );
-    cluster.wait("the job", || cluster.json(&["get", "job", "both", "-o", "json"])["state"] == "succeeded");
+    cluster.wait("the job", || {
+        cluster.json(&["get", "job", "both", "-o", "json"])["state"] == "succeeded"
+    });
     assert_eq!(cluster.units_of("both")[0]["runtime"], "mixed");
 }

@@ -13,8 +13,21 @@ fn cpython_with_its_standard_library_computes_and_uses_sqlite() {
     let program = "import sqlite3, json, sys; db = sqlite3.connect(':memory:'); db.execute('create table t (x)'); \
                    db.executemany('insert into t values (?)', [(i * i,) for i in range(1000)]); \
                    print(json.dumps({'sum': db.execute('select sum(x) from t').fetchone()[0], 'platform': sys.platform}))";
-    let ran = cluster.brig(&["run", "--rm", "--memory", "256Mi", &guest("python.wasm"), "--", "-c", program]);
-    assert_eq!((ran.code, ran.stdout.trim()), (0, r#"{"sum": 332833500, "platform": "wasi"}"#), "{ran:#?}");
+    let ran = cluster.brig(&[
+        "run",
+        "--rm",
+        "--memory",
+        "256Mi",
+        &guest("python.wasm"),
+        "--",
+        "-c",
+        program,
+    ]);
+    assert_eq!(
+        (ran.code, ran.stdout.trim()),
+        (0, r#"{"sum": 332833500, "platform": "wasi"}"#),
+        "{ran:#?}"
+    );
     assert_eq!(cluster.units(), Vec::<serde_json::Value>::new(), "--rm leaves nothing");
 }
 
@@ -22,7 +35,14 @@ fn cpython_with_its_standard_library_computes_and_uses_sqlite() {
 fn quickjs_evaluates_and_passes_its_exit_code_on() {
     let cluster = Cluster::dev();
     let quickjs = guest("quickjs.wasm");
-    let ran = cluster.brig(&["run", "--rm", &quickjs, "--", "-e", "console.log([1, 2, 3].map(x => x * x).join())"]);
+    let ran = cluster.brig(&[
+        "run",
+        "--rm",
+        &quickjs,
+        "--",
+        "-e",
+        "console.log([1, 2, 3].map(x => x * x).join())",
+    ]);
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "1,4,9\n"), "{ran:#?}");
     let ran = cluster.brig(&["run", "--rm", &quickjs, "--", "-e", "throw new Error('on purpose')"]);
     assert_ne!(ran.code, 0);
@@ -47,8 +67,14 @@ fn a_program_gets_its_arguments_environment_and_directories_and_nothing_else() {
     let environment = run(&["--env", "WANTED=yes"], &["env"]).stdout;
     assert!(environment.contains("WANTED=yes"), "{environment}");
     assert!(!environment.contains("PATH=") && !environment.contains("HOME="), "{environment}");
-    assert_eq!(run(&["--dir", &format!("{here}:/data")], &["cat", "/data/in.txt"]).stdout.trim(), "from the host");
-    assert_ne!(run(&["--dir", &format!("{here}:/data:ro")], &["write", "/data/out.txt", "x"]).code, 0);
+    assert_eq!(
+        run(&["--dir", &format!("{here}:/data")], &["cat", "/data/in.txt"]).stdout.trim(),
+        "from the host"
+    );
+    assert_ne!(
+        run(&["--dir", &format!("{here}:/data:ro")], &["write", "/data/out.txt", "x"]).code,
+        0
+    );
     assert_eq!(run(&["--dir", &format!("{here}:/data")], &["write", "/data/out.txt", "x"]).code, 0);
     assert!(folder.path().join("out.txt").exists());
     assert_ne!(run(&[], &["cat", "/etc/passwd"]).code, 0, "no directory was granted");
@@ -60,7 +86,9 @@ fn a_program_gets_its_arguments_environment_and_directories_and_nothing_else() {
 fn exit_codes_traps_and_limits_are_told_apart() {
     let cluster = Cluster::dev();
     let probe = guest("probe.wasm");
-    let run = |args: &[&str]| cluster.brig(&[&["run", "--rm", "--memory", "32Mi", &probe, "--"], args].concat());
+    let run = |args: &[&str]| {
+        cluster.brig(&[&["run", "--rm", "--memory", "32Mi", &probe, "--"], args].concat())
+    };
     assert_eq!(run(&["exit", "7"]).code, 7);
     assert_eq!(run(&["exit", "0"]).code, 0);
     run(&["trap"]).fails(1, &["Trapped"]);
@@ -118,9 +146,26 @@ fn an_http_service_answers_scales_and_reaches_only_allowed_hosts() {
 fn units_of_one_service_share_a_port() {
     let cluster = Cluster::dev();
     // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    cluster.ok(&["deploy", &guest("web.wasm"), "--port", &port, "--name", "web", "--replicas", "3"]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+        .to_string();
+    cluster.ok(&[
+        "deploy",
+        &guest("web.wasm"),
+        "--port",
+        &port,
+        "--name",
+        "web",
+        "--replicas",
+        "3",
+    ]);
     let endpoints = cluster.wait_for_service("web", 3);
-    assert!(endpoints.iter().all(|endpoint| endpoint.ends_with(&format!(":{port}"))), "{endpoints:?}");
+    assert!(
+        endpoints.iter().all(|endpoint| endpoint.ends_with(&format!(":{port}"))),
+        "{endpoints:?}"
+    );
     assert_eq!(get(&endpoints[0]).0, 200);
 }
