@@ -65,7 +65,7 @@ async fn lead(app: &App, holder: &str) -> Result<(), FeedError> {
         return Ok(());
     }
     if !app.is_leader.send_replace(true) {
-        app.nodes.restart_grace();
+        app.nodes.restart_grace(Instant::now());
         tracing::info!("this server plans now");
     }
     let model = app.store.model_load().await?;
@@ -197,7 +197,7 @@ impl Pass<'_> {
     }
 
     async fn plan_once(&mut self) -> Result<Outcome, FeedError> {
-        let (silent, silence_due) = self.app.nodes.silent(self.model.nodes.keys());
+        let (silent, silence_due) = self.app.nodes.silent(self.model.nodes.keys(), Instant::now());
         let moment = Moment { now_ms: clock::now_ms(), silent };
         let plan = self.plan(moment).await?;
         if plan.decisions.is_empty() && plan.explanations.is_empty() {

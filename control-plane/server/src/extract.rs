@@ -1,5 +1,6 @@
 //! Reading requests: body, path and query, with failures that name the field.
 
+use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use brig_api::Code;
 use brig_api::request::BODY_BYTES_MAX;
@@ -15,6 +16,21 @@ pub(crate) struct Body<T>(pub(crate) T);
 pub(crate) struct PathOf<T>(pub(crate) T);
 /// The query.
 pub(crate) struct QueryOf<T>(pub(crate) T);
+
+/// A request to become a WebSocket.
+pub(crate) struct Upgrade(pub(crate) WebSocketUpgrade);
+
+impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let upgrade = WebSocketUpgrade::from_request_parts(parts, state).await;
+        upgrade.map(Self).map_err(|rejection| {
+            let detail = format!("expected a WebSocket here: {}", rejection.body_text());
+            Failure::new(Code::Invalid, detail)
+        })
+    }
+}
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Failure;

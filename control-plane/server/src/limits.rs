@@ -32,10 +32,8 @@ pub(crate) const WATCH_KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Rows that an SQL query gives out.
 pub(crate) const SQL_ROWS_MAX: usize = 10_000;
-/// Events given out where the query names no number, and at most.
+/// Events given out where the query names no number; the store has a limit for larger ones.
 pub(crate) const EVENTS_DEFAULT: u32 = 200;
-/// See [`EVENTS_DEFAULT`].
-pub(crate) const EVENTS_MAX: u32 = 5_000;
 
 /// Pause after a failed pass of the conductor; doubles up to [`CONDUCTOR_PAUSE_MAX`].
 pub(crate) const CONDUCTOR_PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -53,6 +51,10 @@ pub(crate) const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 
 /// Time for a node's first message.
 pub(crate) const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a node waits for a server that has just started to take the lease, before it is sent elsewhere.
+pub(crate) const LEAD_TIME_MAX: Duration = Duration::from_secs(1);
+/// Ended units of which a node that connects is told, so that it keeps their logs: what a message has room for.
+pub(crate) const ENDED_UNITS_MAX: usize = 1_000;
 /// Time for one message to a node to leave; a node that reads slower is cut off and comes back.
 pub(crate) const SEND_TIME_MAX: Duration = Duration::from_secs(10);
 /// Messages that wait for one node.

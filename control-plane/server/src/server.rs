@@ -70,7 +70,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
     let app = Arc::new(App {
         feed: Feed::new(store.clone()).await.map_err(in_store)?,
         store,
-        nodes: Nodes::new(),
+        nodes: Nodes::new(tokio::time::Instant::now()),
         streams: Streams::default(),
         registry: registry.clone(),
         is_leader: watch::Sender::new(false),

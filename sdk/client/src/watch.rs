@@ -95,7 +95,10 @@ impl WatchStream {
                 // The server may send again what came before a lost connection.
                 if revision > self.since {
                     self.since = revision;
-                    return Ok(changes);
+                    // Without changes it only says how far the server is: past what the filter left out.
+                    if !changes.is_empty() {
+                        return Ok(changes);
+                    }
                 }
             }
             if self.buffer.len() > EVENT_BYTES_MAX {
@@ -125,8 +128,8 @@ fn end_of_event(buffer: &[u8]) -> Option<usize> {
     buffer.windows(2).position(|pair| pair == b"\n\n").map(|position| position + 2)
 }
 
-/// Reads an event of a stream of server-sent events (WHATWG HTML, section 9.2): the revision is its id. None for
-/// a comment, which keeps the connection alive.
+/// Reads an event of a stream of server-sent events (WHATWG HTML, section 9.2): the revision is its id. No changes
+/// where there is only that; None for a comment alone.
 fn parse(
     event: &[u8],
 ) -> Result<Option<(Revision, Vec<Change>)>, Box<dyn std::error::Error + Send + Sync>> {
@@ -141,7 +144,8 @@ fn parse(
     }
     match id {
         Some(revision) if !data.is_empty() => Ok(Some((revision, serde_json::from_str(&data)?))),
-        _ => Ok(None),
+        Some(revision) => Ok(Some((revision, Vec::new()))),
+        None => Ok(None),
     }
 }
 
@@ -153,6 +157,7 @@ mod tests {
     fn events_carry_a_revision_and_its_changes() {
         let (revision, changes) = parse(b"id: 7\ndata: []\n\n").unwrap().unwrap();
         assert_eq!((revision, changes), (Revision(7), vec![]));
+        assert_eq!(parse(b"id: 8\n:\n\n").unwrap(), Some((Revision(8), vec![])));
         assert!(parse(b": alive\n\n").unwrap().is_none());
         assert!(parse(b"id: x\ndata: []\n\n").is_err());
         assert_eq!(end_of_event(b"id: 7\n\nid: 8"), Some(7));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, WebSocket};
 use axum::response::Response;
 use brig_api::lifecycle::UnitState;
 use brig_api::object::Unit;
@@ -14,7 +14,7 @@ use futures::{SinkExt, StreamExt};
 
 use super::{logs, object};
 use crate::app::App;
-use crate::extract::PathOf;
+use crate::extract::{PathOf, Upgrade};
 use crate::limits::{EXEC_REQUEST_BYTES_MAX, EXEC_REQUEST_TIME_MAX};
 use crate::node::stream;
 use crate::problem::{Answer, Failure};
@@ -35,7 +35,7 @@ pub(super) fn routes() -> Routes {
 async fn exec(
     State(app): State<Arc<App>>,
     PathOf((namespace, name)): PathOf<(NamespacePath, ResourceName)>,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Answer<Response> {
     let unit = object::unit(&app, namespace, &name).await?;
     if unit.status.state != UnitState::Running {

@@ -6,12 +6,13 @@ use brig_api::change::Change;
 use brig_api::manifest::Manifest;
 use brig_api::object::{Object, ObjectKey, Unit};
 use brig_api::request::{PlanResponse, PlannedUnit};
-use brig_api::{Revision, UnitId};
+use brig_api::{Code, Revision, UnitId};
 use brig_core::{Decision, Model, Moment, Plan};
+use tokio::time::Instant;
 
 use crate::app::App;
 use crate::clock;
-use crate::problem::Answer;
+use crate::problem::{Answer, Failure};
 
 /// Plans as if `manifests` had been applied.
 pub(super) async fn preview(app: &App, manifests: &[Manifest]) -> Answer<PlanResponse> {
@@ -23,9 +24,16 @@ pub(super) async fn preview(app: &App, manifests: &[Manifest]) -> Answer<PlanRes
         let key = object.key();
         model.apply(&Change { revision: next, position, key, object: Some(object) });
     }
-    let (silent, _) = app.nodes.silent(model.nodes.keys());
-    let plan = brig_core::plan(&model, &Moment { now_ms: clock::now_ms(), silent });
-    let (placements, stops) = read_plan(&model, plan);
+    let (silent, _) = app.nodes.silent(model.nodes.keys(), Instant::now());
+    let moment = Moment { now_ms: clock::now_ms(), silent };
+    let planned = tokio::task::spawn_blocking(move || {
+        let plan = brig_core::plan(&model, &moment);
+        read_plan(&model, plan)
+    });
+    let (placements, stops) = planned.await.map_err(|error| {
+        tracing::error!(error = %error, "planning failed");
+        Failure::new(Code::Internal, "the scheduler failed at this plan; the server's log says how")
+    })?;
     Ok(PlanResponse { revision, applied, placements, stops })
 }
 

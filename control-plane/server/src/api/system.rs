@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::extract::{Body, QueryOf};
-use crate::limits::{EVENTS_DEFAULT, EVENTS_MAX, SQL_ROWS_MAX};
+use crate::limits::{EVENTS_DEFAULT, SQL_ROWS_MAX};
 use crate::problem::{Answer, Failure};
 use crate::route::{Operation, Routes};
 
@@ -105,7 +105,7 @@ async fn events(
     QueryOf(query): QueryOf<EventQuery>,
 ) -> Answer<Json<Vec<Event>>> {
     let EventQuery { namespace, kind, name, since, limit } = query;
-    let limit = limit.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX);
+    let limit = limit.unwrap_or(EVENTS_DEFAULT);
     let limit = usize::try_from(limit).ok();
     let filter = EventFilter { namespace, kind, name, since_revision: since, limit };
     Ok(Json(app.store.event_list(&filter).await?))

@@ -10,6 +10,8 @@ use brig_api::session::{Assignment, Texts};
 use brig_api::unit_spec::{EnvValue, UnitTemplate};
 use brig_api::{Kind, NamespacePath, NodeName, PlanSequence, UnitId};
 
+use crate::limits::ENDED_UNITS_MAX;
+
 /// What a node was told.
 #[derive(Debug)]
 pub(crate) struct Told {
@@ -98,7 +100,7 @@ impl ToldUnit {
             namespace: unit.namespace.clone(),
             name: unit.name.as_str().to_owned(),
             placed_by: unit.placed_by.unwrap_or_default(),
-            is_wanted: unit.desired == Desired::Run,
+            is_wanted: is_wanted(unit),
         }
     }
 }
@@ -110,11 +112,34 @@ pub(crate) fn assignment(unit: &Unit, texts: Texts) -> Assignment {
         name: unit.name.clone(),
         namespace: unit.namespace.clone(),
         template: unit.template.clone(),
-        is_wanted: unit.desired == Desired::Run,
+        is_wanted: is_wanted(unit),
         placed_by: unit.placed_by.unwrap_or_default(),
         identity: identity(unit),
         texts,
     }
+}
+
+/// An ended unit is not to run again, whatever its node remembers of it.
+fn is_wanted(unit: &Unit) -> bool {
+    unit.desired == Desired::Run && !unit.status.state.is_final()
+}
+
+/// The ended units of a node that are still listed, newest first: the node keeps their logs for as long.
+pub(crate) fn ended_on(node: &NodeName, objects: Vec<Object>) -> Vec<Unit> {
+    let mut ended: Vec<Unit> = objects
+        .into_iter()
+        .filter_map(|object| match object {
+            Object::Unit(unit) => Some(*unit),
+            _ => None,
+        })
+        .filter(|unit| {
+            let state = unit.status.state;
+            unit.node.as_ref() == Some(node) && state.is_final() && state != UnitState::Lost
+        })
+        .collect();
+    ended.sort_by_key(|unit| std::cmp::Reverse(unit.status.finished_ms));
+    ended.truncate(ENDED_UNITS_MAX);
+    ended
 }
 
 /// Variables by which a program learns who it is.
@@ -235,6 +260,21 @@ mod tests {
         let difference = told.take_over(&[change(&placed, true)]);
         assert!(difference.withdraw.is_empty() && difference.assign.is_empty());
         assert_eq!(told.take_over(&[change(&placed, false)]).withdraw.len(), 1);
+    }
+
+    #[test]
+    fn a_node_keeps_what_ended_but_not_what_was_lost_and_does_not_run_it_again() {
+        let objects =
+            |units: Vec<Unit>| units.into_iter().map(|u| Object::Unit(Box::new(u))).collect();
+        let units = vec![
+            unit("u1", Some("n1"), UnitState::Succeeded),
+            unit("u2", Some("n1"), UnitState::Lost),
+            unit("u3", Some("n2"), UnitState::Failed),
+            unit("u4", Some("n1"), UnitState::Running),
+        ];
+        let ended = ended_on(&NodeName::new("n1").unwrap(), objects(units));
+        assert_eq!(ended.iter().map(|unit| unit.id.as_str()).collect::<Vec<_>>(), ["u1"]);
+        assert!(!assignment(&ended[0], Texts::default()).is_wanted);
     }
 
     #[test]

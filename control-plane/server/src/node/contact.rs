@@ -70,8 +70,8 @@ struct Session {
 }
 
 impl Nodes {
-    pub(crate) fn new() -> Self {
-        let table = Table { counts_from: Instant::now(), sessions: 0, nodes: BTreeMap::new() };
+    pub(crate) fn new(now: Instant) -> Self {
+        let table = Table { counts_from: now, sessions: 0, nodes: BTreeMap::new() };
         Self { table: Mutex::new(table), changed: Notify::new() }
     }
 
@@ -80,12 +80,12 @@ impl Nodes {
     }
 
     /// Gives every node time to come (back) before its silence counts.
-    pub(crate) fn restart_grace(&self) {
-        self.table().counts_from = Instant::now();
+    pub(crate) fn restart_grace(&self, now: Instant) {
+        self.table().counts_from = now;
     }
 
     /// A session of this node begins; one that it had before ends.
-    pub(crate) fn enter(&self, name: &NodeName) -> Seat {
+    pub(crate) fn enter(&self, name: &NodeName, now: Instant) -> Seat {
         let (sender, commands) = mpsc::channel(COMMAND_QUEUE_MAX);
         let replaced = CancellationToken::new();
         let number = {
@@ -93,7 +93,7 @@ impl Nodes {
             table.sessions += 1;
             let number = table.sessions;
             let session = Session { number, commands: sender, replaced: replaced.clone() };
-            let contact = Contact { heard: Instant::now(), session: Some(session) };
+            let contact = Contact { heard: now, session: Some(session) };
             let before = table.nodes.insert(name.clone(), contact);
             if let Some(session) = before.and_then(|contact| contact.session) {
                 session.replaced.cancel();
@@ -105,8 +105,7 @@ impl Nodes {
     }
 
     /// The node said something.
-    pub(crate) fn heard(&self, name: &NodeName) {
-        let now = Instant::now();
+    pub(crate) fn heard(&self, name: &NodeName, now: Instant) {
         let was_silent = self.table().nodes.get_mut(name).is_some_and(|contact| {
             let silence = now.duration_since(contact.heard);
             contact.heard = now;
@@ -147,9 +146,9 @@ impl Nodes {
     pub(crate) fn silent<'a>(
         &self,
         names: impl Iterator<Item = &'a NodeName>,
+        now: Instant,
     ) -> (BTreeSet<NodeName>, Option<Instant>) {
         let table = self.table();
-        let now = Instant::now();
         let mut silent = BTreeSet::new();
         let mut next: Option<Instant> = None;
         for name in names {
@@ -179,28 +178,33 @@ mod tests {
         NodeName::new("n1").unwrap()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_node_is_silent_only_after_its_time_even_when_it_was_never_heard() {
-        let nodes = Nodes::new();
-        let (silent, next) = nodes.silent([name()].iter());
-        assert!(silent.is_empty() && next.is_some());
-        tokio::time::advance(SILENCE_MAX + Duration::from_millis(1)).await;
-        assert_eq!(nodes.silent([name()].iter()), ([name()].into(), None));
-        let seat = nodes.enter(&name());
-        assert!(nodes.silent([name()].iter()).0.is_empty());
+    #[test]
+    fn a_node_is_silent_only_after_its_time_even_when_it_was_never_heard() {
+        let begin = Instant::now();
+        let nodes = Nodes::new(begin);
+        let is_silent = |at| !nodes.silent([name()].iter(), at).0.is_empty();
+        assert_eq!(nodes.silent([name()].iter(), begin), ([].into(), Some(begin + SILENCE_MAX)));
+        let late = begin + SILENCE_MAX + Duration::from_millis(1);
+        assert_eq!(nodes.silent([name()].iter(), late), ([name()].into(), None));
+        let seat = nodes.enter(&name(), late);
+        assert!(!is_silent(late));
         nodes.leave(&name(), seat.number);
-        assert!(nodes.silent([name()].iter()).0.is_empty(), "a short absence is none");
-        tokio::time::advance(SILENCE_MAX * 2).await;
-        assert_eq!(nodes.silent([name()].iter()).0.len(), 1);
-        nodes.restart_grace();
-        assert!(nodes.silent([name()].iter()).0.is_empty());
+        assert!(!is_silent(late + SILENCE_MAX), "a short absence is none");
+        let later = late + SILENCE_MAX * 2;
+        assert!(is_silent(later));
+        nodes.heard(&name(), later);
+        assert!(!is_silent(later));
+        let last = later + SILENCE_MAX * 2;
+        assert!(is_silent(last));
+        nodes.restart_grace(last);
+        assert!(!is_silent(last));
     }
 
     #[tokio::test]
     async fn a_second_session_replaces_the_first_and_the_first_can_not_end_the_second() {
-        let nodes = Nodes::new();
-        let first = nodes.enter(&name());
-        let mut second = nodes.enter(&name());
+        let nodes = Nodes::new(Instant::now());
+        let first = nodes.enter(&name(), Instant::now());
+        let mut second = nodes.enter(&name(), Instant::now());
         assert!(first.replaced.is_cancelled() && !second.replaced.is_cancelled());
         nodes.leave(&name(), first.number);
         let command = || Command::OpenStream {

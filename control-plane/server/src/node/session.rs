@@ -9,23 +9,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use axum::response::Response;
 use brig_api::object::{NodeFacts, Unit};
 use brig_api::session::{
     Assignment, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, Texts, ToNode,
 };
-use brig_api::{Code, NodeName, Problem};
+use brig_api::{Code, Kind, NodeName, Problem};
 use brig_store::StoreError;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::app::App;
 use crate::clock;
+use crate::extract::Upgrade;
 use crate::feed::{FeedError, Follower};
-use crate::limits::{HELLO_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX};
-use crate::node::assignment::{Told, assignment, names_texts};
+use crate::limits::{HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX};
+use crate::node::assignment::{Told, assignment, ended_on, names_texts};
 use crate::node::contact::{Command, Seat};
 use crate::problem::{Failure, chain};
 
@@ -76,7 +78,7 @@ impl From<FeedError> for End {
 }
 
 /// `GET /v1/node-session`
-pub(crate) async fn connect(State(app): State<Arc<App>>, upgrade: WebSocketUpgrade) -> Response {
+pub(crate) async fn connect(State(app): State<Arc<App>>, Upgrade(upgrade): Upgrade) -> Response {
     upgrade
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX)
@@ -98,7 +100,7 @@ async fn serve(app: &App, mut socket: WebSocket) {
             return;
         }
     };
-    let mut seat = app.nodes.enter(&name);
+    let mut seat = app.nodes.enter(&name, Instant::now());
     tracing::info!(node.name = %name, "a node's session began");
     let (mut sink, stream) = socket.split();
     let end = converse(app, &name, facts, &mut seat, &mut sink, stream).await;
@@ -126,7 +128,9 @@ async fn greet(app: &App, socket: &mut WebSocket) -> Result<(NodeName, NodeFacts
         );
         return Err(End::Refused(Box::new(Problem::new(Code::Invalid, detail))));
     }
-    if !*app.is_leader.borrow() {
+    let mut is_leader = app.is_leader.subscribe();
+    let leads = is_leader.wait_for(|is_leader| *is_leader);
+    if tokio::time::timeout(LEAD_TIME_MAX, leads).await.is_err() {
         let detail =
             "another server leads this cluster just now: connect to that one, or try again";
         return Err(End::Refused(Box::new(Problem::new(Code::Unavailable, detail))));
@@ -177,9 +181,14 @@ async fn begin(
     // The position first: what is committed after it comes (again) with the feed.
     let follower = app.feed.follow(app.store.revision().await?);
     let units = app.store.node_assignments(name).await?;
+    let (_, objects) = app.store.object_list(Kind::Unit, None).await?;
+    let mut ended = ended_on(name, objects);
+    // A unit may have ended between the two reads.
+    ended.retain(|ended| units.iter().all(|unit| unit.id != ended.id));
     let mut told = Told::new(name.clone());
-    told.all(units.iter());
-    let units = with_texts(app, &units).await?;
+    told.all(units.iter().chain(&ended));
+    let mut units = with_texts(app, &units).await?;
+    units.extend(ended.iter().map(|unit| assignment(unit, Texts::default())));
     push(outgoing, ToNode::Assignments { units }).await?;
     Ok((told, follower))
 }
@@ -250,7 +259,7 @@ async fn listen(
         let message = tokio::time::timeout(Duration::from_millis(SILENCE_MS_MAX), stream.next());
         let message = message.await.map_err(|_| End::Silent)?;
         let message = message.ok_or(End::Closed)?.map_err(End::Broken)?;
-        app.nodes.heard(name);
+        app.nodes.heard(name, Instant::now());
         match message {
             Message::Ping(_) | Message::Pong(_) => continue,
             Message::Close(_) => return Err(End::Closed),

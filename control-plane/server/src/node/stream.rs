@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::State;
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::extract::ws::WebSocket;
 use axum::response::Response;
 use brig_api::object::Unit;
 use brig_api::session::StreamRequest;
@@ -13,7 +13,7 @@ use brig_api::{Code, NodeName, Problem};
 use tokio::sync::oneshot;
 
 use crate::app::App;
-use crate::extract::PathOf;
+use crate::extract::{PathOf, Upgrade};
 use crate::limits::{DIAL_TIME_MAX, LOG_MESSAGE_BYTES_MAX, STREAMS_WAITING_MAX};
 use crate::node::contact::Command;
 use crate::problem::{Answer, Failure};
@@ -117,7 +117,7 @@ pub(crate) async fn open(app: &App, unit: &Unit, request: StreamRequest) -> Answ
 pub(crate) async fn dial(
     State(app): State<Arc<App>>,
     PathOf(stream): PathOf<String>,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Answer<Response> {
     let waiting = app.streams.waiting().remove(&stream);
     let Some(waiting) = waiting else {

@@ -144,15 +144,11 @@ async fn every_failure_is_a_problem_with_its_code() {
             "replicas",
         ),
         (http.delete(cluster.url("/v1/namespaces/default/jobs/x")), 404, Code::NotFound, "job `x`"),
-        (get("/v1/namespaces/default/units/x/exec"), 422, Code::Invalid, ""),
+        (get("/v1/namespaces/default/units/x/exec"), 422, Code::Invalid, "WebSocket"),
     ] {
         let description = format!("{request:?}");
         let (found, problem) = problem(request).await;
         let text = problem.to_string();
-        if description.contains("/exec") {
-            // Without the headers of an upgrade it is axum that refuses, before anything is looked up.
-            continue;
-        }
         assert_eq!((found, problem.code), (status, code), "{description}: {text}");
         assert!(text.contains(words), "{description}: {text}");
     }
@@ -223,6 +219,7 @@ async fn the_document_is_openapi_and_names_exactly_the_routes() {
         http.get(cluster.url("/v1/openapi.json")).send().await.unwrap().text().await.unwrap();
     let document: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(document["openapi"], "3.1.0");
+    std::fs::write("/tmp/openapi.json", &text).unwrap();
     // Somebody else's model of OpenAPI 3.1 reads it.
     let read: aide::openapi::OpenApi = serde_json::from_str(&text).unwrap();
     assert!(read.paths.is_some_and(|paths| paths.paths.len() > 20));
