@@ -88,7 +88,9 @@ impl LogStream {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => {
-                    return Err(ClientError::Broken("the log ended in the middle of a line".into()));
+                    return Err(ClientError::Broken(
+                        "the log ended in the middle of a line".into(),
+                    ));
                 }
             }
         }

@@ -128,11 +128,12 @@ fn end_of_event(buffer: &[u8]) -> Option<usize> {
     buffer.windows(2).position(|pair| pair == b"\n\n").map(|position| position + 2)
 }
 
+/// A revision and its changes.
+type Parsed = (Revision, Vec<Change>);
+
 /// Reads an event of a stream of server-sent events (WHATWG HTML, section 9.2): the revision is its id. No changes
 /// where there is only that; None for a comment alone.
-fn parse(
-    event: &[u8],
-) -> Result<Option<(Revision, Vec<Change>)>, Box<dyn std::error::Error + Send + Sync>> {
+fn parse(event: &[u8]) -> Result<Option<Parsed>, Box<dyn std::error::Error + Send + Sync>> {
     let mut id = None;
     let mut data = String::new();
     for line in std::str::from_utf8(event)?.lines() {

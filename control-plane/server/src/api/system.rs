@@ -8,7 +8,9 @@ use brig_api::change::Event;
 use brig_api::request::{EventQuery, SqlRequest, SqlResponse, VersionResponse};
 use brig_api::{Code, manifest};
 use brig_store::EventFilter;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::app::App;
 use crate::extract::{Body, QueryOf};
@@ -28,7 +30,7 @@ pub(super) fn routes() -> Routes {
             version,
         )
         .add(
-            Operation::get("/v1/healthz", "health", "Does the process answer?").answers::<Value>(),
+            Operation::get("/v1/healthz", "health", "Does the process answer?").answers::<Status>(),
             health,
         )
         .add(
@@ -37,7 +39,7 @@ pub(super) fn routes() -> Routes {
                 "ready",
                 "Does the database answer, and is somebody planning?",
             )
-            .answers::<Value>(),
+            .answers::<Status>(),
             ready,
         )
         .add(
@@ -72,17 +74,24 @@ async fn version(State(app): State<Arc<App>>) -> Answer<Json<VersionResponse>> {
     }))
 }
 
-async fn health() -> Json<Value> {
-    Json(json!({"status": "ok"}))
+/// Answer of the health checks.
+#[derive(Serialize, JsonSchema)]
+struct Status {
+    /// `ok`, `ready`.
+    status: &'static str,
 }
 
-async fn ready(State(app): State<Arc<App>>) -> Answer<Json<Value>> {
+async fn health() -> Json<Status> {
+    Json(Status { status: "ok" })
+}
+
+async fn ready(State(app): State<Arc<App>>) -> Answer<Json<Status>> {
     app.store.revision().await?;
     if !*app.is_leader.borrow() {
         let detail = "this server does not plan (yet): another one does, or its start is not done";
         return Err(Failure::new(Code::Unavailable, detail));
     }
-    Ok(Json(json!({"status": "ready"})))
+    Ok(Json(Status { status: "ready" }))
 }
 
 async fn openapi(State(app): State<Arc<App>>) -> Json<Arc<Value>> {

@@ -219,7 +219,6 @@ async fn the_document_is_openapi_and_names_exactly_the_routes() {
         http.get(cluster.url("/v1/openapi.json")).send().await.unwrap().text().await.unwrap();
     let document: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(document["openapi"], "3.1.0");
-    std::fs::write("/tmp/openapi.json", &text).unwrap();
     // Somebody else's model of OpenAPI 3.1 reads it.
     let read: aide::openapi::OpenApi = serde_json::from_str(&text).unwrap();
     assert!(read.paths.is_some_and(|paths| paths.paths.len() > 20));
