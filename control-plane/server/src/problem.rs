@@ -91,3 +91,42 @@ impl IntoResponse for Failure {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use brig_api::object::ObjectKey;
+    use brig_api::{Kind, PlanSequence, Revision};
+
+    use super::*;
+
+    #[test]
+    fn each_failure_of_the_store_has_its_code_and_internal_ones_tell_nothing() {
+        let key = || ObjectKey { kind: Kind::Node, namespace: None, name: "n1".into() };
+        let message = || "why".to_owned();
+        let field = FieldError { path: "a.b".into(), message: message() };
+        for (error, code) in [
+            (StoreError::NotFound(key()), Code::NotFound),
+            (StoreError::Conflict { key: key(), message: message() }, Code::Conflict),
+            (StoreError::InUse { key: key(), message: message() }, Code::InUse),
+            (StoreError::Invalid(vec![field]), Code::Invalid),
+            (StoreError::ReadOnly(message()), Code::Invalid),
+            (StoreError::PlanLost { newest: PlanSequence(1) }, Code::Unavailable),
+            (StoreError::RevisionTooOld { oldest: Revision(7) }, Code::RevisionTooOld),
+            (
+                StoreError::Unavailable { message: message(), source: "disk full".into() },
+                Code::Unavailable,
+            ),
+            (StoreError::Corrupt { what: "row 5".into(), message: message() }, Code::Internal),
+            (StoreError::Database("secret dsn".into()), Code::Internal),
+        ] {
+            let description = format!("{error:?}");
+            let failure = Failure::from(error);
+            assert_eq!(failure.0.code, code, "{description}");
+            let text = failure.0.to_string();
+            assert!(!text.contains("row 5") && !text.contains("dsn"), "{text}");
+            let response = failure.into_response();
+            assert_eq!(response.status().as_u16(), code.http_status());
+            assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_MEDIA_TYPE);
+        }
+    }
+}

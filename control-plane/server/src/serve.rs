@@ -129,3 +129,28 @@ async fn accept(
     stream.set_nodelay(true)?;
     Ok((stream, permit))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use axum::routing::get;
+
+    use super::*;
+
+    async fn fail() -> &'static str {
+        panic!("the secret of row 5")
+    }
+
+    #[tokio::test]
+    async fn a_request_that_panics_is_answered_with_a_problem_that_tells_nothing() {
+        let access = Access::new(None, IpAddr::from([127, 0, 0, 1]));
+        let mut router = wrap(Router::new().route("/", get(fail)), access);
+        let response = router.call(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let bytes = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let problem: Problem = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(problem.code, Code::Internal);
+        assert!(!problem.detail.contains("row 5"));
+    }
+}

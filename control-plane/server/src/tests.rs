@@ -3,5 +3,6 @@
 mod api;
 mod harness;
 mod hostile;
+mod leadership;
 mod nodes;
 mod watches;

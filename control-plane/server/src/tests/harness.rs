@@ -76,6 +76,16 @@ impl Cluster {
         cluster
     }
 
+    /// Another server on the same database, with a folder of its own.
+    pub(super) async fn another(&self) -> Self {
+        Self::on(tempfile::tempdir().unwrap(), self.database.clone(), None).await
+    }
+
+    /// The database as another process would open it.
+    pub(super) async fn store(&self) -> brig_store::Store {
+        brig_store::Store::open(&self.database).await.unwrap()
+    }
+
     async fn begin(&mut self, listen: &str) {
         let config = ServerConfig {
             listen: listen.parse().unwrap(),
