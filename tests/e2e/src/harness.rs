@@ -13,6 +13,8 @@ use serde_json::Value;
 
 /// Longest wait for a condition: a loaded machine that compiles CPython takes a minute.
 const PATIENCE: Duration = Duration::from_secs(150);
+/// How long `brig dev` may take to stop its units at the end of a test.
+const STOP_TIME_MAX: Duration = Duration::from_secs(20);
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -363,6 +365,34 @@ impl Cluster {
             }
         }
         pids
+    }
+}
+
+/// What was killed leaves its shims running, as it should. A test leaves nothing.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.node = None;
+        // `brig dev` stops its units itself.
+        if let Some(mut server) = self.server.take() {
+            let _ = kill_process(server.pid(), Signal::TERM);
+            for _ in 0..STOP_TIME_MAX.as_millis() / LOOK_EVERY.as_millis() {
+                if !matches!(server.child.try_wait(), Ok(None)) {
+                    break;
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
+        for pid in self.shims("wasm").into_iter().chain(self.shims("oci")) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let left = std::fs::read_dir(self.data.join("node/shims/oci"));
+        for entry in left.into_iter().flatten().filter_map(Result::ok) {
+            let _ = Command::new(bin_dir().join("brig-shim-oci"))
+                .arg("cleanup")
+                .arg("--dir")
+                .arg(entry.path())
+                .status();
+        }
     }
 }
 

@@ -45,10 +45,7 @@ pub(crate) async fn run(session: &Session<'_>, arguments: Run) -> Result<(), Fai
     let outcome = attach::to_the_end(&session.client, &unit).await;
     if arguments.rm {
         let key = Object::Unit(Box::new(unit)).key();
-        match session.client.delete(&key).await {
-            Err(error) if error.code() == Some(brig_api::Code::NotFound) => {}
-            deleted => deleted?,
-        }
+        super::stop::delete_and_wait(session, &key).await?;
     }
     outcome
 }

@@ -69,6 +69,16 @@ pub(crate) async fn delete(session: &Session<'_>, arguments: &Delete) -> Result<
     delete_all(session, &namespaces, is_lenient, true).await
 }
 
+/// Deletes one resource, which may be gone already, and waits until it is gone.
+pub(super) async fn delete_and_wait(session: &Session<'_>, key: &ObjectKey) -> Result<(), Failure> {
+    let since = session.client.version().await?.revision;
+    match session.client.delete(key).await {
+        Err(error) if error.code() == Some(Code::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(()) => wait_until_gone(&session.client, std::slice::from_ref(key), since).await,
+    }
+}
+
 async fn delete_all(
     session: &Session<'_>,
     keys: &[ObjectKey],
