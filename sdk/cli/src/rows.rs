@@ -165,8 +165,8 @@ fn look(state: UnitState) -> Look {
     }
 }
 
-fn colored(text: impl ToString, look: Look) -> Field {
-    Field { text: text.to_string(), look }
+fn colored(text: &str, look: Look) -> Field {
+    Field { text: text.to_owned(), look }
 }
 
 fn request(resources: &Resources) -> String {

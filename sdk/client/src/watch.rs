@@ -123,9 +123,6 @@ impl WatchStream {
     }
 }
 
-/// A revision, and those of its changes that are watched.
-type Batch = (Revision, Vec<Change>);
-
 /// Just behind the first whole event: events end with an empty line.
 fn end_of_event(buffer: &[u8]) -> Option<usize> {
     buffer.windows(2).position(|pair| pair == b"\n\n").map(|position| position + 2)

@@ -41,7 +41,7 @@ pub(crate) async fn pull(session: &Session<'_>, arguments: &Pull) -> Result<(), 
         .filter(|folder| !folder.as_os_str().is_empty());
     let scratch = tempfile::Builder::new()
         .prefix(".brig-pull-")
-        .tempdir_in(beside.unwrap_or(Path::new(".")))?;
+        .tempdir_in(beside.unwrap_or_else(|| Path::new(".")))?;
     // A content store is an image layout but for its two index files.
     let layout = scratch.path().join("layout");
     let store = ContentStore::open(&layout)?;

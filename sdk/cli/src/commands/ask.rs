@@ -152,7 +152,7 @@ pub(crate) async fn sql(session: &Session<'_>, arguments: &Sql) -> Result<(), Fa
             print(&if is_json { json(&objects)? } else { yaml(&objects)? })?;
         }
         Output::Table | Output::Wide | Output::Name => {
-            print(&sql_table(&response.columns, &response.rows))?
+            print(&sql_table(&response.columns, &response.rows))?;
         }
     }
     if response.is_truncated {

@@ -200,7 +200,7 @@ fn write_layout(layout: &Path, busybox: &[u8]) -> std::io::Result<()> {
 
 fn busybox_layer(busybox: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
-    let mut header =
+    let header =
         |path: &str, kind: tar::EntryType, mode: u32, size: u64| -> std::io::Result<tar::Header> {
             let mut header = tar::Header::new_ustar();
             header.set_path(path)?;

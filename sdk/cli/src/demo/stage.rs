@@ -41,7 +41,7 @@ impl Stage {
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()?;
-        let server = match dev.stdout.take().and_then(|out| ready_line(out)) {
+        let server = match dev.stdout.take().and_then(ready_line) {
             Some(server) => server,
             None => {
                 let _ = dev.kill();
@@ -59,7 +59,7 @@ impl Stage {
     }
 
     pub(super) fn data(&self) -> &Path {
-        self.folder.as_ref().map_or(Path::new(""), tempfile::TempDir::path)
+        self.folder.as_ref().map_or_else(|| Path::new(""), tempfile::TempDir::path)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
