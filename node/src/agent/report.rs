@@ -3,7 +3,7 @@
 use std::io;
 
 use brig_api::UnitId;
-use brig_api::lifecycle::Reason;
+use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::session::{FromNode, StatusReport};
 
 use super::{Agent, Unit};
@@ -52,7 +52,11 @@ impl Agent {
             self.disk.root().display()
         );
         if let Some(unit) = self.units.get_mut(id) {
-            let state = unit.record.status.state;
+            // A unit that could not even be noted down: a node reports no earlier state than this one.
+            let state = match unit.record.status.state {
+                UnitState::Pending | UnitState::Assigned => UnitState::Preparing,
+                state => state,
+            };
             unit.record.report(state, Some(Reason::DiskFull), Some(message));
             unit.number_report();
             self.send_status(id);

@@ -143,18 +143,20 @@ fn write(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {
     to.flush()
 }
 
-/// What was told already about a unit that waits, so that it is told once.
+/// What was told last about a unit that waits, so that it is told once.
 #[derive(Default)]
-struct Told(Option<(UnitState, Option<String>)>);
+struct Told(Option<String>);
 
 impl Told {
     fn tell(&mut self, unit: &Unit) {
         let waits = matches!(unit.status.state, UnitState::Pending | UnitState::Backoff);
-        let now = Some((unit.status.state, unit.status.message.clone()));
-        if let (true, true, Some(message)) = (waits, self.0 != now, &unit.status.message) {
+        let (true, Some(message)) = (waits, &unit.status.message) else { return };
+        // What a node says behind the cause, of its tries, changes each time.
+        let cause = message.rsplit_once("; ").map_or(message.as_str(), |(cause, _)| cause);
+        if self.0.as_deref() != Some(cause) {
             say(&format!("{} waits: {}", unit.name, crate::output::printable(message)));
+            self.0 = Some(cause.to_owned());
         }
-        self.0 = now;
     }
 }
 
