@@ -31,7 +31,7 @@ pub use store::ContentStore;
 /// How registries are reached.
 #[derive(Debug, Clone, Default)]
 pub struct RegistryOptions {
-    /// Base URL of the cluster's server, such as `http://127.0.0.1:7070`: where references without a host go.
+    /// Base URL of the cluster's server, such as `http://127.0.0.1:7117`: where references without a host go.
     pub builtin: Option<String>,
     /// The token for the cluster's server.
     pub builtin_token: Option<String>,
