@@ -133,7 +133,7 @@ async fn what_can_not_be_written_is_said_and_goes_on_once_it_can() {
     let status = session.report(true).await.remove(0).status;
     assert_eq!(status.reason, Some(Reason::DiskFull));
     // A state that a server takes from a node.
-    assert!(brig_api::lifecycle::UnitState::Assigned.allows_report(status.state), "{status:?}");
+    assert!(UnitState::Assigned.allows_report(status.state), "{status:?}");
     let root = dir.path().canonicalize().unwrap();
     assert!(status.message.unwrap().contains(root.to_str().unwrap()));
     assert!(shim.is_quiet());
