@@ -71,8 +71,9 @@ fn a_killed_container_shim_leaves_nothing_and_its_unit_is_restarted() {
     }
     let cluster = Cluster::dev();
     cluster.ok(&["push", &image("busybox"), "busybox:1"]);
-    // A number of seconds that no other test sleeps, to find the process by.
-    cluster.apply("kind: service\nname: box\nunit:\n  grace_ms: 200\n  oci: {image: 'busybox:1', args: [sleep, '86399']}\n");
+    // A number of seconds that nobody else sleeps, to find the process by.
+    let seconds = 1_000_000 + std::process::id();
+    cluster.apply(&format!("kind: service\nname: box\nunit:\n  grace_ms: 200\n  oci: {{image: 'busybox:1', args: [sleep, '{seconds}']}}\n"));
     cluster.wait_for_service("box", 1);
     kill_process(cluster.shims("oci")[0], Signal::KILL).unwrap();
     cluster.wait("a restart", || {
@@ -80,7 +81,8 @@ fn a_killed_container_shim_leaves_nothing_and_its_unit_is_restarted() {
     });
     cluster.wait_for_service("box", 1);
     let sleepers = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter(|entry| {
-        std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\x0086399\0")
+        std::fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| line == format!("sleep\0{seconds}\0").as_bytes())
     });
     assert_eq!(sleepers.count(), 1, "the container of the dead shim is gone");
 }
