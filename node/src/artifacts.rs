@@ -97,10 +97,18 @@ struct Inner {
     layers: LayerStore,
     fetches: Semaphore,
     unpacks: Semaphore,
-    /// One lock for each digest that somebody is busy with.
-    busy: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// One lock for each thing that somebody is busy with.
+    busy: Mutex<HashMap<(Work, Digest), Weak<tokio::sync::Mutex<()>>>>,
     /// Blobs that this process has seen to be what their name says.
     checked: Mutex<std::collections::HashSet<Digest>>,
+}
+
+/// What somebody is busy with. The blob of a layer that is not compressed has the layer's own digest, and is fetched
+/// while that layer is being unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Work {
+    Fetch,
+    Unpack,
 }
 
 impl Artifacts {
@@ -309,7 +317,7 @@ impl Inner {
             return Ok(path);
         }
         // By its diff id: two blobs may hold the same layer, compressed in two ways.
-        let _alone = self.alone(diff_id).await;
+        let _alone = self.alone(Work::Unpack, diff_id).await;
         if let Some(path) = self.layers.find(diff_id) {
             progress.end(&layer.digest, true);
             return Ok(path);
@@ -361,7 +369,7 @@ impl Inner {
         blob: &Descriptor,
         progress: &dyn Progress,
     ) -> Result<(), ArtifactError> {
-        let _alone = self.alone(&blob.digest).await;
+        let _alone = self.alone(Work::Fetch, &blob.digest).await;
         let _permit = self.fetches.acquire().await;
         self.client.blob(reference, blob, &self.store, progress).await?;
         Ok(())
@@ -391,16 +399,17 @@ impl Inner {
         layers::blocking(move || Ok(store.read(&digest, bytes_max)?)).await
     }
 
-    /// Waits until nobody else is busy with `digest`: what two units need is fetched once.
-    async fn alone(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+    /// Waits until nobody else does this with `digest`: what two units need is fetched once.
+    async fn alone(&self, work: Work, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
             busy.retain(|_, lock| lock.strong_count() > 0);
-            match busy.get(digest).and_then(Weak::upgrade) {
+            let key = (work, digest.clone());
+            match busy.get(&key).and_then(Weak::upgrade) {
                 Some(lock) => lock,
                 None => {
                     let lock = Arc::new(tokio::sync::Mutex::new(()));
-                    busy.insert(digest.clone(), Arc::downgrade(&lock));
+                    busy.insert(key, Arc::downgrade(&lock));
                     lock
                 }
             }

@@ -302,16 +302,27 @@ impl Fixture {
         tar: &[u8],
         diff_id: &Digest,
     ) -> Transferred {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(tar).unwrap();
+        self.push_layer(name, architecture, (&packed.finish().unwrap(), "tar+gzip"), diff_id).await
+    }
+
+    /// Pushes an image of this layer: its blob, and the end of its media type.
+    async fn push_layer(
+        &self,
+        name: &str,
+        architecture: &str,
+        (blob, ending): (&[u8], &str),
+        diff_id: &Digest,
+    ) -> Transferred {
         let layout = self.dir.path().join(name);
         std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
         let put = |bytes: &[u8]| {
             std::fs::write(layout.join("blobs/sha256").join(digest(bytes).hex()), bytes).unwrap();
             serde_json::json!({ "digest": digest(bytes), "size": bytes.len() })
         };
-        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        packed.write_all(tar).unwrap();
-        let mut layer = put(&packed.finish().unwrap());
-        layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip".into();
+        let mut layer = put(blob);
+        layer["mediaType"] = format!("application/vnd.oci.image.layer.v1.{ending}").into();
         let config = serde_json::json!({
             "architecture": architecture, "os": "linux", "config": { "Cmd": ["/a"] },
             "rootfs": { "type": "layers", "diff_ids": [diff_id] }
@@ -376,6 +387,16 @@ async fn an_image_is_unpacked_once_for_all_who_ask() {
     fixture.server.abort();
     let pinned = name.pinned(pushed.digest);
     assert_eq!(artifacts.fetch_image(&pinned, &Quiet).await.unwrap().layers, one.layers);
+}
+
+#[tokio::test]
+async fn a_layer_that_is_not_compressed_is_its_own_blob() {
+    let fixture = fixture().await;
+    let tar = Tar::default().file("a", b"hello").end();
+    let machine = this_machine().architecture;
+    fixture.push_layer("plain", &machine, (&tar, "tar"), &digest(&tar)).await;
+    let image = fixture.artifacts().fetch_image(&reference("team/plain:1"), &Quiet).await.unwrap();
+    assert_eq!(std::fs::read_to_string(image.layers[0].join("a")).unwrap(), "hello");
 }
 
 #[tokio::test]
