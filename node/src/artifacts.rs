@@ -98,10 +98,13 @@ struct Inner {
     fetches: Semaphore,
     unpacks: Semaphore,
     /// One lock for each thing that somebody is busy with.
-    busy: Mutex<HashMap<(Work, Digest), Weak<tokio::sync::Mutex<()>>>>,
+    busy: Mutex<HashMap<(Work, Digest), Turn>>,
     /// Blobs that this process has seen to be what their name says.
     checked: Mutex<std::collections::HashSet<Digest>>,
 }
+
+/// The lock of one piece of work; gone when nobody holds it or waits for it.
+type Turn = Weak<tokio::sync::Mutex<()>>;
 
 /// What somebody is busy with. The blob of a layer that is not compressed has the layer's own digest, and is fetched
 /// while that layer is being unpacked.
