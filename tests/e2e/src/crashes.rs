@@ -37,7 +37,11 @@ fn an_exit_while_the_agent_is_dead_is_reported_once() {
     cluster.wait_for_state("short", "running");
     cluster.node.as_mut().unwrap().kill();
     // It ends in the meantime; the new agent learns it from the disk.
-    std::thread::sleep(std::time::Duration::from_millis(2000));
+    let tasks = cluster.data.join("node/tasks");
+    cluster.wait("the exit to be on disk", || {
+        let mut runs = std::fs::read_dir(&tasks).into_iter().flatten().filter_map(Result::ok);
+        runs.any(|run| run.path().join("exit.json").exists())
+    });
     cluster.start_node();
     cluster.wait_for_state("short", "succeeded");
     let ends = cluster.json(&[
