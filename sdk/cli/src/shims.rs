@@ -11,6 +11,11 @@ pub(crate) struct ShimPaths {
     pub(crate) oci: PathBuf,
 }
 
+/// What `cargo run` adds to its program's environment (the Cargo book, "Environment variables").
+const RUN_PREFIXES: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+const RUN_NAMES: [&str; 5] =
+    ["CARGO", "CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
+
 const SHIMS: [&str; 2] = ["brig-shim-wasm", "brig-shim-oci"];
 
 /// Where the shims are. Names the missing one and the way out when one can't be found.
@@ -54,6 +59,16 @@ fn build(folder: &Path) -> Result<(), Failure> {
         crate::say("building the shims too; this takes some minutes, once");
     }
     let mut command = Command::new(cargo);
+    // Build scripts that watch a variable which `cargo run` sets for its program would run again, and all that
+    // depends on them, this very binary too, would be built again: here and at the next `cargo run`.
+    for (name, _) in std::env::vars_os() {
+        let is_of_cargo_run = name.to_str().is_some_and(|name| {
+            RUN_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || RUN_NAMES.contains(&name)
+        });
+        if is_of_cargo_run {
+            command.env_remove(name);
+        }
+    }
     // The workspace's default members, as `cargo run` takes them too: so what both need is built once.
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).arg("build");
     if folder.file_name().is_some_and(|name| name == "release") {
