@@ -1,6 +1,7 @@
 //! What committing a plan does to the cluster: the reference for the store, used by tests and the simulator.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, Job, Meta, Service, Unit};
@@ -51,19 +52,23 @@ fn step(model: &mut Model, decision: &Decision, now_ms: i64) {
                 .any(|other| other.name == unit.name && other.namespace == unit.namespace);
             if !is_name_taken && !model.units.contains_key(&unit.id) {
                 let meta = Meta { revision, ..unit.meta.clone() };
-                model.units.insert(unit.id.clone(), Unit { meta, ..(**unit).clone() });
+                model.units.insert(unit.id.clone(), Arc::new(Unit { meta, ..(**unit).clone() }));
             }
         }
-        Decision::UnitPlace { unit, node } => with_unit(model, unit, is_waiting, |unit| {
+        Decision::UnitPlace { unit, node, grants } => with_unit(model, unit, is_waiting, |unit| {
             unit.node = Some(node.clone());
             unit.placed_by = Some(sequence);
+            unit.placed_ms = Some(now_ms);
+            unit.grants = grants.clone();
+            unit.promised = None;
             unit.status.state = UnitState::Assigned;
             (unit.status.reason, unit.status.message) = (None, None);
         }),
-        Decision::UnitRefuse { unit, reason, message } => {
+        Decision::UnitRefuse { unit, reason, message, promised } => {
             with_unit(model, unit, is_waiting, |unit| {
                 unit.status.reason = Some(*reason);
                 unit.status.message = Some(message.clone());
+                unit.promised = promised.clone();
             });
         }
         Decision::UnitStop { unit, desired, .. } => {
@@ -130,6 +135,7 @@ fn with_unit(
 ) {
     let revision = model.revision;
     if let Some(unit) = model.units.get_mut(id).filter(|unit| premise(unit)) {
+        let unit = Arc::make_mut(unit);
         change(unit);
         unit.meta.revision = revision;
     }

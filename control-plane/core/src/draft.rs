@@ -1,9 +1,11 @@
 //! What a pass has decided so far, and the small steps that reconcilers decide with.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, Meta, Owner, Unit, UnitStatus};
+use brig_api::placement::Grants;
 use brig_api::spec::Labels;
 use brig_api::unit_spec::UnitTemplate;
 use brig_api::{Kind, NamespacePath, PlanSequence, ResourceName, UnitId};
@@ -50,7 +52,7 @@ impl<'a> Draft<'a> {
     /// Nothing decided.
     pub(crate) fn new(model: &'a Model, moment: &Moment) -> Self {
         let mut owned: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for unit in model.units.values() {
+        for unit in model.units() {
             if let Some(owner) = &unit.owner {
                 let key = (&unit.namespace, owner.kind(), owner.name());
                 owned.entry(key).or_default().push(unit);
@@ -104,7 +106,7 @@ impl<'a> Draft<'a> {
         if unit.desired == desired || unit.desired == Desired::Remove {
             return;
         }
-        self.decide(Decision::UnitStop { unit: unit.id.clone(), desired, reason });
+        self.decide(Decision::UnitStop { unit: unit.id.clone(), desired, reason, message: None });
         self.end_if_pending(unit, reason);
     }
 
@@ -137,12 +139,15 @@ impl<'a> Draft<'a> {
             name,
             namespace: new.namespace.clone(),
             owner: Some(new.owner),
-            labels: new.labels.clone(),
-            template: new.template.clone(),
+            labels: Arc::new(new.labels.clone()),
+            template: Arc::new(new.template.clone()),
             desired: Desired::Run,
             remove_when_done: false,
             node: None,
             placed_by: None,
+            promised: None,
+            grants: Grants::default(),
+            placed_ms: None,
             status: UnitStatus::default(),
             meta: Meta { revision: self.model.revision, created_ms: self.now_ms },
         })));

@@ -86,7 +86,7 @@ impl<'a> Shape<'a> {
         let Resources { cpu, memory, disk, scalars } = &self.request;
         (
             [cpu.0, memory.0, disk.0],
-            scalars.clone(),
+            scalars.iter().map(|(name, amount)| (name.clone(), amount.0)).collect(),
             self.runtimes.clone(),
             self.constraints,
             self.ports.clone(),

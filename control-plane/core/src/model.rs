@@ -1,6 +1,7 @@
 //! The cluster as the scheduler sees it: every namespace, node, service, job and unit at one revision.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use brig_api::change::Change;
 use brig_api::object::{Job, Namespace, Node, Object, Service, Unit};
@@ -15,15 +16,15 @@ pub struct Model {
     /// The newest committed plan.
     pub plan: PlanSequence,
     /// By path.
-    pub namespaces: BTreeMap<NamespacePath, Namespace>,
+    pub(crate) namespaces: BTreeMap<NamespacePath, Namespace>,
     /// By name.
-    pub nodes: BTreeMap<NodeName, Node>,
+    pub(crate) nodes: BTreeMap<NodeName, Node>,
     /// By namespace, then name.
-    pub services: BTreeMap<NamespacePath, BTreeMap<ResourceName, Service>>,
+    pub(crate) services: BTreeMap<NamespacePath, BTreeMap<ResourceName, Service>>,
     /// By namespace, then name.
-    pub jobs: BTreeMap<NamespacePath, BTreeMap<ResourceName, Job>>,
+    pub(crate) jobs: BTreeMap<NamespacePath, BTreeMap<ResourceName, Job>>,
     /// By id.
-    pub units: BTreeMap<UnitId, Unit>,
+    pub(crate) units: BTreeMap<UnitId, Arc<Unit>>,
 }
 
 impl Model {
@@ -51,7 +52,63 @@ impl Model {
         self.revision = self.revision.max(change.revision);
     }
 
-    pub(crate) fn put(&mut self, object: Object) {
+    /// All namespaces, by path.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.namespaces.values()
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// The node of that name.
+    #[must_use]
+    pub fn node(&self, name: &NodeName) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// All services, by namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values().flat_map(BTreeMap::values)
+    }
+
+    /// The service of that name.
+    #[must_use]
+    pub fn service(&self, namespace: &NamespacePath, name: &ResourceName) -> Option<&Service> {
+        self.services.get(namespace)?.get(name)
+    }
+
+    /// All jobs, by namespace and name.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values().flat_map(BTreeMap::values)
+    }
+
+    /// The job of that name.
+    #[must_use]
+    pub fn job(&self, namespace: &NamespacePath, name: &ResourceName) -> Option<&Job> {
+        self.jobs.get(namespace)?.get(name)
+    }
+
+    /// All units, by id.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.units.values().map(|unit| &**unit)
+    }
+
+    /// The unit of that id.
+    #[must_use]
+    pub fn unit(&self, id: &UnitId) -> Option<&Unit> {
+        self.units.get(id).map(|unit| &**unit)
+    }
+
+    /// How many units there are.
+    #[must_use]
+    pub fn unit_count(&self) -> usize {
+        self.units.len()
+    }
+
+    /// Takes over an object as it is now.
+    pub fn put(&mut self, object: Object) {
         match object {
             Object::Namespace(namespace) => {
                 self.namespaces.insert(namespace.spec.name.clone(), namespace);
@@ -68,7 +125,7 @@ impl Model {
                 names.insert(job.spec.name.clone(), job);
             }
             Object::Unit(unit) => {
-                self.units.insert(unit.id.clone(), *unit);
+                self.units.insert(unit.id.clone(), Arc::new(*unit));
             }
             Object::Secret(_) | Object::Config(_) | Object::Artifact(_) => {}
         }

@@ -55,7 +55,7 @@ impl<'a> Names<'a> {
     fn is_taken(&mut self, namespace: &NamespacePath, name: &ResourceName) -> bool {
         let model = self.model;
         let existing = self.existing.get_or_insert_with(|| {
-            model.units.values().map(|unit| (&unit.namespace, unit.name.as_str())).collect()
+            model.units().map(|unit| (&unit.namespace, unit.name.as_str())).collect()
         });
         existing.contains(&(namespace, name.as_str()))
             || self.created.contains(&(namespace.clone(), name.clone()))

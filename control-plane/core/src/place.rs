@@ -8,8 +8,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use brig_api::PlanSequence;
-use brig_api::explain::{Explanation, Refusal, RunnerUp, Verdict};
+use brig_api::explain::{Candidate, Explanation, Refusal, Verdict};
 use brig_api::object::{Unit, UnitStatus};
+use brig_api::placement::Grants;
 
 use crate::explain::{self, Refused};
 use crate::filter::{Obstacle, Shape};
@@ -79,16 +80,22 @@ impl Placements {
     ) {
         let Some(node) = room.nodes.get(best) else { return };
         let runner_up = state.runner_up().and_then(|(total, position)| {
-            let node = room.nodes.get(position)?.node.name.clone();
-            Some(RunnerUp { node, total })
+            let node = room.nodes.get(position)?;
+            let scores = score::scores(&state.shape.request, node);
+            Some(Candidate { node: node.node.name.clone(), scores, total })
         });
         let name = node.node.name.clone();
-        self.decisions.push(Decision::UnitPlace { unit: unit.id.clone(), node: name.clone() });
+        self.decisions.push(Decision::UnitPlace {
+            unit: unit.id.clone(),
+            node: name.clone(),
+            grants: Grants::default(),
+        });
         let verdict = Verdict::Placed {
             node: name,
             scores: score::scores(&state.shape.request, node),
             total: score::total(&state.shape.request, node),
-            runner_up,
+            next: runner_up.into_iter().collect(),
+            preempted: Vec::new(),
         };
         let refusals = state.refusals(room).to_vec();
         self.explain(unit, room, stamp, verdict, refusals);
@@ -104,6 +111,7 @@ impl Placements {
             unit: unit.id.clone(),
             reason: refused.reason,
             message: refused.status.clone(),
+            promised: None,
         });
         let verdict = Verdict::Refused { message: refused.message.clone() };
         self.explain(unit, room, stamp, verdict, refused.refusals.clone());
@@ -121,6 +129,7 @@ impl Placements {
             unit: unit.id.clone(),
             plan: stamp.plan,
             decided_ms: stamp.now_ms,
+            policy: "bin-packing/1".to_owned(),
             nodes: u32::try_from(room.nodes.len()).unwrap_or(u32::MAX),
             verdict,
             refusals,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use brig_api::explain::Explanation;
 use brig_api::lifecycle::Reason;
 use brig_api::object::{Desired, JobState, NodeState, Object, Unit};
+use brig_api::placement::Grants;
 use brig_api::{NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ pub fn plan(model: &Model, moment: &Moment) -> Plan {
         Decision::UnitCreate(unit) => Some(&**unit),
         _ => None,
     });
-    let waiting = model.units.values().filter(|unit| draft.is_waiting(unit));
+    let waiting = model.units().filter(|unit| draft.is_waiting(unit));
     let mut queue: Vec<&Unit> = waiting.chain(created).collect();
     queue.sort_by(|left, right| place::queue_order(left).cmp(&place::queue_order(right)));
     let stamp = Stamp { plan: draft.sequence, now_ms: draft.now_ms };
@@ -58,7 +59,7 @@ pub fn preview(model: &Model, moment: &Moment, objects: impl IntoIterator<Item =
 /// from the pass that refused it. None for a unit that does not wait for a node.
 #[must_use]
 pub fn why(model: &Model, moment: &Moment, unit: &UnitId) -> Option<Explanation> {
-    let unit = model.units.get(unit).filter(|unit| Draft::new(model, moment).is_waiting(unit))?;
+    let unit = model.unit(unit).filter(|unit| Draft::new(model, moment).is_waiting(unit))?;
     let stamp = Stamp { plan: model.plan, now_ms: moment.now_ms };
     place::judge(&Room::new(model, moment), unit, stamp)
 }
@@ -115,8 +116,10 @@ pub enum Decision {
         unit: UnitId,
         /// The node.
         node: NodeName,
+        /// What else it gets there.
+        grants: Grants,
     },
-    /// A pending unit can't be placed, for another reason than its status says. Premise: it is pending.
+    /// A pending unit can't be placed yet, for another reason than its status says. Premise: it is pending.
     UnitRefuse {
         /// The unit.
         unit: UnitId,
@@ -124,6 +127,8 @@ pub enum Decision {
         reason: Reason,
         /// Why, for people.
         message: String,
+        /// The node that others leave to make room for it.
+        promised: Option<NodeName>,
     },
     /// The unit is to stop (and go). Premise: it is not to be removed already.
     UnitStop {
@@ -133,6 +138,8 @@ pub enum Decision {
         desired: Desired,
         /// Why, for programs.
         reason: Reason,
+        /// Why, for people, where there is more to say.
+        message: Option<String>,
     },
     /// A unit that never had a node ends as stopped. Premise: it is pending.
     UnitEnd {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use brig_api::object::{Node, Owner, Unit};
 use brig_api::unit_spec::HostPort;
-use brig_api::{Bytes, MilliCpu, NamespacePath, NodeName, ResourceName, Resources, UnitId};
+use brig_api::{Bytes, Milli, MilliCpu, NamespacePath, NodeName, ResourceName, Resources, UnitId};
 
 use crate::{Model, Moment};
 
@@ -77,7 +77,7 @@ impl<'a> Room<'a> {
             Some((namespace.as_str(), Quota { namespace, limit, used: Resources::default() }))
         });
         let mut room = Self { quotas: quotas.collect(), nodes, positions };
-        for unit in model.units.values().filter(|unit| unit.status.state.is_on_node()) {
+        for unit in model.units().filter(|unit| unit.status.state.is_on_node()) {
             let position = unit.node.as_ref().and_then(|node| room.position(node));
             room.charge(position, unit, &unit.template.request());
         }
@@ -212,7 +212,7 @@ impl Amount<'_> {
             Self::Cpu => resources.cpu.0,
             Self::Memory => resources.memory.0,
             Self::Disk => resources.disk.0,
-            Self::Scalar(name) => resources.scalars.get(name).copied().unwrap_or(0),
+            Self::Scalar(name) => resources.scalars.get(name).map_or(0, |amount| amount.0),
         }
     }
 
@@ -220,7 +220,7 @@ impl Amount<'_> {
     /// as 0 there, so 0 is no limit for these; scalars are limited when they are named.
     pub(crate) fn limit_in(self, quota: &Resources) -> Option<u64> {
         match self {
-            Self::Scalar(name) => quota.scalars.get(name).copied(),
+            Self::Scalar(name) => quota.scalars.get(name).map(|amount| amount.0),
             _ => Some(self.of(quota)).filter(|limit| *limit > 0),
         }
     }
@@ -255,7 +255,7 @@ impl Amount<'_> {
         match self {
             Self::Cpu => MilliCpu(amount).to_string(),
             Self::Memory | Self::Disk => readable_bytes(amount, false),
-            Self::Scalar(_) => amount.to_string(),
+            Self::Scalar(_) => Milli(amount).to_string(),
         }
     }
 
@@ -291,7 +291,7 @@ pub(crate) fn amounts(request: &Resources) -> impl Iterator<Item = (Amount<'_>, 
         (Amount::Memory, request.memory.0),
         (Amount::Disk, request.disk.0),
     ];
-    let scalars = request.scalars.iter().map(|(name, amount)| (Amount::Scalar(name), *amount));
+    let scalars = request.scalars.iter().map(|(name, amount)| (Amount::Scalar(name), amount.0));
     fixed.into_iter().chain(scalars)
 }
 
@@ -302,7 +302,7 @@ fn add(sum: &mut Resources, more: &Resources) {
     sum.disk.0 = sum.disk.0.saturating_add(more.disk.0);
     for (name, amount) in &more.scalars {
         match sum.scalars.get_mut(name) {
-            Some(entry) => *entry = entry.saturating_add(*amount),
+            Some(entry) => entry.0 = entry.0.saturating_add(amount.0),
             None => {
                 sum.scalars.insert(name.clone(), *amount);
             }

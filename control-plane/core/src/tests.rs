@@ -296,13 +296,13 @@ impl Cluster {
             let node = unit.node.as_ref().map_or("-", |node| node.as_str());
             format!("{} {} {node}", unit.name, unit.status.state.as_str())
         };
-        let mut lines: Vec<_> = self.model.units.values().map(line).collect();
+        let mut lines: Vec<_> = self.model.units().map(line).collect();
         lines.sort();
         lines
     }
 
     pub(super) fn count(&self, matches: impl Fn(&Unit) -> bool) -> usize {
-        self.model.units.values().filter(|unit| matches(unit)).count()
+        self.model.units().filter(|unit| matches(unit)).count()
     }
 
     pub(super) fn running_of_generation(&self, wanted: u64) -> usize {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use regex::{Regex, RegexBuilder};
 use schemars::JsonSchema;
+use semver::{Version, VersionReq};
 use serde::{Deserialize, Serialize};
 
 /// How an attribute is compared.
@@ -29,7 +31,17 @@ pub enum Operator {
     /// The attribute does not exist.
     #[serde(rename = "not exists")]
     NotExists,
+    /// The attribute is a version that the one value, a requirement such as `>=6.1, <7`, allows. Only the numbers at
+    /// its front count: `6.1.0-18-amd64` is 6.1.0.
+    #[serde(rename = "version")]
+    Version,
+    /// The attribute matches the one value, a regular expression, somewhere.
+    #[serde(rename = "regex")]
+    Regex,
 }
+
+/// Largest compiled regular expression, in bytes: they come from users and are kept by the scheduler.
+const REGEX_BYTES_MAX: usize = 64 << 10;
 
 /// One requirement on a node's attributes, such as `{attribute: zone, operator: in, values: [a, b]}`.
 #[derive(
@@ -41,7 +53,7 @@ pub struct Constraint {
     pub attribute: String,
     /// The comparison.
     pub operator: Operator,
-    /// What it is compared with; exactly one for `=` and `!=`, none for `exists` and `not exists`.
+    /// What it is compared with; exactly one for `=`, `!=`, `version` and `regex`, none for `exists` and `not exists`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
 }
@@ -57,27 +69,60 @@ impl Constraint {
             Operator::NotEqual | Operator::NotIn => !listed(),
             Operator::Exists => found.is_some(),
             Operator::NotExists => found.is_none(),
+            Operator::Version => {
+                let wanted = self.values.first().and_then(|text| VersionReq::parse(text).ok());
+                let found = found.and_then(|text| leading_version(text));
+                wanted.zip(found).is_some_and(|(wanted, found)| wanted.matches(&found))
+            }
+            Operator::Regex => {
+                let pattern = self.values.first().and_then(|text| regex(text).ok());
+                pattern.zip(found).is_some_and(|(pattern, found)| pattern.is_match(found))
+            }
         }
     }
 
     /// What is wrong with the constraint as written, if anything.
     #[must_use]
-    pub fn fault(&self) -> Option<&'static str> {
+    pub fn fault(&self) -> Option<String> {
         let fits = match self.operator {
-            Operator::Equal | Operator::NotEqual => self.values.len() == 1,
+            Operator::Equal | Operator::NotEqual | Operator::Version | Operator::Regex => {
+                self.values.len() == 1
+            }
             Operator::In | Operator::NotIn => !self.values.is_empty(),
             Operator::Exists | Operator::NotExists => self.values.is_empty(),
         };
         if self.attribute.is_empty() {
-            Some("`attribute` must not be empty")
-        } else if fits {
-            None
-        } else {
-            Some(
-                "`=` and `!=` take exactly one value, `in` and `not in` at least one, `exists` and `not exists` none",
-            )
+            return Some("`attribute` must not be empty".to_owned());
+        }
+        if !fits {
+            return Some(
+                "`=`, `!=`, `version` and `regex` take exactly one value, `in` and `not in` at least one, `exists` and `not exists` none".to_owned(),
+            );
+        }
+        let value = self.values.first()?;
+        match self.operator {
+            Operator::Version => VersionReq::parse(value).err().map(|error| {
+                format!("`{value}` is no requirement of a version, such as `>=6.1, <7`: {error}")
+            }),
+            Operator::Regex => regex(value)
+                .err()
+                .map(|error| format!("`{value}` is no regular expression: {error}")),
+            _ => None,
         }
     }
+}
+
+fn regex(pattern: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern).size_limit(REGEX_BYTES_MAX).build()
+}
+
+/// The version that a text begins with: up to three numbers, missing ones are 0.
+fn leading_version(text: &str) -> Option<Version> {
+    let text = text.strip_prefix('v').unwrap_or(text);
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let mut numbers = text.get(..end)?.split('.').map_while(|number| number.parse().ok());
+    let major = numbers.next()?;
+    Some(Version::new(major, numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)))
 }
 
 impl fmt::Display for Constraint {
@@ -90,6 +135,8 @@ impl fmt::Display for Constraint {
             Operator::NotIn => write!(f, "{name} not in ({})", self.values.join(", ")),
             Operator::Exists => write!(f, "{name} exists"),
             Operator::NotExists => write!(f, "{name} not exists"),
+            Operator::Version => write!(f, "{name} version {}", self.values.join(",")),
+            Operator::Regex => write!(f, "{name} matching {}", self.values.join(",")),
         }
     }
 }
@@ -115,6 +162,10 @@ mod tests {
             ("zone", Operator::NotIn, &["b"], true),
             ("rack", Operator::Exists, &[], false),
             ("rack", Operator::NotExists, &[], true),
+            ("zone", Operator::Regex, &["^[ab]$"], true),
+            ("zone", Operator::Regex, &["b"], false),
+            ("rack", Operator::Regex, &[""], false),
+            ("zone", Operator::Version, &[">=1"], false),
         ] {
             assert_eq!(
                 verdict(attribute, operator, values),
@@ -122,5 +173,37 @@ mod tests {
                 "{attribute} {operator:?} {values:?}"
             );
         }
+    }
+
+    #[test]
+    fn versions_are_compared_by_the_numbers_at_their_front() {
+        let wanted = |requirement: &str| Constraint {
+            attribute: "kernel".to_owned(),
+            operator: Operator::Version,
+            values: vec![requirement.to_owned()],
+        };
+        for (found, requirement, expected) in [
+            ("6.1.0-18-amd64", ">=6.1", true),
+            ("6.1.0-18-amd64", ">=6.2", false),
+            ("v5.10", ">=5, <6", true),
+            ("12", "=12", true),
+            ("rolling", ">=1", false),
+        ] {
+            let attributes = BTreeMap::from([("kernel".to_owned(), found.to_owned())]);
+            assert_eq!(wanted(requirement).is_met_by(&attributes), expected, "{found} {requirement}");
+        }
+        assert!(wanted("newer").fault().is_some_and(|fault| fault.contains("`newer`")));
+        assert_eq!(wanted(">=6.1, <7").fault(), None);
+    }
+
+    #[test]
+    fn a_pattern_that_explodes_is_refused() {
+        let constraint = Constraint {
+            attribute: "a".to_owned(),
+            operator: Operator::Regex,
+            values: vec!["(a{1000}){1000}".to_owned()],
+        };
+        assert!(constraint.fault().is_some());
+        assert!(!constraint.is_met_by(&BTreeMap::from([("a".to_owned(), "a".to_owned())])));
     }
 }

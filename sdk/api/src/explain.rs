@@ -16,6 +16,9 @@ pub struct Explanation {
     pub decided_ms: i64,
     /// How many nodes there were.
     pub nodes: u32,
+    /// The policy that decided, by name and version.
+    #[serde(default)]
+    pub policy: String,
     /// Placed or not.
     pub verdict: Verdict,
     /// How many nodes each filter turned down, most first; also given for a placed unit.
@@ -34,22 +37,27 @@ pub enum Verdict {
         scores: Vec<Score>,
         /// The sum of weighted scores.
         total: i64,
-        /// The best of those that lost, if others were feasible.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        runner_up: Option<RunnerUp>,
+        /// The best of those that lost, best first; empty when no other node could take it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        next: Vec<Candidate>,
+        /// The units that had to make room, by name.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        preempted: Vec<ResourceName>,
     },
-    /// No node fits, or the namespace may not have it.
+    /// It waits: no node fits, the namespace may not have it, or something has to happen before.
     Refused {
         /// One sentence: what is in the way, and what would be enough.
         message: String,
     },
 }
 
-/// A node that would have been next.
+/// A node that could have taken the unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RunnerUp {
+pub struct Candidate {
     /// The node.
     pub node: NodeName,
+    /// Its scores, in the order of the policy.
+    pub scores: Vec<Score>,
     /// Its sum of weighted scores.
     pub total: i64,
 }
@@ -68,7 +76,7 @@ pub struct Score {
 /// How many nodes one filter turned down, and an example of why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
-    /// The filter's name: `ready`, `runtime`, `attributes`, `ports`, `resources`, `quota`.
+    /// The filter's name, such as `resources`; docs/scheduler.md lists them.
     pub filter: String,
     /// How many nodes it turned down.
     pub nodes: u32,
@@ -82,18 +90,19 @@ impl Explanation {
     pub fn render(&self, unit: &ResourceName) -> String {
         let mut lines = Vec::new();
         match &self.verdict {
-            Verdict::Placed { node, scores, total, runner_up } => {
+            Verdict::Placed { node, scores, total, next, preempted } => {
                 lines.push(format!("{unit} was placed on {node} by plan {}.", self.plan));
-                let terms = scores.iter().map(|score| {
-                    let Score { name, points, weight } = score;
-                    format!("{name} {points} x {weight}")
-                });
-                let terms: Vec<_> = terms.collect();
-                lines.push(format!("  score  {total} = {}", terms.join(" + ")));
-                lines.push(match runner_up {
-                    Some(RunnerUp { node, total }) => format!("  next   {node} with {total}"),
-                    None => "  next   no other node could take it".to_owned(),
-                });
+                lines.push(format!("  score  {total} = {}", terms(scores)));
+                for Candidate { node, scores, total } in next {
+                    lines.push(format!("  next   {node} with {total} = {}", terms(scores)));
+                }
+                if next.is_empty() {
+                    lines.push("  next   no other node could take it".to_owned());
+                }
+                if !preempted.is_empty() {
+                    let names: Vec<_> = preempted.iter().map(ResourceName::as_str).collect();
+                    lines.push(format!("  made room: {}", names.join(", ")));
+                }
             }
             Verdict::Refused { message } => lines.push(format!("{unit} waits: {message}.")),
         }
@@ -107,6 +116,15 @@ impl Explanation {
         lines.push(String::new());
         lines.join("\n")
     }
+}
+
+/// `bin-packing 187 x 4 + balance 875 x 1`; what gives nothing is left out.
+fn terms(scores: &[Score]) -> String {
+    let given = scores.iter().filter(|score| score.points != 0);
+    let terms: Vec<_> = given
+        .map(|Score { name, points, weight }| format!("{name} {points} x {weight}"))
+        .collect();
+    if terms.is_empty() { "0".to_owned() } else { terms.join(" + ") }
 }
 
 fn counted<'t>(count: u32, one: &'t str, many: &'t str) -> &'t str {

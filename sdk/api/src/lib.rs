@@ -14,6 +14,7 @@ pub mod logline;
 pub mod manifest;
 pub mod object;
 pub mod oci;
+pub mod placement;
 pub mod problem;
 pub mod quantity;
 pub mod reference;
@@ -29,5 +30,5 @@ pub use id::{Digest, NamespacePath, NodeName, PlanSequence, ResourceName, Revisi
 pub use manifest::Manifest;
 pub use object::{Kind, Object};
 pub use problem::{Code, Problem};
-pub use quantity::{Bytes, MilliCpu};
+pub use quantity::{Bytes, Milli, MilliCpu};
 pub use resources::Resources;

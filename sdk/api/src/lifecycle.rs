@@ -131,6 +131,14 @@ pub enum Reason {
     Unschedulable,
     /// The namespace's quota is used up.
     QuotaExceeded,
+    /// It waits for a service or job that it comes after.
+    DependencyWaits,
+    /// As many units of its family are on nodes as may be.
+    ConcurrencyLimit,
+    /// It waits for the rest of its gang, or for room for all of it.
+    GangWaits,
+    /// It has a node in view, and waits until others have left it.
+    RoomPromised,
     /// An artifact or image could not be fetched.
     PullFailed,
     /// What was fetched is no program that can run here (no wasm, another architecture, corrupt).
@@ -161,6 +169,10 @@ pub enum Reason {
     ShimLost,
     /// The node was given up.
     NodeLost,
+    /// It was stopped to make room for another unit.
+    Preempted,
+    /// Its node has a taint that it does not tolerate.
+    Evicted,
     /// A user stopped or deleted it.
     Requested,
     /// Its service or job no longer wants it.
@@ -169,9 +181,13 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::Unschedulable,
         Self::QuotaExceeded,
+        Self::DependencyWaits,
+        Self::ConcurrencyLimit,
+        Self::GangWaits,
+        Self::RoomPromised,
         Self::PullFailed,
         Self::InvalidArtifact,
         Self::ImportNotGranted,
@@ -187,6 +203,8 @@ impl Reason {
         Self::CrashLoop,
         Self::ShimLost,
         Self::NodeLost,
+        Self::Preempted,
+        Self::Evicted,
         Self::Requested,
         Self::Superseded,
     ];
@@ -197,6 +215,10 @@ impl Reason {
         match self {
             Self::Unschedulable => "Unschedulable",
             Self::QuotaExceeded => "QuotaExceeded",
+            Self::DependencyWaits => "DependencyWaits",
+            Self::ConcurrencyLimit => "ConcurrencyLimit",
+            Self::GangWaits => "GangWaits",
+            Self::RoomPromised => "RoomPromised",
             Self::PullFailed => "PullFailed",
             Self::InvalidArtifact => "InvalidArtifact",
             Self::ImportNotGranted => "ImportNotGranted",
@@ -212,6 +234,8 @@ impl Reason {
             Self::CrashLoop => "CrashLoop",
             Self::ShimLost => "ShimLost",
             Self::NodeLost => "NodeLost",
+            Self::Preempted => "Preempted",
+            Self::Evicted => "Evicted",
             Self::Requested => "Requested",
             Self::Superseded => "Superseded",
         }

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{Reason, UnitState};
+use crate::placement::{Grants, Taint};
 use crate::spec::{ConfigSpec, JobSpec, Labels, NamespaceSpec, ServiceSpec};
-use crate::unit_spec::{Runtime, UnitTemplate};
+use crate::unit_spec::{Runtime, UnitTemplate, is_default};
 use crate::{
     Digest, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, Revision, UnitId,
 };
@@ -289,10 +291,10 @@ pub struct Unit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
     /// For people.
-    #[serde(default, skip_serializing_if = "Labels::is_empty")]
-    pub labels: Labels,
-    /// What it runs.
-    pub template: UnitTemplate,
+    #[serde(default, skip_serializing_if = "has_no_labels")]
+    pub labels: Arc<Labels>,
+    /// What it runs; shared with the other units of its service or job.
+    pub template: Arc<UnitTemplate>,
     /// What the control plane wants of it.
     pub desired: Desired,
     /// Remove it once it has ended and a client has seen that.
@@ -301,6 +303,15 @@ pub struct Unit {
     /// Where it was placed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeName>,
+    /// While it waits: the node that others leave to make room for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promised: Option<NodeName>,
+    /// What else the placement gave it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub grants: Grants,
+    /// When it was placed, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placed_ms: Option<i64>,
     /// The plan that placed it; nodes refuse assignments of older plans than the newest they saw for the unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placed_by: Option<PlanSequence>,
@@ -309,6 +320,10 @@ pub struct Unit {
     /// Revision and times.
     #[serde(flatten)]
     pub meta: Meta,
+}
+
+fn has_no_labels(labels: &Labels) -> bool {
+    labels.is_empty()
 }
 
 /// How a unit is, as its node reports it (as the control plane says, before it has a node).
@@ -360,6 +375,12 @@ pub struct NodeFacts {
     pub allocatable: Resources,
     /// `arch`, `os`, `kernel`, `hostname` and what its operator added.
     pub attributes: BTreeMap<String, String>,
+    /// What keeps units away that do not tolerate it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
+    /// Directories that units may mount, with what is below them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
     /// What it can run; a node without root has no `oci`.
     pub runtimes: Vec<Runtime>,
     /// Address under which its units are reached.

@@ -11,6 +11,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct MilliCpu(pub u64);
 
+/// An amount of a named resource in thousandths: `2` is two whole devices, `500m` or `0.5` half of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Milli(pub u64);
+
 /// A number of bytes: `64Mi` (binary: Ki Mi Gi Ti), `64M` (decimal: k M G T), or a plain number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Bytes(pub u64);
@@ -25,6 +29,7 @@ pub struct InvalidQuantity {
 }
 
 const CPU_EXPECTED: &str = "cores such as `2` or `0.5`, or thousandths such as `250m`";
+const MILLI_EXPECTED: &str = "a number such as `2` or `0.5`, or thousandths such as `500m`";
 const BYTES_EXPECTED: &str =
     "a number with an optional suffix Ki, Mi, Gi, Ti, k, M, G or T, such as `64Mi`";
 const BYTE_SUFFIXES: [(&str, u64); 8] = [
@@ -57,18 +62,30 @@ fn scaled(text: &str, scale: u64) -> Option<u64> {
     Some(value)
 }
 
+/// Reads `2`, `0.5` or `500m` as thousandths.
+fn thousandths(
+    text: &str,
+    what: &'static str,
+    expected: &'static str,
+) -> Result<u64, InvalidQuantity> {
+    let value = match text.strip_suffix('m') {
+        Some(milli) => scaled(milli, 1),
+        None => scaled(text, 1000),
+    };
+    value.ok_or_else(|| InvalidQuantity { what, text: text.to_owned(), expected })
+}
+
 impl FromStr for MilliCpu {
     type Err = InvalidQuantity;
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
-        let value = match text.strip_suffix('m') {
-            Some(milli) => scaled(milli, 1),
-            None => scaled(text, 1000),
-        };
-        value.map(Self).ok_or_else(|| InvalidQuantity {
-            what: "cpu",
-            text: text.to_owned(),
-            expected: CPU_EXPECTED,
-        })
+        thousandths(text, "cpu", CPU_EXPECTED).map(Self)
+    }
+}
+
+impl FromStr for Milli {
+    type Err = InvalidQuantity;
+    fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
+        thousandths(text, "a named resource", MILLI_EXPECTED).map(Self)
     }
 }
 
@@ -89,13 +106,23 @@ impl FromStr for Bytes {
     }
 }
 
+fn pad_thousandths(milli: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if milli.is_multiple_of(1000) {
+        f.pad(&(milli / 1000).to_string())
+    } else {
+        f.pad(&format!("{milli}m"))
+    }
+}
+
 impl fmt::Display for MilliCpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_multiple_of(1000) {
-            f.pad(&(self.0 / 1000).to_string())
-        } else {
-            f.pad(&format!("{}m", self.0))
-        }
+        pad_thousandths(self.0, f)
+    }
+}
+
+impl fmt::Display for Milli {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        pad_thousandths(self.0, f)
     }
 }
 
@@ -158,6 +185,7 @@ macro_rules! quantity_serde {
 }
 
 quantity_serde!(MilliCpu, "cores such as 2 or 0.5, or thousandths such as \"250m\"");
+quantity_serde!(Milli, "a number such as 2 or 0.5, or thousandths such as \"500m\"");
 quantity_serde!(Bytes, "a number of bytes or a text such as \"64Mi\"");
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, MilliCpu};
+use crate::{Bytes, Milli, MilliCpu};
 
 /// An amount of everything that is scheduled. As a request: what is set aside. As a capacity: what there is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -18,9 +18,10 @@ pub struct Resources {
     /// Local disk in bytes.
     #[serde(skip_serializing_if = "is_zero")]
     pub disk: Bytes,
-    /// Named scalars that nodes declare, such as `gpu: 1`, in whole units.
+    /// Named scalars that nodes declare, such as `gpu: 1`. A node's amount is so many devices; a request of whole
+    /// devices takes them whole, one of less than a device (`gpu: 0.5`) takes its part of one device.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub scalars: BTreeMap<String, u64>,
+    pub scalars: BTreeMap<String, Milli>,
 }
 
 fn is_zero(bytes: &Bytes) -> bool {
@@ -55,8 +56,8 @@ impl Resources {
             scalars: self.scalars.clone(),
         };
         for (name, amount) in &other.scalars {
-            let entry = sum.scalars.entry(name.clone()).or_insert(0);
-            *entry = entry.checked_add(*amount)?;
+            let entry = sum.scalars.entry(name.clone()).or_default();
+            entry.0 = entry.0.checked_add(amount.0)?;
         }
         Some(sum)
     }
@@ -72,7 +73,7 @@ impl Resources {
         };
         for (name, amount) in &other.scalars {
             if let Some(entry) = rest.scalars.get_mut(name) {
-                *entry = entry.saturating_sub(*amount);
+                entry.0 = entry.0.saturating_sub(amount.0);
             }
         }
         rest
@@ -99,10 +100,31 @@ impl Resources {
         );
         check("disk", (self.disk.0, self.disk.to_string()), (free.disk.0, free.disk.to_string()));
         for (name, wanted) in &self.scalars {
-            let available = free.scalars.get(name).copied().unwrap_or(0);
-            check(name, (*wanted, wanted.to_string()), (available, available.to_string()));
+            let available = free.scalars.get(name).copied().unwrap_or_default();
+            check(name, (wanted.0, wanted.to_string()), (available.0, available.to_string()));
         }
         shortages
+    }
+
+    /// Where `self`, a guarantee, names more than `quota` allows: the resource and both amounts. A quota that names no
+    /// cpu, memory or disk does not limit it; neither does one without the scalar.
+    #[must_use]
+    pub fn beyond(&self, quota: &Self) -> Vec<(String, String, String)> {
+        let mut found = Vec::new();
+        let mut check = |name: &str, wanted: (u64, String), limit: (u64, String)| {
+            if limit.0 > 0 && wanted.0 > limit.0 {
+                found.push((name.to_owned(), wanted.1, limit.1));
+            }
+        };
+        check("cpu", (self.cpu.0, self.cpu.to_string()), (quota.cpu.0, quota.cpu.to_string()));
+        let (memory, most) = (self.memory, quota.memory);
+        check("memory", (memory.0, memory.to_string()), (most.0, most.to_string()));
+        check("disk", (self.disk.0, self.disk.to_string()), (quota.disk.0, quota.disk.to_string()));
+        for (name, amount) in &self.scalars {
+            let limit = quota.scalars.get(name).copied().unwrap_or(*amount);
+            check(name, (amount.0, amount.to_string()), (limit.0, limit.to_string()));
+        }
+        found
     }
 
     /// Does `self` fit into `free`? The same rule as [`Self::shortages_in`], without the report.
@@ -114,7 +136,7 @@ impl Resources {
             && self
                 .scalars
                 .iter()
-                .all(|(name, wanted)| *wanted <= free.scalars.get(name).copied().unwrap_or(0))
+                .all(|(name, wanted)| *wanted <= free.scalars.get(name).copied().unwrap_or_default())
     }
 }
 
@@ -123,7 +145,7 @@ mod tests {
     use super::*;
 
     fn amount(cpu: u64, memory: u64, gpu: u64) -> Resources {
-        let scalars = BTreeMap::from([("gpu".to_owned(), gpu)]);
+        let scalars = BTreeMap::from([("gpu".to_owned(), Milli(gpu))]);
         Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(0), scalars }
     }
 

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::unit_spec::{UnitSpec, UnitTemplate, is_default};
 use crate::{NamespacePath, ResourceName, Resources};
 
+/// The weight of a namespace that names none.
+pub const WEIGHT_DEFAULT: u32 = 100;
+
 /// Labels: short texts by which people find and group things.
 pub type Labels = BTreeMap<String, String>;
 
@@ -21,6 +24,11 @@ fn one() -> u32 {
     1
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
+
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +38,22 @@ pub struct NamespaceSpec {
     /// Most that the live units of the namespace (and of those below it) may request together. No limit by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Resources>,
+    /// What the namespace (with those below it) can always have: others may borrow it while it is idle, and give it back
+    /// when it is needed. Within the quota.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guarantee: Option<Resources>,
+    /// Its part among its siblings where they compete, from 1 to 1000; 100 where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Most units that may be on nodes at a time, in the namespace and those below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_units: Option<u32>,
+    /// Most services that may exist in the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_services: Option<u32>,
+    /// Most jobs that may exist in the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_jobs: Option<u32>,
     /// What it is for, in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
@@ -47,6 +71,9 @@ pub struct ServiceSpec<U = UnitTemplate> {
     /// How many units.
     #[serde(default = "one")]
     pub replicas: u32,
+    /// How many of them preemption may leave not running; 1 where none is named.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub max_unavailable: u32,
     /// What each of them runs.
     pub unit: U,
     /// For people.
@@ -72,6 +99,10 @@ pub struct JobSpec<U = UnitTemplate> {
     /// How many failed attempts each index may have before the job fails.
     #[serde(default, skip_serializing_if = "is_default")]
     pub retries: u32,
+    /// How long after an attempt began the next one starts at the earliest, in milliseconds; doubled with each further
+    /// attempt, at most six times. 1000 where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
     /// What each unit runs.
     pub unit: U,
     /// For people.

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::constraint::Constraint;
+use crate::placement::{Concurrency, Dependency, Gang, PlacementRules};
 use crate::{ResourceName, Resources};
 
 /// Time between the stop signal and the kill, in milliseconds, where a unit names none.
@@ -49,6 +50,25 @@ pub struct UnitSpec {
     /// Requirements on the node's attributes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<Constraint>,
+    /// Rules about the unit's place besides `constraints`: preferences, neighbours, spread, tolerations.
+    #[serde(skip_serializing_if = "is_default")]
+    pub placement: PlacementRules,
+    /// Runs on what others leave idle, with no promise: stopped as soon as any other unit needs the room.
+    #[serde(skip_serializing_if = "is_default")]
+    pub revocable: bool,
+    /// Units that are placed together or not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gang: Option<Gang>,
+    /// Services and jobs of the namespace that the unit waits for before it gets a node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Dependency>,
+    /// A limit on how many units of a family are on nodes at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+    /// How long the unit runs at most, in milliseconds from its placement; it is stopped then. The scheduler may place
+    /// such a unit on room that it keeps for a waiting gang, if the gang does not start later for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_run_ms: Option<u64>,
     /// Milliseconds from the stop signal to the kill.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace_ms: Option<u64>,
@@ -100,6 +120,25 @@ pub struct UnitTemplate {
     /// Requirements on the node's attributes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<Constraint>,
+    /// Rules about the unit's place besides `constraints`: preferences, neighbours, spread, tolerations.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placement: PlacementRules,
+    /// Runs on what others leave idle, with no promise: stopped as soon as any other unit needs the room.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub revocable: bool,
+    /// Units that are placed together or not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gang: Option<Gang>,
+    /// Services and jobs of the namespace that the unit waits for before it gets a node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Dependency>,
+    /// A limit on how many units of a family are on nodes at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+    /// How long the unit runs at most, in milliseconds from its placement; it is stopped then. The scheduler may place
+    /// such a unit on room that it keeps for a waiting gang, if the gang does not start later for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_run_ms: Option<u64>,
     /// Milliseconds from the stop signal to the kill.
     pub grace_ms: u64,
     /// What happens when the unit's node is out of reach.
@@ -205,7 +244,8 @@ pub struct OciProgram {
     /// Most processes and threads; [`PIDS_DEFAULT`] where none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
-    /// Ports that the program listens on, on the node's network.
+    /// Ports that the program listens on, on the node's network. A 0 is a port that the scheduler chooses: the program
+    /// finds every port, in the order of this list, in its environment as `BRIG_PORT_0`, `BRIG_PORT_1` and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
 }
@@ -374,6 +414,16 @@ impl UnitTemplate {
         }
     }
 
+    /// How many ports it leaves to the scheduler.
+    #[must_use]
+    pub fn open_ports(&self) -> usize {
+        let ports = self.tasks.iter().filter_map(|task| match &task.program {
+            Program::Oci(oci) => Some(oci.ports.iter().filter(|port| **port == 0).count()),
+            Program::Wasm(_) => None,
+        });
+        ports.sum()
+    }
+
     /// The fixed ports of the node that the unit occupies.
     #[must_use]
     pub fn host_ports(&self) -> Vec<HostPort> {
@@ -390,6 +440,7 @@ impl UnitTemplate {
                 Program::Oci(oci) => oci
                     .ports
                     .iter()
+                    .filter(|port| **port != 0)
                     .map(|port| HostPort { port: *port, is_shared_by_service: false })
                     .collect(),
             })

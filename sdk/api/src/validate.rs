@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 
 use crate::manifest::Manifest;
+use crate::placement::{GANG_SIZE_MAX, PlacementRules, RULES_MAX, Spread, WEIGHT_MAX};
 use crate::problem::FieldError;
 use crate::reference::Reference;
 use crate::resources::Shortage;
-use crate::spec::{JobSpec, LoneUnitSpec, ServiceSpec};
+use crate::spec::{JobSpec, LoneUnitSpec, NamespaceSpec, ServiceSpec};
 use crate::unit_spec::{
     EnvValue, GRACE_MS_DEFAULT, MAIN_TASK, Mount, OciProgram, Program, RestartPolicy, Task,
     TaskSpec, UnitSpec, UnitTemplate, WasmProgram,
 };
-use crate::{Bytes, MilliCpu, ResourceName, Resources};
+use crate::{Bytes, MilliCpu, NamespacePath, ResourceName, Resources};
 
 /// Most tasks in a unit.
 pub const TASKS_MAX: usize = 16;
@@ -25,6 +26,10 @@ pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
 pub const GRACE_MS_MAX: u64 = 3_600_000;
 /// Priorities go from minus this to plus this.
 pub const PRIORITY_MAX: i32 = 1_000;
+/// Most ports of one container.
+pub const PORTS_MAX: usize = 64;
+/// Longest delay before another attempt: a day.
+pub const RETRY_AFTER_MS_MAX: u64 = 86_400_000;
 /// Most bytes of texts in one secret or config.
 pub const TEXTS_BYTES_MAX: usize = 1 << 20;
 
@@ -62,7 +67,10 @@ impl Manifest<UnitSpec> {
     pub fn check(self) -> Result<Manifest<UnitTemplate>, Vec<FieldError>> {
         let mut faults = Faults { path: Vec::new(), found: Vec::new() };
         let checked = match self {
-            Self::Namespace(spec) => Some(Manifest::Namespace(spec)),
+            Self::Namespace(spec) => {
+                check_namespace(&spec, &mut faults);
+                Some(Manifest::Namespace(spec))
+            }
             Self::Service(spec) => check_service(spec, &mut faults).map(Manifest::Service),
             Self::Job(spec) => check_job(spec, &mut faults).map(Manifest::Job),
             Self::Unit(spec) => check_unit(spec, &mut faults).map(Manifest::Unit),
@@ -82,6 +90,17 @@ impl Manifest<UnitSpec> {
     }
 }
 
+fn check_namespace(spec: &NamespaceSpec, faults: &mut Faults) {
+    if spec.weight.is_some_and(|weight| !(1..=1_000).contains(&weight)) {
+        faults.add("weight", "must be from 1 to 1000");
+    }
+    if let (Some(guarantee), Some(quota)) = (&spec.guarantee, &spec.quota) {
+        for (resource, guaranteed, limit) in guarantee.beyond(quota) {
+            faults.add("guarantee", format!("{resource} {guaranteed} is above the quota of {limit}"));
+        }
+    }
+}
+
 fn check_service(spec: ServiceSpec<UnitSpec>, faults: &mut Faults) -> Option<ServiceSpec> {
     if spec.replicas > REPLICAS_MAX {
         faults.add("replicas", format!("{} is too many: at most {REPLICAS_MAX}", spec.replicas));
@@ -91,8 +110,9 @@ fn check_service(spec: ServiceSpec<UnitSpec>, faults: &mut Faults) -> Option<Ser
         faults
             .add("unit.restart", "a service restarts its units always: leave it out, or use a job");
     }
-    let ServiceSpec { name, namespace, replicas, labels, .. } = spec;
-    Some(ServiceSpec { name, namespace, replicas, unit, labels })
+    let ServiceSpec { name, namespace, replicas, max_unavailable, labels, .. } = spec;
+    check_reach(&unit, &namespace, faults);
+    Some(ServiceSpec { name, namespace, replicas, max_unavailable, unit, labels })
 }
 
 fn check_job(spec: JobSpec<UnitSpec>, faults: &mut Faults) -> Option<JobSpec> {
@@ -109,13 +129,28 @@ fn check_job(spec: JobSpec<UnitSpec>, faults: &mut Faults) -> Option<JobSpec> {
             "a job's units are not restarted: leave it out and set the job's `retries`",
         );
     }
-    let JobSpec { name, namespace, parallelism, completions, retries, labels, .. } = spec;
-    Some(JobSpec { name, namespace, parallelism, completions, retries, unit, labels })
+    if spec.retry_after_ms.is_some_and(|delay| delay > RETRY_AFTER_MS_MAX) {
+        faults.add("retry_after_ms", format!("must be at most {RETRY_AFTER_MS_MAX} (a day)"));
+    }
+    let JobSpec { name, namespace, parallelism, completions, retries, retry_after_ms, .. } = spec;
+    let labels = spec.labels;
+    check_reach(&unit, &namespace, faults);
+    Some(JobSpec {
+        name,
+        namespace,
+        parallelism,
+        completions,
+        retries,
+        retry_after_ms,
+        unit,
+        labels,
+    })
 }
 
 fn check_unit(spec: LoneUnitSpec<UnitSpec>, faults: &mut Faults) -> Option<LoneUnitSpec> {
     let unit = check_template(spec.unit, RestartPolicy::OnFailure, faults)?;
     let LoneUnitSpec { name, namespace, labels, remove_when_done, .. } = spec;
+    check_reach(&unit, &namespace, faults);
     Some(LoneUnitSpec { name, namespace, unit, labels, remove_when_done })
 }
 
@@ -156,10 +191,18 @@ fn check_template(
                 faults.add(&format!("constraints[{index}]"), fault);
             }
         }
+        check_rules(&spec.placement, faults);
+        check_queue(&spec, faults);
         let template = UnitTemplate {
             restart: spec.restart.unwrap_or(restart),
             priority: spec.priority,
             constraints: spec.constraints.clone(),
+            placement: spec.placement.clone(),
+            revocable: spec.revocable,
+            gang: spec.gang.clone(),
+            after: spec.after.clone(),
+            concurrency: spec.concurrency.clone(),
+            max_run_ms: spec.max_run_ms,
             grace_ms: spec.grace_ms.unwrap_or(GRACE_MS_DEFAULT),
             disconnect: spec.disconnect,
             tasks: check_tasks(spec, faults)?,
@@ -175,6 +218,113 @@ fn check_template(
         }
         Some(template)
     })
+}
+
+/// Rules about places, but for those that depend on the unit's namespace.
+fn check_rules(rules: &PlacementRules, faults: &mut Faults) {
+    faults.within("placement", |faults| {
+        let lengths = [
+            ("prefer", rules.prefer.len()),
+            ("tolerations", rules.tolerations.len()),
+            ("near", rules.near.len()),
+            ("away", rules.away.len()),
+            ("spread", rules.spread.len()),
+        ];
+        for (field, length) in lengths {
+            if length > RULES_MAX {
+                faults.add(field, format!("{length} rules are too many: at most {RULES_MAX}"));
+            }
+        }
+        for (index, preference) in rules.prefer.iter().enumerate() {
+            faults.within(format!("prefer[{index}]"), |faults| {
+                if let Some(fault) = preference.when.fault() {
+                    faults.add("when", fault);
+                }
+                if preference.weight == 0 || preference.weight.abs() > WEIGHT_MAX {
+                    faults.add(
+                        "weight",
+                        format!("must be from -{WEIGHT_MAX} to {WEIGHT_MAX}, and not 0"),
+                    );
+                }
+            });
+        }
+        for (field, all) in [("near", &rules.near), ("away", &rules.away)] {
+            for (index, neighbours) in all.iter().enumerate() {
+                faults.within(format!("{field}[{index}]"), |faults| {
+                    if neighbours.units.is_empty() {
+                        faults.add("units", "names no label: which units are meant?");
+                    }
+                    check_over(&neighbours.over, faults);
+                    check_weight(neighbours.weight, faults);
+                });
+            }
+        }
+        for (index, spread) in rules.spread.iter().enumerate() {
+            faults.within(format!("spread[{index}]"), |faults| check_spread(spread, faults));
+        }
+    });
+}
+
+fn check_over(over: &str, faults: &mut Faults) {
+    if over.is_empty() {
+        faults.add("over", "must be `node` or an attribute of nodes, such as `zone`");
+    }
+}
+
+fn check_weight(weight: Option<i32>, faults: &mut Faults) {
+    if weight.is_some_and(|weight| !(1..=WEIGHT_MAX).contains(&weight)) {
+        faults.add("weight", format!("must be from 1 to {WEIGHT_MAX}"));
+    }
+}
+
+fn check_spread(spread: &Spread, faults: &mut Faults) {
+    check_over(&spread.over, faults);
+    check_weight(spread.weight, faults);
+    if spread.max_skew == Some(0) {
+        faults.add("max_skew", "must be at least 1");
+    }
+    let sum: u64 = spread.targets.values().map(|percent| u64::from(*percent)).sum();
+    if sum > 100 || spread.targets.values().any(|percent| *percent == 0) {
+        faults.add("targets", "parts are percentages of at least 1, together at most 100");
+    }
+}
+
+/// When the unit may start.
+fn check_queue(spec: &UnitSpec, faults: &mut Faults) {
+    if spec.gang.as_ref().is_some_and(|gang| !(1..=GANG_SIZE_MAX).contains(&gang.size)) {
+        faults.add("gang.size", format!("must be from 1 to {GANG_SIZE_MAX}"));
+    }
+    if spec.concurrency.as_ref().is_some_and(|concurrency| concurrency.limit == 0) {
+        faults.add("concurrency.limit", "must be at least 1");
+    }
+    if spec.max_run_ms == Some(0) {
+        faults.add("max_run_ms", "must be at least 1");
+    }
+    if spec.after.len() > RULES_MAX {
+        faults.add("after", format!("{} are too many: at most {RULES_MAX}", spec.after.len()));
+    }
+    for (index, dependency) in spec.after.iter().enumerate() {
+        if dependency.service.is_some() == dependency.job.is_some() {
+            faults.add(&format!("after[{index}]"), "needs exactly one of `service` and `job`");
+        }
+    }
+}
+
+/// Neighbours may only be looked for in the unit's own namespace or in one above it.
+fn check_reach(unit: &UnitTemplate, namespace: &NamespacePath, faults: &mut Faults) {
+    let rules = &unit.placement;
+    for (field, all) in [("near", &rules.near), ("away", &rules.away)] {
+        for (index, neighbours) in all.iter().enumerate() {
+            if let Some(within) = &neighbours.within
+                && !namespace.is_within(within)
+            {
+                faults.add(
+                    &format!("unit.placement.{field}[{index}].within"),
+                    format!("`{within}` is neither `{namespace}` nor above it"),
+                );
+            }
+        }
+    }
 }
 
 fn check_tasks(spec: UnitSpec, faults: &mut Faults) -> Option<Vec<Task>> {
@@ -245,6 +395,14 @@ fn check_task(spec: TaskSpec, faults: &mut Faults) -> Option<Task> {
             "resources.memory",
             format!("{} is too little: at least {}", resources.memory, Bytes(MEMORY_BYTES_MIN)),
         );
+    }
+    for (name, amount) in &resources.scalars {
+        if amount.0 > 1_000 && !amount.0.is_multiple_of(1_000) {
+            faults.add(
+                "resources.scalars",
+                format!("{name} {amount}: more than one are whole, less than one is a part of one"),
+            );
+        }
     }
     let limits = with_defaults(spec.limits.unwrap_or_default(), &resources);
     for shortage in resources.shortages_in(&limits) {
@@ -331,9 +489,13 @@ fn check_oci(oci: &OciProgram, faults: &mut Faults) {
     if oci.pids.is_some_and(|pids| pids < 2) {
         faults.add("pids", "must be at least 2");
     }
-    let distinct: BTreeSet<_> = oci.ports.iter().collect();
-    if oci.ports.contains(&0) || distinct.len() != oci.ports.len() {
-        faults.add("ports", "ports are from 1 to 65535, each once");
+    let fixed: Vec<_> = oci.ports.iter().filter(|port| **port != 0).collect();
+    let distinct: BTreeSet<_> = fixed.iter().collect();
+    if distinct.len() != fixed.len() {
+        faults.add("ports", "a port is named twice (but for 0, a port that the scheduler chooses)");
+    }
+    if oci.ports.len() > PORTS_MAX {
+        faults.add("ports", format!("{} are too many: at most {PORTS_MAX}", oci.ports.len()));
     }
 }
 
@@ -412,6 +574,21 @@ mod tests {
             ("{oci: {image: a, pids: 1}}", "unit.oci.pids"),
             ("{oci: {image: a, ports: [80, 80]}}", "unit.oci.ports"),
             ("{oci: {image: a, working_dir: x}}", "unit.oci.working_dir"),
+            ("{oci: {image: a}, placement: {spread: [{over: zone, max_skew: 0}]}}", "placement.spread[0].max_skew"),
+            ("{oci: {image: a}, placement: {spread: [{over: zone, targets: {a: 70, b: 40}}]}}", "spread[0].targets"),
+            ("{oci: {image: a}, placement: {near: [{units: {}}]}}", "unit.placement.near[0].units"),
+            (
+                "{oci: {image: a}, placement: {away: [{units: {a: b}, within: other}]}}",
+                "unit.placement.away[0].within: `other` is neither `default`",
+            ),
+            (
+                "{oci: {image: a}, placement: {prefer: [{when: {attribute: a, operator: regex, values: ['(']}, weight: 1}]}}",
+                "unit.placement.prefer[0].when: `(`",
+            ),
+            ("{oci: {image: a}, gang: {name: g, size: 0}}", "unit.gang.size"),
+            ("{oci: {image: a}, concurrency: {key: k, limit: 0}}", "unit.concurrency.limit"),
+            ("{oci: {image: a}, after: [{}]}", "unit.after[0]: needs exactly one"),
+            ("{oci: {image: a}, resources: {scalars: {gpu: 1.5}}}", "unit.resources.scalars: gpu 1500m"),
             (
                 "{tasks: [{name: t, oci: {image: a}}, {name: t, oci: {image: a}}]}",
                 "unit.tasks[1].name: `t` is taken",

@@ -17,7 +17,7 @@ pub(super) fn reconcile<'a>(draft: &mut Draft<'a>, room: &Room<'a>) {
         }
     }
     let model = draft.model;
-    for unit in model.units.values().filter(|unit| unit.status.state.is_on_node()) {
+    for unit in model.units().filter(|unit| unit.status.state.is_on_node()) {
         let position = unit.node.as_ref().and_then(|node| room.position(node));
         match position.and_then(|position| room.nodes.get(position)) {
             Some(node) if node.is_ready => {}

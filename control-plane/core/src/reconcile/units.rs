@@ -22,7 +22,7 @@ enum OwnerSays {
 /// Ends pending units that nobody wants, and removes ended ones that are to go.
 pub(super) fn reconcile(draft: &mut Draft<'_>) {
     let model = draft.model;
-    for unit in model.units.values() {
+    for unit in model.units() {
         let state = unit.status.state;
         match owner_says(draft, unit) {
             OwnerSays::Leave => draft.stop(unit, Desired::Remove, Reason::Superseded),

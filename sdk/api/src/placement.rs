@@ -1,0 +1,272 @@
+//! Where units may and should go, and when: what a unit asks of the scheduler besides resources.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::constraint::Constraint;
+use crate::spec::Labels;
+use crate::unit_spec::is_default;
+use crate::{NamespacePath, ResourceName};
+
+/// The topology key that stands for the node itself; every other key is an attribute of nodes, such as `zone`.
+pub const OVER_NODE: &str = "node";
+/// Weights of what is preferred go from minus this to plus this.
+pub const WEIGHT_MAX: i32 = 100;
+/// Most entries in each list of a unit's placement rules.
+pub const RULES_MAX: usize = 16;
+/// Most units of a gang.
+pub const GANG_SIZE_MAX: u32 = 10_000;
+
+/// Rules about the places of a unit, beside its `constraints`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementRules {
+    /// Nodes that are better, or worse with a negative weight.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefer: Vec<Preference>,
+    /// Taints that do not keep the unit away.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// Units whose neighbourhood is required, or preferred where a weight is given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub near: Vec<Neighbours>,
+    /// Units whose neighbourhood is forbidden, or avoided where a weight is given. Holds both ways: a unit that others
+    /// want to be away from does not go to them either.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub away: Vec<Neighbours>,
+    /// How the units of the service or job are spread.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub spread: Vec<Spread>,
+    /// No two units of the service or job on one node.
+    #[serde(skip_serializing_if = "is_default")]
+    pub distinct_hosts: bool,
+}
+
+/// A kind of node that is preferred: `{when: {attribute: disk, operator: '=', values: [nvme]}, weight: 50}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Preference {
+    /// Which nodes.
+    pub when: Constraint,
+    /// From -100 to 100; negative for nodes that are to be avoided.
+    pub weight: i32,
+}
+
+/// Other units, and how far "near" reaches: `{units: {app: cache}, over: zone}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Neighbours {
+    /// Labels that the other units have, all of them; at least one.
+    pub units: Labels,
+    /// `node`, or the attribute whose equal values make nodes neighbours, such as `zone` or `rack`.
+    #[serde(default = "over_node")]
+    pub over: String,
+    /// The namespace that the other units are in or below: the unit's own or one above it. Without it: the unit's own
+    /// namespace alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<NamespacePath>,
+    /// From 1 to 100: a preference. Without it: a requirement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<i32>,
+}
+
+fn over_node() -> String {
+    OVER_NODE.to_owned()
+}
+
+/// How the units of one service or job are spread over values of an attribute (or over nodes).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Spread {
+    /// `node`, or an attribute such as `zone`.
+    pub over: String,
+    /// How many more units one value may have than the least used one (with `targets`: than its part). Required to
+    /// hold; without it the spread is a preference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_skew: Option<u32>,
+    /// How much the preference counts, from 1 to 100; 50 where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<i32>,
+    /// Parts in percent by value, such as `{a: 70, b: 30}`; equal parts where none are named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub targets: BTreeMap<String, u32>,
+}
+
+/// What a taint does to units that do not tolerate it.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaintEffect {
+    /// None is placed there.
+    NoSchedule,
+    /// Other nodes are preferred.
+    PreferNot,
+    /// None is placed there, and those that are there are stopped and replaced elsewhere.
+    Evict,
+}
+
+impl TaintEffect {
+    const ALL: [Self; 3] = [Self::NoSchedule, Self::PreferNot, Self::Evict];
+
+    /// `no-schedule`, `prefer-not` or `evict`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSchedule => "no-schedule",
+            Self::PreferNot => "prefer-not",
+            Self::Evict => "evict",
+        }
+    }
+}
+
+/// Keeps units away from a node, but for those that tolerate it. Written `key=value:effect` or `key:effect`.
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(deny_unknown_fields)]
+pub struct Taint {
+    /// What it is about, such as `gpu`.
+    pub key: String,
+    /// More about it; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    /// What it does.
+    pub effect: TaintEffect,
+}
+
+/// Why a text is no taint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is no taint: expected `KEY=VALUE:EFFECT` or `KEY:EFFECT`, the effect one of no-schedule, prefer-not and evict"
+)]
+pub struct InvalidTaint(String);
+
+impl FromStr for Taint {
+    type Err = InvalidTaint;
+    fn from_str(text: &str) -> Result<Self, InvalidTaint> {
+        let invalid = || InvalidTaint(text.to_owned());
+        let (name, effect) = text.rsplit_once(':').ok_or_else(invalid)?;
+        let effect = TaintEffect::ALL.into_iter().find(|known| known.as_str() == effect);
+        let (key, value) = name.split_once('=').unwrap_or((name, ""));
+        if key.is_empty() {
+            return Err(invalid());
+        }
+        let effect = effect.ok_or_else(invalid)?;
+        Ok(Self { key: key.to_owned(), value: value.to_owned(), effect })
+    }
+}
+
+impl fmt::Display for Taint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value, effect } = self;
+        let effect = effect.as_str();
+        if value.is_empty() { write!(f, "{key}:{effect}") } else { write!(f, "{key}={value}:{effect}") }
+    }
+}
+
+/// Taints that a unit puts up with: all with this key, or only those with this value or effect as well.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Toleration {
+    /// The taint's key; `*` for every taint.
+    pub key: String,
+    /// The taint's value, where only that one is tolerated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// The taint's effect, where only that one is tolerated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<TaintEffect>,
+}
+
+impl Toleration {
+    /// Does it put up with `taint`?
+    #[must_use]
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        (self.key == "*" || self.key == taint.key)
+            && self.value.as_ref().is_none_or(|value| *value == taint.value)
+            && self.effect.is_none_or(|effect| effect == taint.effect)
+    }
+}
+
+/// Units that are placed together or not at all, whatever service or job they belong to: the first `size` units of the
+/// namespace that name the gang wait for one another; those that come later join it one by one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Gang {
+    /// The same in all its units.
+    pub name: ResourceName,
+    /// How many units must be placed, or be there already.
+    pub size: u32,
+}
+
+/// At most so many units with this key at a time, over all services and jobs of the namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Concurrency {
+    /// The family, for instance `etl`.
+    pub key: ResourceName,
+    /// How many of it may be on nodes at a time.
+    pub limit: u32,
+}
+
+/// Something that must be there first: exactly one of `service` (all its units run) and `job` (it succeeded).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Dependency {
+    /// A service of the namespace whose units all run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ResourceName>,
+    /// A job of the namespace that succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<ResourceName>,
+}
+
+/// What a placement gave a unit besides room: decided with the node, the same for the unit's whole life there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Grants {
+    /// Ports of the node for the ports that the unit's containers left open (0), in the order of the tasks and their ports.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+    /// Devices by named resource, numbered from 0 on each node. One, shared, for a request of less than a device.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, Vec<u32>>,
+}
+
+/// The first and last port that are given to ports left open. Below those that Linux gives to outgoing connections.
+pub const DYNAMIC_PORTS: (u16, u16) = (20_000, 29_999);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taints_are_read_as_they_are_written() {
+        for text in ["gpu=yes:no-schedule", "spot:evict", "a=b:c=d:prefer-not"] {
+            assert_eq!(text.parse::<Taint>().unwrap().to_string(), text);
+        }
+        for bad in ["gpu", "gpu:", ":evict", "gpu:never", "=x:evict"] {
+            assert!(bad.parse::<Taint>().unwrap_err().to_string().contains(bad));
+        }
+    }
+
+    #[test]
+    fn a_toleration_may_name_key_value_and_effect() {
+        let taint: Taint = "gpu=a100:evict".parse().unwrap();
+        let toleration = |key: &str, value: Option<&str>, effect| Toleration {
+            key: key.to_owned(),
+            value: value.map(str::to_owned),
+            effect,
+        };
+        assert!(toleration("*", None, None).tolerates(&taint));
+        assert!(toleration("gpu", Some("a100"), Some(TaintEffect::Evict)).tolerates(&taint));
+        assert!(!toleration("gpu", Some("b"), None).tolerates(&taint));
+        assert!(!toleration("gpu", None, Some(TaintEffect::NoSchedule)).tolerates(&taint));
+        assert!(!toleration("disk", None, None).tolerates(&taint));
+    }
+}
