@@ -40,9 +40,6 @@ pub enum Verdict {
         /// The best of those that lost, best first; empty when no other node could take it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         next: Vec<Candidate>,
-        /// The units that had to make room, by name.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        preempted: Vec<ResourceName>,
     },
     /// It waits: no node fits, the namespace may not have it, or something has to happen before.
     Refused {
@@ -90,7 +87,7 @@ impl Explanation {
     pub fn render(&self, unit: &ResourceName) -> String {
         let mut lines = Vec::new();
         match &self.verdict {
-            Verdict::Placed { node, scores, total, next, preempted } => {
+            Verdict::Placed { node, scores, total, next } => {
                 lines.push(format!("{unit} was placed on {node} by plan {}.", self.plan));
                 lines.push(format!("  score  {total} = {}", terms(scores)));
                 for Candidate { node, scores, total } in next {
@@ -98,10 +95,6 @@ impl Explanation {
                 }
                 if next.is_empty() {
                     lines.push("  next   no other node could take it".to_owned());
-                }
-                if !preempted.is_empty() {
-                    let names: Vec<_> = preempted.iter().map(ResourceName::as_str).collect();
-                    lines.push(format!("  made room: {}", names.join(", ")));
                 }
             }
             Verdict::Refused { message } => lines.push(format!("{unit} waits: {message}.")),
@@ -111,7 +104,8 @@ impl Explanation {
             lines.push(format!("Turned down, of {nodes} {}:", counted(nodes, "node", "nodes")));
         }
         for Refusal { filter, nodes, detail } in &self.refusals {
-            lines.push(format!("  {filter:<10} {nodes:>5}  {detail}"));
+            let line = format!("  {filter:<10} {nodes:>5}  {detail}");
+            lines.push(line.trim_end().to_owned());
         }
         lines.push(String::new());
         lines.join("\n")
