@@ -59,6 +59,7 @@ impl World {
     fn new(restart: RestartPolicy, tasks: Vec<Task>) -> Self {
         Self {
             template: template(restart, tasks),
+            grants: Grants::default(),
             wanted: Wanted::Run,
             record: UnitRecord::assigned(),
             tasks: BTreeMap::new(),
@@ -78,6 +79,7 @@ impl World {
             let view = View {
                 wanted: self.wanted,
                 template: &self.template,
+                grants: &self.grants,
                 record: &self.record,
                 tasks: &self.tasks,
                 preparation: &self.preparation,
