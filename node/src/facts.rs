@@ -31,6 +31,8 @@ pub(crate) async fn gather(config: &NodeConfig) -> NodeFacts {
     NodeFacts {
         allocatable: capacity(read, &config.data).saturating_sub(&config.reserved),
         attributes,
+        taints: vec![],
+        volumes: vec![],
         runtimes: runtimes(config).await,
         address: config.address.to_string(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

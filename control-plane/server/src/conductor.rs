@@ -197,7 +197,8 @@ impl Pass<'_> {
     }
 
     async fn plan_once(&mut self) -> Result<Outcome, FeedError> {
-        let (silent, silence_due) = self.app.nodes.silent(self.model.nodes.keys(), Instant::now());
+        let names = self.model.nodes().map(|node| &node.name);
+        let (silent, silence_due) = self.app.nodes.silent(names, Instant::now());
         let moment = Moment { now_ms: clock::now_ms(), silent };
         let plan = self.plan(moment).await?;
         if plan.decisions.is_empty() && plan.explanations.is_empty() {
@@ -216,7 +217,7 @@ impl Pass<'_> {
     }
 
     async fn plan(&mut self, moment: Moment) -> Result<Plan, FeedError> {
-        if self.model.units.len() <= INLINE_UNITS_MAX {
+        if self.model.unit_count() <= INLINE_UNITS_MAX {
             return Ok(brig_core::plan(&self.model, &moment));
         }
         let model = std::mem::take(&mut self.model);

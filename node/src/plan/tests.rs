@@ -30,9 +30,20 @@ fn task(text: &str, sidecar: bool) -> Task {
 }
 
 fn template(restart: RestartPolicy, tasks: Vec<Task>) -> UnitTemplate {
-    let constraints = vec![];
-    let (priority, grace_ms) = (0, 1_000);
-    UnitTemplate { tasks, restart, priority, constraints, grace_ms, disconnect: Default::default() }
+    UnitTemplate {
+        tasks,
+        restart,
+        priority: 0,
+        constraints: vec![],
+        placement: Default::default(),
+        revocable: false,
+        gang: None,
+        after: vec![],
+        concurrency: None,
+        max_run_ms: None,
+        grace_ms: 1_000,
+        disconnect: Default::default(),
+    }
 }
 
 fn exit(code: i32, reason: Option<Reason>, finished_ms: i64) -> ExitRecord {

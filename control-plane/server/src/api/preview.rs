@@ -24,7 +24,7 @@ pub(super) async fn preview(app: &App, manifests: &[Manifest]) -> Answer<PlanRes
         let key = object.key();
         model.apply(&Change { revision: next, position, key, object: Some(object) });
     }
-    let (silent, _) = app.nodes.silent(model.nodes.keys(), Instant::now());
+    let (silent, _) = app.nodes.silent(model.nodes().map(|node| &node.name), Instant::now());
     let moment = Moment { now_ms: clock::now_ms(), silent };
     let planned = tokio::task::spawn_blocking(move || {
         let plan = brig_core::plan(&model, &moment);
@@ -39,7 +39,7 @@ pub(super) async fn preview(app: &App, manifests: &[Manifest]) -> Answer<PlanRes
 
 fn read_plan(model: &Model, plan: Plan) -> (Vec<PlannedUnit>, Vec<ObjectKey>) {
     let mut keys: BTreeMap<UnitId, ObjectKey> =
-        model.units.values().map(|unit| (unit.id.clone(), key_of(unit))).collect();
+        model.units().map(|unit| (unit.id.clone(), key_of(unit))).collect();
     let mut stops = Vec::new();
     for decision in plan.decisions {
         match decision {
