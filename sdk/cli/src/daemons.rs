@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::arguments::{Dev, NodeAgent, Offer, Server};
+use crate::arguments::{Dev, NodeAgent, Server};
 use crate::context::Context;
 use crate::failure::{FAILED, Failure, chain};
 use crate::shims;
@@ -55,8 +55,8 @@ pub(crate) fn dev(arguments: Dev, context: &Context) -> Result<(), Failure> {
             token: context.token.clone(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             attributes: BTreeMap::new(),
-            scalars: scalars(&arguments.offer)?,
-            taints: arguments.offer.taint,
+            scalars: scalars(&arguments.resource)?,
+            taints: arguments.taint,
             reserved: Resources::default(),
             // Whoever may reach a `brig dev` is the user that runs it.
             host_paths: vec![PathBuf::from("/")],
@@ -114,7 +114,7 @@ pub(crate) fn server(arguments: Server, context: &Context) -> Result<(), Failure
 /// A node. Its units run on when it ends.
 pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failure> {
     let shims = shims::find()?;
-    let scalars = scalars(&arguments.offer)?;
+    let scalars = scalars(&arguments.resource)?;
     start_logging();
     let config = NodeConfig {
         name: arguments.name.unwrap_or_else(host_name),
@@ -124,7 +124,7 @@ pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failur
         address: arguments.address,
         attributes: arguments.attribute.into_iter().collect(),
         scalars,
-        taints: arguments.offer.taint,
+        taints: arguments.taint,
         reserved: Resources::default(),
         host_paths: arguments.host_path,
         shim_wasm: shims.wasm,
@@ -145,9 +145,9 @@ pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failur
 }
 
 /// Each named resource once.
-fn scalars(offer: &Offer) -> Result<BTreeMap<String, Milli>, Failure> {
+fn scalars(devices: &[Devices]) -> Result<BTreeMap<String, Milli>, Failure> {
     let mut scalars = BTreeMap::new();
-    for Devices { name, amount } in &offer.resource {
+    for Devices { name, amount } in devices {
         if scalars.insert(name.clone(), *amount).is_some() {
             let message = format!("--resource {name} is given twice: add the counts up");
             return Err(Failure::usage(message));
@@ -264,12 +264,9 @@ mod tests {
 
     #[test]
     fn a_named_resource_is_given_once() {
-        let offer = |texts: &[&str]| Offer {
-            taint: vec![],
-            resource: texts.iter().map(|text| text.parse().unwrap()).collect(),
-        };
-        assert_eq!(scalars(&offer(&["gpu=2", "fpga=1"])).unwrap()["gpu"], Milli(2_000));
-        let failure = scalars(&offer(&["gpu=2", "gpu=1"])).unwrap_err().to_string();
+        let devices = |texts: [&str; 2]| texts.map(|text| text.parse::<Devices>().unwrap());
+        assert_eq!(scalars(&devices(["gpu=2", "fpga=1"])).unwrap()["gpu"], Milli(2_000));
+        let failure = scalars(&devices(["gpu=2", "gpu=1"])).unwrap_err().to_string();
         assert!(failure.contains("gpu is given twice"), "{failure}");
     }
 
