@@ -338,6 +338,7 @@ impl Agent {
             let view = View {
                 wanted: unit.wanted(self.is_pausing),
                 template: &unit.assignment.template,
+                grants: &unit.assignment.grants,
                 record: &unit.record,
                 tasks: &unit.tasks,
                 preparation: &unit.preparation,

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use brig_api::{NodeName, Resources};
+use brig_api::placement::Taint;
+use brig_api::{Milli, NodeName, Resources};
 
 /// How a node is set up.
 #[derive(Clone)]
@@ -21,6 +22,11 @@ pub struct NodeConfig {
     pub address: IpAddr,
     /// Attributes besides those that the agent finds out.
     pub attributes: BTreeMap<String, String>,
+    /// What keeps units away that do not tolerate it.
+    pub taints: Vec<Taint>,
+    /// Named resources that the agent can't find out, such as GPUs: whole devices (`brig_api::placement` says what
+    /// they are called).
+    pub scalars: BTreeMap<String, Milli>,
     /// What is kept back for the system.
     pub reserved: Resources,
     /// Directories that units may mount, each with everything below it. None by default: a mount of the

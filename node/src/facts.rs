@@ -1,6 +1,6 @@
 //! What a node says of itself: what there is to schedule on, attributes, what it can run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use brig_api::object::NodeFacts;
 use brig_api::unit_spec::Runtime;
@@ -28,9 +28,13 @@ pub(crate) async fn gather(config: &NodeConfig) -> NodeFacts {
     .map(|(name, value)| (name.to_owned(), value))
     .into();
     attributes.extend(config.attributes.clone());
+    let capacity =
+        Resources { scalars: config.scalars.clone(), ..capacity(read, &config.data) };
     NodeFacts {
-        allocatable: capacity(read, &config.data).saturating_sub(&config.reserved),
+        allocatable: capacity.saturating_sub(&config.reserved),
         attributes,
+        taints: config.taints.clone(),
+        volumes: volumes(&config.host_paths),
         runtimes: runtimes(config).await,
         address: config.address.to_string(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -52,6 +56,25 @@ pub(crate) fn architecture() -> &'static str {
         "x86" => "386",
         other => other,
     }
+}
+
+/// The directories that units may mount, as they were named and as they really are: a unit may name either. Those that
+/// are not there can't be mounted.
+fn volumes(host_paths: &[PathBuf]) -> Vec<String> {
+    let mut volumes = Vec::new();
+    for path in host_paths {
+        match path.canonicalize() {
+            Ok(real) => {
+                volumes.extend([path, &real].iter().filter_map(|path| path.to_str()).map(str::to_owned));
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), error = %error, "a directory that units may mount is not there");
+            }
+        }
+    }
+    volumes.sort();
+    volumes.dedup();
+    volumes
 }
 
 async fn runtimes(config: &NodeConfig) -> Vec<Runtime> {
@@ -225,6 +248,19 @@ mod tests {
         ]);
         let expected = CgroupLimits { cpu_milli: Some(250), memory_bytes: Some(4096) };
         assert_eq!(cgroup_limits(read), expected);
+    }
+
+    #[test]
+    fn allowed_directories_are_told_by_both_their_names_if_they_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        let link = dir.path().canonicalize().unwrap().join("link");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let found = volumes(&[link.clone(), real.clone(), dir.path().join("missing")]);
+        assert_eq!(found, [text(&link), text(&real)]);
+        assert!(volumes(&[]).is_empty());
     }
 
     #[test]

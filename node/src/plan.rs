@@ -23,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::Endpoint;
+use brig_api::placement::{Grants, TaskGrants};
 use brig_api::unit_spec::{Program, Task, UnitTemplate};
 use brig_api::{ResourceName, UnitId};
 use brig_shim::exit::ExitRecord;
@@ -106,6 +107,8 @@ pub struct View<'a> {
     pub wanted: Wanted,
     /// What it runs.
     pub template: &'a UnitTemplate,
+    /// What its placement gave it.
+    pub grants: &'a Grants,
     /// What is on disk.
     pub record: &'a UnitRecord,
     /// The tasks of the current attempt; those not named were not started.
@@ -351,7 +354,8 @@ fn end_task(view: &View<'_>, now_ms: i64, task: &ResourceName, actions: &mut Vec
 fn keep_running(view: &View<'_>, now_ms: i64, next: &mut UnitRecord, actions: &mut Vec<Action>) {
     let mut is_starting = false;
     let mut endpoints = Vec::new();
-    for task in &view.template.tasks {
+    let grants = view.grants.by_task(view.template);
+    for (task, grants) in view.template.tasks.iter().zip(&grants) {
         match view.tasks.get(&task.name) {
             None | Some(TaskSeen::NotStarted) => {
                 is_starting = true;
@@ -362,7 +366,7 @@ fn keep_running(view: &View<'_>, now_ms: i64, next: &mut UnitRecord, actions: &m
                 if let Some(http) = http {
                     next.ports.insert(task.name.clone(), http.port());
                 }
-                endpoints.extend(endpoints_of(task, *http, view.address));
+                endpoints.extend(endpoints_of(task, grants, *http, view.address));
             }
             Some(TaskSeen::Exited(_) | TaskSeen::Lost) => {}
         }
@@ -400,7 +404,12 @@ fn start(
     }
 }
 
-fn endpoints_of(task: &Task, http: Option<SocketAddr>, address: IpAddr) -> Vec<Endpoint> {
+fn endpoints_of(
+    task: &Task,
+    grants: &TaskGrants,
+    http: Option<SocketAddr>,
+    address: IpAddr,
+) -> Vec<Endpoint> {
     let endpoint = |port: u16, scheme: &str| Endpoint {
         task: task.name.clone(),
         address: SocketAddr::new(address, port).to_string(),
@@ -408,6 +417,6 @@ fn endpoints_of(task: &Task, http: Option<SocketAddr>, address: IpAddr) -> Vec<E
     };
     match &task.program {
         Program::Wasm(_) => http.map(|http| endpoint(http.port(), "http")).into_iter().collect(),
-        Program::Oci(oci) => oci.ports.iter().map(|port| endpoint(*port, "tcp")).collect(),
+        Program::Oci(_) => grants.ports.iter().flatten().map(|port| endpoint(*port, "tcp")).collect(),
     }
 }

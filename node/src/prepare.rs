@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use brig_api::ResourceName;
 use brig_api::lifecycle::Reason;
+use brig_api::placement::{TaskGrants, devices_variable};
 use brig_api::session::Assignment;
 use brig_api::unit_spec::{EnvValue, PIDS_DEFAULT, Program, Task, WasmProgram};
 use brig_shim::message::{Limits, StartProgram, StartTask, StartWasm, TaskKey};
@@ -45,8 +46,10 @@ impl Preparer {
         ports: &BTreeMap<ResourceName, u16>,
     ) -> Result<Vec<StartTask>, Fault> {
         let mut tasks = Vec::new();
-        for task in &assignment.template.tasks {
-            tasks.push(self.task(assignment, task, run, ports.get(&task.name).copied()).await?);
+        let grants = assignment.grants.by_task(&assignment.template);
+        for (task, grants) in assignment.template.tasks.iter().zip(&grants) {
+            let last_port = ports.get(&task.name).copied();
+            tasks.push(self.task(assignment, task, grants, run, last_port).await?);
         }
         Ok(tasks)
     }
@@ -55,13 +58,14 @@ impl Preparer {
         &self,
         assignment: &Assignment,
         task: &Task,
+        grants: &TaskGrants,
         run: u32,
         last_port: Option<u16>,
     ) -> Result<StartTask, Fault> {
         let reference = task.program.reference();
         let fetched = self.programs.fetch(&assignment.namespace, reference).await?;
         let key = TaskKey::new(&assignment.unit, &task.name, run);
-        let mut env = environment(assignment, task)?;
+        let mut env = environment(assignment, task, grants)?;
         let mounts = self.mounts(assignment, task)?;
         let program = match (&task.program, fetched) {
             (Program::Wasm(wasm), Fetched::Wasm { path, digest }) => {
@@ -138,23 +142,40 @@ fn still_free(address: IpAddr, port: u16) -> Option<u16> {
     std::net::TcpListener::bind((address, port)).ok().map(|_| port)
 }
 
-/// The task's own variables; `PORT` where it has one; and the unit's identity, which nothing overrides.
-fn environment(assignment: &Assignment, task: &Task) -> Result<BTreeMap<String, String>, Fault> {
+/// The task's own variables; `PORT` where it has one; and the unit's identity and what its placement gave it, which
+/// nothing overrides.
+fn environment(
+    assignment: &Assignment,
+    task: &Task,
+    grants: &TaskGrants,
+) -> Result<BTreeMap<String, String>, Fault> {
+    let ports = grants.ports.iter().map(|port| port.ok_or_else(|| no_port(task)));
+    let ports = ports.collect::<Result<Vec<u16>, Fault>>()?;
     let mut env = BTreeMap::new();
-    if let Some(port) = fixed_port(&task.program) {
+    if let Some(port) = ports.first() {
         env.insert("PORT".to_owned(), port.to_string());
     }
     for (name, value) in &task.env {
         env.insert(name.clone(), resolve(assignment, task, name, value)?);
     }
+    for (index, port) in ports.iter().enumerate() {
+        env.insert(format!("BRIG_PORT_{index}"), port.to_string());
+    }
+    for (resource, devices) in &grants.devices {
+        let devices: Vec<_> = devices.iter().map(ToString::to_string).collect();
+        env.insert(devices_variable(resource), devices.join(","));
+    }
     env.extend(assignment.identity.clone());
     Ok(env)
 }
 
-fn fixed_port(program: &Program) -> Option<u16> {
-    match program {
-        Program::Wasm(wasm) => wasm.http.as_ref().and_then(|http| http.port),
-        Program::Oci(oci) => oci.ports.first().copied(),
+fn no_port(task: &Task) -> Fault {
+    Fault {
+        reason: Reason::CreateFailed,
+        message: format!(
+            "task `{}` leaves a port open (0), and its placement chose none for it: name a port, or use the same version of brig on server and node",
+            task.name
+        ),
     }
 }
 

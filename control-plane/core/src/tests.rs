@@ -8,6 +8,7 @@ mod services;
 mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use brig_api::constraint::{Constraint, Operator};
 use brig_api::lifecycle::{Reason, UnitState};
@@ -15,6 +16,7 @@ use brig_api::object::{
     Desired, Job, JobState, Meta, Namespace, Node, NodeFacts, NodeState, Object, Owner, Service,
     Unit, UnitStatus,
 };
+use brig_api::placement::{Grants, PlacementRules};
 use brig_api::spec::{JobSpec, Labels, NamespaceSpec, ServiceSpec};
 use brig_api::unit_spec::{
     Disconnect, HttpServing, OciProgram, Program, RestartPolicy, Runtime, Task, UnitTemplate,
@@ -77,6 +79,12 @@ fn template(request: Resources, program: Program) -> UnitTemplate {
         restart: RestartPolicy::Always,
         priority: 0,
         constraints: Vec::new(),
+        placement: PlacementRules::default(),
+        revocable: false,
+        gang: None,
+        after: Vec::new(),
+        concurrency: None,
+        max_run_ms: None,
         grace_ms: 1_000,
         disconnect: Disconnect::Replace,
     }
@@ -132,6 +140,8 @@ impl Cluster {
         let facts = NodeFacts {
             allocatable,
             attributes: attributes.collect(),
+            taints: Vec::new(),
+            volumes: Vec::new(),
             runtimes: runtimes.to_vec(),
             address: "10.0.0.1".to_owned(),
             agent_version: "0.1.0".to_owned(),
@@ -149,7 +159,16 @@ impl Cluster {
     }
 
     pub(super) fn namespace(&mut self, path: &str, quota: Option<Resources>) {
-        let spec = NamespaceSpec { name: namespace(path), quota, description: String::new() };
+        let spec = NamespaceSpec {
+            name: namespace(path),
+            quota,
+            guarantee: None,
+            weight: None,
+            max_units: None,
+            max_services: None,
+            max_jobs: None,
+            description: String::new(),
+        };
         let meta = self.meta();
         self.put(Object::Namespace(Namespace { spec, meta }));
     }
@@ -159,6 +178,7 @@ impl Cluster {
             name: name(text),
             namespace: namespace("default"),
             replicas,
+            max_unavailable: 1,
             unit,
             labels: Labels::from([("app".to_owned(), text.to_owned())]),
         };
@@ -180,6 +200,7 @@ impl Cluster {
             parallelism,
             completions,
             retries,
+            retry_after_ms: None,
             unit: UnitTemplate { restart: RestartPolicy::Never, ..unit },
             labels: Labels::from([("app".to_owned(), text.to_owned())]),
         };
@@ -208,11 +229,14 @@ impl Cluster {
             name: name(text),
             namespace: namespace(path),
             owner: None,
-            labels: Labels::new(),
-            template,
+            labels: Arc::default(),
+            template: Arc::new(template),
             desired: Desired::Run,
             remove_when_done: false,
             node: None,
+            promised: None,
+            grants: Grants::default(),
+            placed_ms: None,
             placed_by: None,
             status: UnitStatus::default(),
             meta,
@@ -225,7 +249,7 @@ impl Cluster {
     }
 
     pub(super) fn change_unit(&mut self, id: &UnitId, change: impl FnOnce(&mut Unit)) {
-        change(self.model.units.get_mut(id).unwrap());
+        change(Arc::make_mut(self.model.units.get_mut(id).unwrap()));
         self.model.revision.0 += 1;
     }
 
@@ -316,7 +340,7 @@ impl Cluster {
 /// The refusals of a plan.
 pub(super) fn refusals(plan: &Plan) -> Vec<(&UnitId, Reason, &str)> {
     let refusal = |decision| match decision {
-        &Decision::UnitRefuse { ref unit, reason, ref message } => {
+        &Decision::UnitRefuse { ref unit, reason, ref message, .. } => {
             Some((unit, reason, message.as_str()))
         }
         _ => None,

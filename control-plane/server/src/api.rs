@@ -8,6 +8,7 @@ mod object;
 mod preview;
 mod system;
 mod watch;
+mod why;
 
 use crate::node::{session, stream};
 use crate::route::{Operation, Routes};
@@ -18,6 +19,7 @@ pub(crate) fn routes() -> Routes {
         .merge(system::routes())
         .merge(apply::routes())
         .merge(object::routes())
+        .merge(why::routes())
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(watch::routes())

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::feed::Feed;
 use crate::node::contact::Nodes;
 use crate::node::stream::Streams;
+use crate::questions::Questions;
 use crate::registry::Registry;
 
 /// Shared by all requests and tasks of a server.
@@ -16,6 +17,7 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) feed: Feed,
     pub(crate) nodes: Nodes,
+    pub(crate) questions: Questions,
     pub(crate) streams: Streams,
     pub(crate) registry: Registry,
     /// Whether this server plans. Nodes keep their sessions with the one that does.

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brig_api::Revision;
-use brig_core::{Model, Moment, Plan};
+use brig_core::Model;
 use brig_store::{Store, StoreError};
 use futures::FutureExt;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -25,6 +26,7 @@ use crate::limits::{
     PASSES_IN_A_ROW_MAX,
 };
 use crate::problem::chain;
+use crate::questions::{Question, moment};
 
 /// Plans until the server stops.
 pub(crate) async fn run(app: Arc<App>, holder: String) {
@@ -70,7 +72,9 @@ async fn lead(app: &App, holder: &str) -> Result<(), FeedError> {
     }
     let model = app.store.model_load().await?;
     let follower = app.feed.follow(model.revision);
-    let pass = Pass { app, model: Box::new(model), follower, in_a_row: 0 };
+    let questions = app.questions.receive();
+    let model = Box::new(model);
+    let pass = Pass { app, model, follower, questions, asked: Vec::new(), in_a_row: 0 };
     tokio::select! {
         result = pass.repeat() => result,
         result = keep_lease(&app.store, holder) => {
@@ -107,6 +111,9 @@ struct Pass<'a> {
     /// In a box, so that moving it to another thread and back is cheap.
     model: Box<Model>,
     follower: Follower,
+    questions: mpsc::Receiver<Question>,
+    /// Questions about what is yet to come with the feed.
+    asked: Vec<Question>,
     /// Passes that committed something while nobody else did.
     in_a_row: u32,
 }
@@ -140,7 +147,25 @@ impl Pass<'_> {
                 let batch = batch?;
                 self.take(&batch, None);
             }
+            self.answer().await?;
         }
+    }
+
+    /// Answers what was asked, as far as the model knows what those who asked know.
+    async fn answer(&mut self) -> Result<(), FeedError> {
+        while let Ok(question) = self.questions.try_recv() {
+            self.asked.push(question);
+        }
+        let known = self.model.revision;
+        let ready: Vec<_> = self.asked.extract_if(.., |asked| asked.not_before() <= known).collect();
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let (moment, _) = moment(self.app, &self.model);
+        self.with_model(move |model| {
+            ready.into_iter().for_each(|question| question.answer(model, &moment));
+        })
+        .await
     }
 
     fn take(&mut self, batch: &Batch, own: Option<Revision>) {
@@ -167,7 +192,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Waits for news: a change in the feed (taken into the model), a node's return, or time.
+    /// Waits for news: a change in the feed (taken into the model), a node's return, or time. Questions are answered
+    /// meanwhile.
     async fn wait(
         &mut self,
         wake_at_ms: Option<i64>,
@@ -185,21 +211,25 @@ impl Pass<'_> {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
-            batch = self.follower.next() => {
-                let batch = batch?;
-                self.take(&batch, None);
-            },
-            () = self.app.nodes.changed() => {}
-            () = timer => {}
+        tokio::pin!(timer);
+        loop {
+            tokio::select! {
+                batch = self.follower.next() => {
+                    let batch = batch?;
+                    self.take(&batch, None);
+                    return Ok(());
+                }
+                Some(question) = self.questions.recv() => self.asked.push(question),
+                () = self.app.nodes.changed() => return Ok(()),
+                () = &mut timer => return Ok(()),
+            }
+            self.answer().await?;
         }
-        Ok(())
     }
 
     async fn plan_once(&mut self) -> Result<Outcome, FeedError> {
-        let (silent, silence_due) = self.app.nodes.silent(self.model.nodes.keys(), Instant::now());
-        let moment = Moment { now_ms: clock::now_ms(), silent };
-        let plan = self.plan(moment).await?;
+        let (moment, silence_due) = moment(self.app, &self.model);
+        let plan = self.with_model(move |model| brig_core::plan(model, &moment)).await?;
         if plan.decisions.is_empty() && plan.explanations.is_empty() {
             return Ok(Outcome::Idle { wake_at_ms: plan.wake_at_ms, silence_due });
         }
@@ -215,18 +245,22 @@ impl Pass<'_> {
         Ok(Outcome::Committed(committed.revision))
     }
 
-    async fn plan(&mut self, moment: Moment) -> Result<Plan, FeedError> {
-        if self.model.units.len() <= INLINE_UNITS_MAX {
-            return Ok(brig_core::plan(&self.model, &moment));
+    /// Works on the model: on the spot while it is small, else on a thread that may block.
+    async fn with_model<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Model) -> T + Send + 'static,
+    ) -> Result<T, FeedError> {
+        if self.model.unit_count() <= INLINE_UNITS_MAX {
+            return Ok(work(&mut self.model));
         }
-        let model = std::mem::take(&mut self.model);
-        let planned = tokio::task::spawn_blocking(move || {
-            let plan = brig_core::plan(&model, &moment);
-            (model, plan)
+        let mut model = std::mem::take(&mut self.model);
+        let working = tokio::task::spawn_blocking(move || {
+            let result = work(&mut model);
+            (model, result)
         });
         // A panic in there loses the model; it is loaded again.
-        let (model, plan) = planned.await.map_err(|_| FeedError::Stopped)?;
+        let (model, result) = working.await.map_err(|_| FeedError::Stopped)?;
         self.model = model;
-        Ok(plan)
+        Ok(result)
     }
 }

@@ -25,6 +25,7 @@ mod index;
 mod limits;
 mod node;
 mod problem;
+mod questions;
 pub mod registry;
 mod route;
 mod serve;

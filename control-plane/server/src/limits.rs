@@ -44,6 +44,8 @@ pub(crate) const CONDUCTOR_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub(crate) const PASSES_IN_A_ROW_MAX: u32 = 20;
 /// Units in the model up to which a pass runs on the spot; larger ones get a thread that may block.
 pub(crate) const INLINE_UNITS_MAX: usize = 500;
+/// Questions about the model that wait for the end of a pass; beyond it who asks waits to ask.
+pub(crate) const QUESTIONS_MAX: usize = 64;
 /// For how long the lease that says who plans is taken.
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 /// How often it is renewed, or tried for.

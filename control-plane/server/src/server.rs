@@ -19,6 +19,7 @@ use crate::feed::Feed;
 use crate::index::StoreIndex;
 use crate::node::contact::Nodes;
 use crate::node::stream::Streams;
+use crate::questions::Questions;
 use crate::registry::{self, BLOB_BYTES_MAX_DEFAULT, Registry, RegistryConfig};
 use crate::{api, clock, conductor, housekeeping, serve};
 
@@ -71,6 +72,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
         feed: Feed::new(store.clone()).await.map_err(in_store)?,
         store,
         nodes: Nodes::new(tokio::time::Instant::now()),
+        questions: Questions::default(),
         streams: Streams::default(),
         registry: registry.clone(),
         is_leader: watch::Sender::new(false),

@@ -2,12 +2,15 @@
 
 mod differences;
 
+use std::sync::Arc;
+
 use brig_api::Object;
 use brig_api::lifecycle::UnitState;
 use brig_api::manifest::Manifest;
 use brig_api::object::{
     Config, Desired, Job, JobState, Namespace, ObjectKey, Secret, Service, Unit, UnitStatus,
 };
+use brig_api::placement::Grants;
 use brig_api::problem::FieldError;
 use brig_api::request::{Applied, ApplyOutcome, ApplyResponse, MANIFESTS_MAX};
 use brig_api::spec::{ConfigSpec, JobSpec, LoneUnitSpec, NamespaceSpec, SecretSpec, ServiceSpec};
@@ -25,7 +28,7 @@ use crate::table::unit::{unit_by_name, unit_insert};
 use crate::write::{Write, in_write};
 
 /// The fields of a job that may change while it exists.
-const JOB_FREE_FIELDS: [&str; 3] = ["parallelism", "retries", "labels"];
+const JOB_FREE_FIELDS: [&str; 4] = ["parallelism", "retries", "retry_after_ms", "labels"];
 
 /// What happened to a resource, and the fields that changed.
 type Outcome = (ApplyOutcome, Vec<String>);
@@ -79,6 +82,11 @@ impl Store {
         let spec = NamespaceSpec {
             name: NamespacePath::default_namespace(),
             quota: None,
+            guarantee: None,
+            weight: None,
+            max_units: None,
+            max_services: None,
+            max_jobs: None,
             description: String::new(),
         };
         in_write!(self, now_ms, |tx| namespace_ensure(&mut tx, &spec).await)?;
@@ -249,8 +257,8 @@ fn is_as_asked(unit: &Unit, spec: &LoneUnitSpec) -> bool {
     unit.owner.is_none()
         && unit.desired == Desired::Run
         && !unit.status.state.is_final()
-        && unit.template == spec.unit
-        && unit.labels == spec.labels
+        && *unit.template == spec.unit
+        && *unit.labels == spec.labels
         && unit.remove_when_done == spec.remove_when_done
 }
 
@@ -289,11 +297,14 @@ async fn unit_new(tx: &mut Write, spec: &LoneUnitSpec, index: usize) -> Result<U
         name: spec.name.clone(),
         namespace: spec.namespace.clone(),
         owner: None,
-        labels: spec.labels.clone(),
-        template: spec.unit.clone(),
+        labels: Arc::new(spec.labels.clone()),
+        template: Arc::new(spec.unit.clone()),
         desired: Desired::Run,
         remove_when_done: spec.remove_when_done,
         node: None,
+        promised: None,
+        grants: Grants::default(),
+        placed_ms: None,
         placed_by: None,
         status: UnitStatus { state: UnitState::Pending, ..UnitStatus::default() },
         meta: tx.meta(),

@@ -26,6 +26,8 @@ pub(crate) struct TemplateColumns {
     pub(crate) cpu_milli: i64,
     pub(crate) memory_bytes: i64,
     pub(crate) disk_bytes: i64,
+    pub(crate) is_revocable: bool,
+    pub(crate) gang: Option<String>,
     pub(crate) template: String,
 }
 
@@ -39,6 +41,8 @@ impl TemplateColumns {
             cpu_milli,
             memory_bytes,
             disk_bytes,
+            is_revocable: template.revocable,
+            gang: template.gang.as_ref().map(|gang| gang.name.as_str().to_owned()),
             template: to_json("unit", template)?,
         })
     }

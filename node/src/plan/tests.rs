@@ -2,7 +2,7 @@
 
 use super::*;
 use brig_api::object::UnitStatus;
-use brig_api::unit_spec::{HttpServing, RestartPolicy, WasmProgram};
+use brig_api::unit_spec::{HttpServing, OciProgram, RestartPolicy, WasmProgram};
 use brig_api::{ResourceName, Resources};
 use proptest::prelude::*;
 
@@ -30,9 +30,20 @@ fn task(text: &str, sidecar: bool) -> Task {
 }
 
 fn template(restart: RestartPolicy, tasks: Vec<Task>) -> UnitTemplate {
-    let constraints = vec![];
-    let (priority, grace_ms) = (0, 1_000);
-    UnitTemplate { tasks, restart, priority, constraints, grace_ms, disconnect: Default::default() }
+    UnitTemplate {
+        tasks,
+        restart,
+        priority: 0,
+        constraints: vec![],
+        placement: Default::default(),
+        revocable: false,
+        gang: None,
+        after: vec![],
+        concurrency: None,
+        max_run_ms: None,
+        grace_ms: 1_000,
+        disconnect: Default::default(),
+    }
 }
 
 fn exit(code: i32, reason: Option<Reason>, finished_ms: i64) -> ExitRecord {
@@ -43,6 +54,7 @@ fn exit(code: i32, reason: Option<Reason>, finished_ms: i64) -> ExitRecord {
 #[derive(Clone)]
 struct World {
     template: UnitTemplate,
+    grants: Grants,
     wanted: Wanted,
     record: UnitRecord,
     tasks: BTreeMap<ResourceName, TaskSeen>,
@@ -59,6 +71,7 @@ impl World {
     fn new(restart: RestartPolicy, tasks: Vec<Task>) -> Self {
         Self {
             template: template(restart, tasks),
+            grants: Grants::default(),
             wanted: Wanted::Run,
             record: UnitRecord::assigned(),
             tasks: BTreeMap::new(),
@@ -78,6 +91,7 @@ impl World {
             let view = View {
                 wanted: self.wanted,
                 template: &self.template,
+                grants: &self.grants,
                 record: &self.record,
                 tasks: &self.tasks,
                 preparation: &self.preparation,
@@ -185,6 +199,19 @@ fn a_unit_is_prepared_started_and_runs() {
     assert_eq!((endpoint.address.as_str(), endpoint.scheme.as_str()), ("127.0.0.1:4040", "http"));
     assert_eq!(world.record.ports[&name("web")], 4040);
     assert_eq!(world.times(&Action::Start(name("web"))), 1);
+}
+
+#[test]
+fn chosen_ports_are_endpoints_like_fixed_ones() {
+    let mut db = task("db", false);
+    db.program = Program::Oci(OciProgram { image: "db".into(), ports: vec![5432, 0], ..OciProgram::default() });
+    let mut world = World::new(RestartPolicy::Always, vec![db]);
+    world.grants.ports = vec![20_005];
+    world.prepared();
+    world.see("db", TaskSeen::Running { http: None });
+    let endpoints = world.record.status.endpoints.iter();
+    let endpoints: Vec<_> = endpoints.map(|e| (e.address.as_str(), e.scheme.as_str())).collect();
+    assert_eq!(endpoints, [("127.0.0.1:5432", "tcp"), ("127.0.0.1:20005", "tcp")]);
 }
 
 #[test]

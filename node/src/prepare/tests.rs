@@ -3,6 +3,7 @@
 use super::*;
 use crate::program::ImageConfig;
 use brig_api::Digest;
+use brig_api::placement::Grants;
 use brig_api::unit_spec::UnitTemplate;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -53,6 +54,14 @@ async fn prepare(
     tasks: &Value,
     ports: &BTreeMap<ResourceName, u16>,
 ) -> (tempfile::TempDir, Result<Vec<StartTask>, Fault>) {
+    prepare_with(tasks, ports, Grants::default()).await
+}
+
+async fn prepare_with(
+    tasks: &Value,
+    ports: &BTreeMap<ResourceName, u16>,
+    grants: Grants,
+) -> (tempfile::TempDir, Result<Vec<StartTask>, Fault>) {
     let dir = tempfile::tempdir().unwrap();
     let preparer = Preparer {
         disk: Arc::new(Disk::open(dir.path()).unwrap().0),
@@ -61,7 +70,8 @@ async fn prepare(
         address: "127.0.0.1".parse().unwrap(),
         architecture: "amd64",
     };
-    let outcome = preparer.prepare(&assignment(tasks), 2, ports).await;
+    let assignment_of = |tasks| Assignment { grants, ..assignment(tasks) };
+    let outcome = preparer.prepare(&assignment_of(tasks), 2, ports).await;
     let _ = std::fs::remove_dir_all(preparer.disk.secrets(&assignment(tasks).unit));
     (dir, outcome)
 }
@@ -116,6 +126,23 @@ async fn a_container_gets_a_scratch_directory_and_the_image_s_program() {
     let StartProgram::Oci(oci) = start.program else { panic!("not oci") };
     assert_eq!((oci.args, oci.working_dir.as_str()), (vec!["/app".to_owned()], "/"));
     assert!(oci.scratch.starts_with(dir.path().canonicalize().unwrap().join("scratch")));
+}
+
+#[tokio::test]
+async fn a_container_finds_its_ports_and_devices_and_can_not_be_told_others() {
+    let amount = json!({"cpu": 1, "memory": "1Mi", "scalars": {"licence-x": 2}});
+    let program = json!({"oci": {"image": "image:1", "ports": [0, 9000]}, "resources": amount});
+    let tasks = task(&program, &json!({"env": {"BRIG_PORT_0": "1", "PORT": "2"}, "resources": amount}));
+    let grants = Grants { ports: vec![20_007], devices: [("licence-x".into(), vec![0, 3])].into() };
+    let (_dir, outcome) = prepare_with(&tasks, &BTreeMap::new(), grants).await;
+    let env = outcome.unwrap().remove(0).env;
+    assert_eq!((env["BRIG_PORT_0"].as_str(), env["BRIG_PORT_1"].as_str()), ("20007", "9000"));
+    assert_eq!(env["BRIG_DEVICES_LICENCE_X"], "0,3");
+    assert_eq!(env["PORT"], "2", "a variable of ours that has no prefix can be another's");
+    let (_dir, outcome) = prepare(&tasks, &BTreeMap::new()).await;
+    let fault = outcome.unwrap_err();
+    assert_eq!(fault.reason, Reason::CreateFailed);
+    assert!(fault.message.contains("`main` leaves a port open"), "{}", fault.message);
 }
 
 #[tokio::test]

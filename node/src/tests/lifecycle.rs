@@ -48,6 +48,8 @@ pub(crate) fn config(data: &Path, server: &FakeServer) -> NodeConfig {
         address: "127.0.0.1".parse().unwrap(),
         attributes: [("zone".to_owned(), "a".to_owned())].into(),
         reserved: Resources::default(),
+        taints: vec!["gpu=yes:no-schedule".parse().unwrap()],
+        scalars: [("gpu".to_owned(), brig_api::Milli(4_000))].into(),
         host_paths: vec![],
         shim_wasm: "/nonexistent/brig-shim-wasm".into(),
         shim_oci: "/nonexistent/brig-shim-oci".into(),

@@ -15,6 +15,8 @@ async fn a_node_says_what_it_is() {
     let facts = server.accept().await.hello().await;
     assert_eq!(facts.attributes["zone"], "a");
     assert_eq!(facts.attributes["os"], "linux");
+    assert_eq!(facts.taints[0].to_string(), "gpu=yes:no-schedule");
+    assert_eq!(facts.allocatable.scalars["gpu"], brig_api::Milli(4_000));
     assert!(facts.allocatable.cpu.0 > 0 && facts.allocatable.memory.0 > 0);
     assert!(facts.runtimes.is_empty(), "no shim is there");
     assert!(!facts.boot_id.is_empty());

@@ -81,6 +81,65 @@ pub struct Refusal {
     pub detail: String,
 }
 
+/// What the scheduler says of one unit and one node: what `brig why UNIT --node NODE` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeVerdict {
+    /// The unit.
+    pub unit: UnitId,
+    /// The node.
+    pub node: NodeName,
+    /// Could it go there?
+    pub verdict: NodeFit,
+    /// What is in the way, in the order of the filters; empty when it fits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub obstacles: Vec<NodeObstacle>,
+    /// What the node's scores would be, in the order of the policy; empty when it does not fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scores: Vec<Score>,
+    /// The sum of weighted scores, when it fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<i64>,
+}
+
+/// Whether one node can take one unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeFit {
+    /// It can.
+    Fits,
+    /// It can't.
+    Refused,
+}
+
+/// One thing that keeps a unit from a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeObstacle {
+    /// The filter's name, such as `resources`; docs/scheduler.md lists them.
+    pub filter: String,
+    /// What it found, such as `memory: wanted 64Gi, 23Gi free`.
+    pub detail: String,
+}
+
+impl NodeVerdict {
+    /// The verdict in words and lines; ends with a line break.
+    #[must_use]
+    pub fn render(&self, unit: &ResourceName) -> String {
+        let node = &self.node;
+        let mut lines = match self.verdict {
+            NodeFit::Fits => vec![format!("{unit} fits on {node}.")],
+            NodeFit::Refused => vec![format!("{unit} can't go to {node}:")],
+        };
+        if let Some(total) = self.total {
+            lines.push(format!("  score  {total} = {}", terms(&self.scores)));
+        }
+        for NodeObstacle { filter, detail } in &self.obstacles {
+            lines.push(format!("  {filter:<10}  {detail}"));
+        }
+        lines.push(String::new());
+        lines.join("\n")
+    }
+}
+
 impl Explanation {
     /// The decision in words and lines, as `brig why` prints it; ends with a line break.
     #[must_use]
@@ -123,4 +182,53 @@ fn terms(scores: &[Score]) -> String {
 
 fn counted<'t>(count: u32, one: &'t str, many: &'t str) -> &'t str {
     if count == 1 { one } else { many }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(verdict: NodeFit) -> NodeVerdict {
+        NodeVerdict {
+            unit: UnitId::new("u1").unwrap(),
+            node: NodeName::new("node-1").unwrap(),
+            verdict,
+            obstacles: Vec::new(),
+            scores: Vec::new(),
+            total: None,
+        }
+    }
+
+    #[test]
+    fn one_node_is_told_with_its_score_or_with_all_that_is_in_the_way() {
+        let unit = ResourceName::new("web-1").unwrap();
+        let score = |name: &str, points, weight| Score { name: name.to_owned(), points, weight };
+        let fits = NodeVerdict {
+            scores: vec![score("bin-packing", 187, 4), score("balance", 875, 1)],
+            total: Some(1623),
+            ..verdict(NodeFit::Fits)
+        };
+        let expected = "web-1 fits on node-1.\n  score  1623 = bin-packing 187 x 4 + balance 875 x 1\n";
+        assert_eq!(fits.render(&unit), expected);
+        let obstacle = |filter: &str, detail: &str| NodeObstacle {
+            filter: filter.to_owned(),
+            detail: detail.to_owned(),
+        };
+        let refused = NodeVerdict {
+            obstacles: vec![
+                obstacle("taints", "gpu=yes:no-schedule is not tolerated"),
+                obstacle("resources", "memory: wanted 64Gi, 23Gi free"),
+            ],
+            ..verdict(NodeFit::Refused)
+        };
+        let expected = "\
+web-1 can't go to node-1:
+  taints      gpu=yes:no-schedule is not tolerated
+  resources   memory: wanted 64Gi, 23Gi free
+";
+        assert_eq!(refused.render(&unit), expected);
+        let text = serde_json::to_string(&refused).unwrap();
+        assert!(text.contains(r#""verdict":"refused""#), "{text}");
+        assert_eq!(serde_json::from_str::<NodeVerdict>(&text).unwrap(), refused);
+    }
 }

@@ -5,9 +5,11 @@
 //! what machines say to one another is defined here ([`session`], [`stdio`]).
 #![warn(missing_docs)]
 
+pub mod asks;
 pub mod change;
 pub mod constraint;
 pub mod explain;
+pub mod facts;
 pub mod id;
 pub mod lifecycle;
 pub mod logline;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::constraint::Constraint;
 use crate::spec::Labels;
-use crate::unit_spec::is_default;
+use crate::unit_spec::{Program, Task, UnitTemplate, is_default};
 use crate::{NamespacePath, ResourceName};
 
 /// The topology key that stands for the node itself; every other key is an attribute of nodes, such as `zone`.
@@ -238,6 +238,67 @@ pub struct Grants {
     pub devices: BTreeMap<String, Vec<u32>>,
 }
 
+/// What one task has of its unit's [`Grants`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TaskGrants {
+    /// All ports of the task in the order of its list: fixed ones as they are, open ones as they were chosen. None
+    /// where the placement chose no port for an open one.
+    pub ports: Vec<Option<u16>>,
+    /// The devices by named resource.
+    pub devices: BTreeMap<String, Vec<u32>>,
+}
+
+/// The environment variable that names the task's devices of a resource: `gpu` is `BRIG_DEVICES_GPU`.
+#[must_use]
+pub fn devices_variable(resource: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    format!("BRIG_DEVICES_{}", resource.chars().map(plain).collect::<String>())
+}
+
+impl Grants {
+    /// What each task of `template` has of it, in the tasks' order.
+    ///
+    /// A wasm task's port is its http port where that is fixed. Devices are dealt out in the tasks' order where all
+    /// tasks that ask for the resource ask for whole ones; a part of a device is shared by all tasks that ask for it.
+    #[must_use]
+    pub fn by_task(&self, template: &UnitTemplate) -> Vec<TaskGrants> {
+        let mut chosen = self.ports.iter().copied();
+        let mut tasks: Vec<_> = template
+            .tasks
+            .iter()
+            .map(|task| {
+                let ports = match &task.program {
+                    Program::Wasm(wasm) => {
+                        wasm.http.iter().filter_map(|http| http.port).map(Some).collect()
+                    }
+                    Program::Oci(oci) => {
+                        let port = |port: &u16| if *port == 0 { chosen.next() } else { Some(*port) };
+                        oci.ports.iter().map(port).collect()
+                    }
+                };
+                TaskGrants { ports, devices: BTreeMap::new() }
+            })
+            .collect();
+        for (resource, devices) in &self.devices {
+            let wanted = |task: &Task| task.resources.scalars.get(resource).map_or(0, |w| w.0);
+            let is_whole = template.tasks.iter().all(|task| wanted(task).is_multiple_of(1_000));
+            let mut rest = devices.as_slice();
+            for (grants, task) in tasks.iter_mut().zip(&template.tasks) {
+                if wanted(task) == 0 {
+                    continue;
+                }
+                let count = usize::try_from(wanted(task) / 1_000).unwrap_or(usize::MAX);
+                let count = if is_whole { count.min(rest.len()) } else { rest.len() };
+                grants.devices.insert(resource.clone(), rest.iter().take(count).copied().collect());
+                if is_whole {
+                    rest = rest.get(count..).unwrap_or_default();
+                }
+            }
+        }
+        tasks
+    }
+}
+
 /// The first and last port that are given to ports left open. Below those that Linux gives to outgoing connections.
 pub const DYNAMIC_PORTS: (u16, u16) = (20_000, 29_999);
 
@@ -268,5 +329,38 @@ mod tests {
         assert!(!toleration("gpu", Some("b"), None).tolerates(&taint));
         assert!(!toleration("gpu", None, Some(TaintEffect::NoSchedule)).tolerates(&taint));
         assert!(!toleration("disk", None, None).tolerates(&taint));
+    }
+
+    #[test]
+    fn a_task_gets_its_ports_in_its_own_order_and_its_devices() {
+        let tasks = |gpu: [&str; 2]| -> UnitTemplate {
+            let amount = |gpu| serde_json::json!({"cpu": 1, "memory": "1Mi", "scalars": {"gpu": gpu}});
+            serde_json::from_value(serde_json::json!({"restart": "never", "grace_ms": 1, "tasks": [
+                {"name": "a", "oci": {"image": "a", "ports": [0, 80, 0]}, "resources": amount(gpu[0]), "limits": {}},
+                {"name": "b", "wasm": {"artifact": "b", "http": {"port": 81}}, "resources": {}, "limits": {}},
+                {"name": "c", "oci": {"image": "c", "ports": [0, 0]}, "resources": amount(gpu[1]), "limits": {}},
+            ]}))
+            .unwrap()
+        };
+        let grants = |devices: &[u32]| Grants {
+            ports: vec![20_000, 20_001, 20_002],
+            devices: BTreeMap::from([("gpu".to_owned(), devices.to_vec())]),
+        };
+        let of = grants(&[0, 3, 5]).by_task(&tasks(["2", "1"]));
+        assert_eq!(of[0].ports, [Some(20_000), Some(80), Some(20_001)]);
+        assert_eq!(of[1].ports, [Some(81)]);
+        assert_eq!(of[2].ports, [Some(20_002), None], "one was not chosen");
+        assert_eq!((&of[0].devices["gpu"], &of[2].devices["gpu"]), (&vec![0, 3], &vec![5]));
+        assert!(of[1].devices.is_empty(), "it asked for none");
+        let shared = grants(&[4]).by_task(&tasks(["0.5", "0.5"]));
+        assert_eq!((&shared[0].devices["gpu"], &shared[2].devices["gpu"]), (&vec![4], &vec![4]));
+        let too_few = grants(&[]).by_task(&tasks(["2", "1"]));
+        assert!(too_few[2].devices["gpu"].is_empty());
+    }
+
+    #[test]
+    fn a_resource_has_a_variable_of_its_name() {
+        assert_eq!(devices_variable("gpu"), "BRIG_DEVICES_GPU");
+        assert_eq!(devices_variable("licence-x.1"), "BRIG_DEVICES_LICENCE_X_1");
     }
 }

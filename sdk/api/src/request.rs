@@ -3,11 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::explain::Verdict;
+use crate::asks::Ask;
+use crate::explain::{Explanation, NodeVerdict, Verdict};
+use crate::lifecycle::Reason;
 use crate::manifest::Manifest;
 use crate::object::{Kind, Object, ObjectKey};
 use crate::unit_spec::UnitSpec;
-use crate::{NamespacePath, ResourceName, Revision};
+use crate::{NamespacePath, NodeName, ResourceName, Revision};
 
 /// Largest body of a `/v1` request, in bytes: a big directory of manifests, far from hurting the server.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
@@ -63,8 +65,14 @@ pub struct PlanResponse {
     pub applied: Vec<Applied>,
     /// One for each unit that would be decided.
     pub placements: Vec<PlannedUnit>,
-    /// Names of units that would be stopped.
+    /// Names of units that would be stopped, for whatever reason.
     pub stops: Vec<ObjectKey>,
+    /// Those among them that would have to make room, or leave a node that no longer takes them, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evictions: Vec<PlannedEviction>,
+    /// What the manifests ask for that what is stored did not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<Ask>,
 }
 
 /// Where one unit would go.
@@ -72,8 +80,54 @@ pub struct PlanResponse {
 pub struct PlannedUnit {
     /// The unit.
     pub key: ObjectKey,
+    /// The service or job that it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ObjectKey>,
     /// The node, or why none.
     pub verdict: Verdict,
+    /// Why it would wait, for programs: `QuotaExceeded`, `Unschedulable` and so on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The node that others would leave to make room for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promised: Option<NodeName>,
+}
+
+/// A unit that would have to leave its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedEviction {
+    /// The unit.
+    pub key: ObjectKey,
+    /// The service or job that it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ObjectKey>,
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// `Preempted` or `Evicted`.
+    pub reason: Reason,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Query of `GET …/units/{name}/why`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WhyQuery {
+    /// Ask about this one node: could the unit go there now?
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+}
+
+/// Answer of `GET …/units/{name}/why`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum WhyResponse {
+    /// For a query without `node`: where the unit would go now, if it waits; else the decision that placed it.
+    Decision(Explanation),
+    /// For a query with `node`.
+    Node(NodeVerdict),
 }
 
 /// Body of `POST …/services/{name}/scale`.

@@ -10,12 +10,14 @@
 //! So a slow reader of a log slows down nothing else.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::object::{NodeFacts, UnitStatus};
+use crate::placement::Grants;
 use crate::request::{ExecRequest, LogQuery};
-use crate::unit_spec::UnitTemplate;
+use crate::unit_spec::{UnitTemplate, is_default};
 use crate::{NamespacePath, NodeName, PlanSequence, ResourceName, UnitId};
 
 /// The version of this protocol; a server refuses others with a message that names both.
@@ -120,11 +122,14 @@ pub struct Assignment {
     /// Its namespace.
     pub namespace: NamespacePath,
     /// What it runs. Environment values and mounts that name secrets or configs are resolved from `texts`.
-    pub template: UnitTemplate,
+    pub template: Arc<UnitTemplate>,
     /// False: stop it.
     pub is_wanted: bool,
     /// The plan that placed it here.
     pub placed_by: PlanSequence,
+    /// What the placement gave it: ports and devices.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub grants: Grants,
     /// Variables that every task gets besides its own: `BRIG_UNIT`, `BRIG_NAMESPACE`, `BRIG_JOB_INDEX` and so on.
     pub identity: BTreeMap<String, String>,
     /// The secrets and configs that the template names, with their texts.

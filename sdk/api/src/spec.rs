@@ -13,6 +13,9 @@ use crate::{NamespacePath, ResourceName, Resources};
 /// The weight of a namespace that names none.
 pub const WEIGHT_DEFAULT: u32 = 100;
 
+/// How long after an attempt of a job's index began the next one starts at the earliest, where the job names none.
+pub const RETRY_AFTER_MS_DEFAULT: u64 = 1_000;
+
 /// Labels: short texts by which people find and group things.
 pub type Labels = BTreeMap<String, String>;
 

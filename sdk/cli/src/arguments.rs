@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use brig_api::facts::Devices;
+use brig_api::placement::Taint;
 use brig_api::{Bytes, MilliCpu, NamespacePath, NodeName, ResourceName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -142,6 +144,13 @@ pub(crate) struct Dev {
     /// Database [default: SQLite in the data directory]
     #[arg(long, value_name = "URL")]
     pub(crate) db: Option<String>,
+    /// Keep units away that do not tolerate it: KEY=VALUE:EFFECT or KEY:EFFECT, the effect one of no-schedule,
+    /// prefer-not and evict; may be repeated
+    #[arg(long, value_name = "KEY=VALUE:EFFECT")]
+    pub(crate) taint: Vec<Taint>,
+    /// Devices of a named resource that the node has, such as gpu=4; may be repeated
+    #[arg(long, value_name = "NAME=COUNT")]
+    pub(crate) resource: Vec<Devices>,
 }
 
 #[derive(Debug, Args)]
@@ -188,6 +197,13 @@ pub(crate) struct NodeAgent {
     /// Attribute for constraints, such as zone=a; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) attribute: Vec<(String, String)>,
+    /// Keep units away that do not tolerate it: KEY=VALUE:EFFECT or KEY:EFFECT, the effect one of no-schedule,
+    /// prefer-not and evict; may be repeated
+    #[arg(long, value_name = "KEY=VALUE:EFFECT")]
+    pub(crate) taint: Vec<Taint>,
+    /// Devices of a named resource that the node has, such as gpu=4; may be repeated
+    #[arg(long, value_name = "NAME=COUNT")]
+    pub(crate) resource: Vec<Devices>,
     /// Host directory that units may mount (and those below it); may be repeated. None by default
     #[arg(long, value_name = "DIR")]
     pub(crate) host_path: Vec<PathBuf>,
@@ -364,6 +380,12 @@ pub(crate) struct Exec {
 pub(crate) struct Why {
     /// The unit; for service/NAME or job/NAME every unit that waits
     pub(crate) target: String,
+    /// Ask this node alone: could the unit go there, and if not, what is in the way?
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<NodeName>,
+    /// The decisions that are kept, newest first
+    #[arg(long, conflicts_with = "node")]
+    pub(crate) history: bool,
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: Output,
 }
@@ -436,6 +458,19 @@ mod tests {
     fn node_is_an_agent_or_a_list() {
         let agent = Arguments::parse_from(["brig", "node", "--data", "/x", "--server", "http://a"]);
         assert!(matches!(agent.command, Command::Node(Node { command: None, agent: Some(_) })));
+        let flags = ["--taint", "gpu=yes:no-schedule", "--taint", "spot:evict", "--resource", "gpu=4"];
+        let agent = Arguments::parse_from(["brig", "node", "--data", "/x"].iter().chain(&flags));
+        let Command::Node(Node { agent: Some(agent), .. }) = agent.command else {
+            panic!("an agent")
+        };
+        assert_eq!(agent.taint[1].to_string(), "spot:evict");
+        assert_eq!((agent.resource[0].name.as_str(), agent.resource[0].amount.0), ("gpu", 4_000));
+        let dev = Arguments::parse_from(["brig", "dev"].iter().chain(&flags));
+        assert!(matches!(dev.command, Command::Dev(dev) if dev.taint.len() == 2));
+        for bad in [["--taint", "gpu:never"], ["--resource", "cpu=1"]] {
+            let bad = Arguments::try_parse_from(["brig", "node", "--data", "/x"].iter().chain(&bad));
+            assert!(bad.is_err());
+        }
         let list = Arguments::parse_from(["brig", "node", "ls", "-o", "json"]);
         assert!(matches!(
             list.command,

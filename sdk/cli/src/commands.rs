@@ -3,6 +3,7 @@
 mod apply;
 mod artifacts;
 mod ask;
+mod consequences;
 mod exec;
 mod list;
 mod logs;

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use brig_api::{Kind, NodeName, Resources};
+use brig_api::facts::Devices;
+use brig_api::{Kind, Milli, NodeName, Resources};
 use brig_client::Client;
 use brig_node::{CancellationToken, NodeConfig};
 use brig_server::ServerConfig;
@@ -54,6 +55,8 @@ pub(crate) fn dev(arguments: Dev, context: &Context) -> Result<(), Failure> {
             token: context.token.clone(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             attributes: BTreeMap::new(),
+            scalars: scalars(&arguments.resource)?,
+            taints: arguments.taint,
             reserved: Resources::default(),
             // Whoever may reach a `brig dev` is the user that runs it.
             host_paths: vec![PathBuf::from("/")],
@@ -111,6 +114,7 @@ pub(crate) fn server(arguments: Server, context: &Context) -> Result<(), Failure
 /// A node. Its units run on when it ends.
 pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failure> {
     let shims = shims::find()?;
+    let scalars = scalars(&arguments.resource)?;
     start_logging();
     let config = NodeConfig {
         name: arguments.name.unwrap_or_else(host_name),
@@ -119,6 +123,8 @@ pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failur
         token: arguments.join.or_else(|| context.token.clone()),
         address: arguments.address,
         attributes: arguments.attribute.into_iter().collect(),
+        scalars,
+        taints: arguments.taint,
         reserved: Resources::default(),
         host_paths: arguments.host_path,
         shim_wasm: shims.wasm,
@@ -136,6 +142,18 @@ pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failur
         let _ = node.await;
         outcome
     })
+}
+
+/// Each named resource once.
+fn scalars(devices: &[Devices]) -> Result<BTreeMap<String, Milli>, Failure> {
+    let mut scalars = BTreeMap::new();
+    for Devices { name, amount } in devices {
+        if scalars.insert(name.clone(), *amount).is_some() {
+            let message = format!("--resource {name} is given twice: add the counts up");
+            return Err(Failure::usage(message));
+        }
+    }
+    Ok(scalars)
 }
 
 fn failed(error: impl std::error::Error) -> Failure {
@@ -243,6 +261,14 @@ fn host_name() -> NodeName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_named_resource_is_given_once() {
+        let devices = |texts: [&str; 2]| texts.map(|text| text.parse::<Devices>().unwrap());
+        assert_eq!(scalars(&devices(["gpu=2", "fpga=1"])).unwrap()["gpu"], Milli(2_000));
+        let failure = scalars(&devices(["gpu=2", "gpu=1"])).unwrap_err().to_string();
+        assert!(failure.contains("gpu is given twice"), "{failure}");
+    }
 
     #[test]
     fn a_machine_has_a_node_name() {

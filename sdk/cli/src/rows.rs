@@ -6,6 +6,7 @@ use brig_api::object::{
     Artifact, Config, Job, JobState, Namespace, Node, NodeState, Object, Owner, Secret, Service,
     Unit,
 };
+use brig_api::spec::{RETRY_AFTER_MS_DEFAULT, WEIGHT_DEFAULT};
 use brig_api::unit_spec::Runtime;
 use brig_api::{Kind, NamespacePath, Resources};
 use serde::Serialize;
@@ -76,6 +77,8 @@ const UNIT_COLUMNS: &[Column] = &[
     wide("EXIT"),
     wide("ID"),
     wide("REQUEST"),
+    wide("PRIORITY"),
+    wide("PROMISED"),
     wide("MESSAGE"),
 ];
 const SERVICE_COLUMNS: &[Column] = &[
@@ -85,6 +88,7 @@ const SERVICE_COLUMNS: &[Column] = &[
     column("RUNTIME"),
     column("AGE"),
     wide("GENERATION"),
+    wide("MAX UNAVAILABLE"),
     wide("REQUEST"),
     wide("PROGRAMS"),
 ];
@@ -97,6 +101,8 @@ const JOB_COLUMNS: &[Column] = &[
     column("RUNTIME"),
     column("AGE"),
     wide("PARALLELISM"),
+    wide("RETRIES"),
+    wide("RETRY AFTER"),
     wide("REQUEST"),
     wide("PROGRAMS"),
 ];
@@ -109,10 +115,22 @@ const NODE_COLUMNS: &[Column] = &[
     column("AGE"),
     wide("ADDRESS"),
     wide("VERSION"),
+    wide("TAINTS"),
+    wide("DEVICES"),
+    wide("VOLUMES"),
     wide("ATTRIBUTES"),
 ];
-const NAMESPACE_COLUMNS: &[Column] =
-    &[column("NAME"), column("QUOTA"), column("AGE"), wide("DESCRIPTION")];
+const NAMESPACE_COLUMNS: &[Column] = &[
+    column("NAME"),
+    column("QUOTA"),
+    column("AGE"),
+    wide("GUARANTEE"),
+    wide("WEIGHT"),
+    wide("MAX UNITS"),
+    wide("MAX SERVICES"),
+    wide("MAX JOBS"),
+    wide("DESCRIPTION"),
+];
 const TEXTS_COLUMNS: &[Column] =
     &[column("NAMESPACE"), column("NAME"), column("KEYS"), column("AGE")];
 const ARTIFACT_COLUMNS: &[Column] = &[
@@ -193,6 +211,8 @@ fn unit_fields(unit: &Unit, now_ms: i64) -> Vec<Field> {
         status.exit_code.map(|code| code.to_string()).unwrap_or_default().into(),
         (&unit.id).into(),
         request(&unit.template.request()).into(),
+        unit.template.priority.into(),
+        unit.promised.as_ref().map(ToString::to_string).unwrap_or_default().into(),
         status.message.clone().unwrap_or_default().into(),
     ]
 }
@@ -210,6 +230,7 @@ fn service_fields(service: &Service, now_ms: i64) -> Vec<Field> {
         spec.unit.runtime_label().into(),
         age(service.meta.created_ms, now_ms).into(),
         service.generation.into(),
+        spec.max_unavailable.into(),
         request(&spec.unit.request()).into(),
         programs(&spec.unit).into(),
     ]
@@ -232,6 +253,8 @@ fn job_fields(job: &Job, now_ms: i64) -> Vec<Field> {
         spec.unit.runtime_label().into(),
         age(job.meta.created_ms, now_ms).into(),
         spec.parallelism.into(),
+        spec.retries.into(),
+        format!("{}ms", spec.retry_after_ms.unwrap_or(RETRY_AFTER_MS_DEFAULT)).into(),
         request(&spec.unit.request()).into(),
         programs(&spec.unit).into(),
     ]
@@ -255,23 +278,36 @@ fn node_fields(node: &Node, now_ms: i64) -> Vec<Field> {
         age(node.meta.created_ms, now_ms).into(),
         (&facts.address).into(),
         (&facts.agent_version).into(),
-        facts
-            .attributes
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect::<Vec<_>>()
-            .join(" ")
+        joined(facts.taints.iter()).into(),
+        joined(facts.allocatable.scalars.iter().map(|(name, amount)| format!("{name}={amount}")))
             .into(),
+        facts.volumes.join(" ").into(),
+        joined(facts.attributes.iter().map(|(key, value)| format!("{key}={value}"))).into(),
     ]
 }
 
 fn namespace_fields(namespace: &Namespace, now_ms: i64) -> Vec<Field> {
+    let spec = &namespace.spec;
     vec![
-        (&namespace.spec.name).into(),
-        namespace.spec.quota.as_ref().map(request).unwrap_or_default().into(),
+        (&spec.name).into(),
+        spec.quota.as_ref().map(request).unwrap_or_default().into(),
         age(namespace.meta.created_ms, now_ms).into(),
-        (&namespace.spec.description).into(),
+        spec.guarantee.as_ref().map(request).unwrap_or_default().into(),
+        spec.weight.unwrap_or(WEIGHT_DEFAULT).into(),
+        limit(spec.max_units),
+        limit(spec.max_services),
+        limit(spec.max_jobs),
+        (&spec.description).into(),
     ]
+}
+
+/// Empty where there is no limit.
+fn limit(most: Option<u32>) -> Field {
+    most.map(|most| most.to_string()).unwrap_or_default().into()
+}
+
+fn joined(parts: impl Iterator<Item = impl ToString>) -> String {
+    parts.map(|part| part.to_string()).collect::<Vec<_>>().join(" ")
 }
 
 fn secret_fields(secret: &Secret, now_ms: i64) -> Vec<Field> {

@@ -1,7 +1,7 @@
 //! The requests of the API, one method each.
 
 use brig_api::change::Event;
-use brig_api::explain::Explanation;
+use brig_api::explain::{Explanation, NodeVerdict};
 use brig_api::manifest::Manifest;
 use brig_api::object::{Job, Object, ObjectKey, Service, Unit};
 use brig_api::request::{
@@ -10,7 +10,7 @@ use brig_api::request::{
 };
 use brig_api::spec::WrittenUnit;
 use brig_api::unit_spec::UnitSpec;
-use brig_api::{Kind, NamespacePath, ResourceName};
+use brig_api::{Kind, NamespacePath, NodeName, ResourceName};
 use reqwest::Method;
 
 use crate::error::ClientError;
@@ -170,7 +170,7 @@ impl Client {
         self.post_json(&format!("{}/scale", object_path(&key)), &ScaleRequest { replicas }).await
     }
 
-    /// Why a unit is where it is.
+    /// Where a waiting unit would go now, or why it can't; for others the decision that placed them.
     ///
     /// # Errors
     /// [`ClientError`]
@@ -180,6 +180,33 @@ impl Client {
         unit: &str,
     ) -> Result<Explanation, ClientError> {
         self.get_json(&format!("{}/why", object_path(&unit_key(namespace, unit)))).await
+    }
+
+    /// What one node says to a unit: could it go there?
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn why_on(
+        &self,
+        namespace: &NamespacePath,
+        unit: &str,
+        node: &NodeName,
+    ) -> Result<NodeVerdict, ClientError> {
+        let path = object_path(&unit_key(namespace, unit));
+        self.get_json(&format!("{path}/why?node={}", escaped(node.as_str()))).await
+    }
+
+    /// The decisions about a unit that are kept, newest first.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn why_history(
+        &self,
+        namespace: &NamespacePath,
+        unit: &str,
+    ) -> Result<Vec<Explanation>, ClientError> {
+        let path = object_path(&unit_key(namespace, unit));
+        self.get_json(&format!("{path}/why/history")).await
     }
 
     /// What happened, newest last.

@@ -21,7 +21,8 @@ impl Witness {
     pub(crate) fn check(&mut self, model: &Model) -> anyhow::Result<()> {
         no_node_is_overcommitted(model)?;
         no_quota_is_exceeded(model)?;
-        for (id, unit) in &model.units {
+        for unit in model.units() {
+            let id = &unit.id;
             let (state, node) = (unit.status.state, unit.node.clone());
             ensure!(!state.is_on_node() || node.is_some(), "{id} is live on no node");
             if let Some((old_state, old_node)) = self.seen.insert(id.clone(), (state, node)) {
@@ -32,7 +33,7 @@ impl Witness {
                 ensure!(old_node.is_none() || old_node == unit.node, "{id} changed its node");
             }
         }
-        let jobs = model.jobs.values().flatten().map(|(name, job)| (name.clone(), job.state));
+        let jobs = model.jobs().map(|job| (job.spec.name.clone(), job.state));
         let jobs: BTreeMap<_, _> = jobs.collect();
         for (name, old) in &self.jobs {
             let is_kept = jobs.get(name).is_none_or(|new| new == old || !old.is_final());
@@ -44,7 +45,7 @@ impl Witness {
 }
 
 fn no_node_is_overcommitted(model: &Model) -> anyhow::Result<()> {
-    for node in model.nodes.values() {
+    for node in model.nodes() {
         let used = sum(model, |unit| unit.node.as_ref() == Some(&node.name));
         ensure!(used.fits_in(&node.facts.allocatable), "{} is overcommitted: {used:?}", node.name);
     }
@@ -52,7 +53,7 @@ fn no_node_is_overcommitted(model: &Model) -> anyhow::Result<()> {
 }
 
 fn no_quota_is_exceeded(model: &Model) -> anyhow::Result<()> {
-    for namespace in model.namespaces.values() {
+    for namespace in model.namespaces() {
         let Some(quota) = &namespace.spec.quota else { continue };
         let name = &namespace.spec.name;
         let used = sum(model, |unit| unit.namespace.is_within(name));
@@ -62,7 +63,7 @@ fn no_quota_is_exceeded(model: &Model) -> anyhow::Result<()> {
 }
 
 fn sum(model: &Model, matches: impl Fn(&brig_api::object::Unit) -> bool) -> Resources {
-    let live = model.units.values().filter(|unit| unit.status.state.is_on_node() && matches(unit));
+    let live = model.units().filter(|unit| unit.status.state.is_on_node() && matches(unit));
     live.fold(Resources::default(), |sum, unit| {
         sum.checked_add(&unit.template.request()).unwrap_or(sum)
     })

@@ -8,6 +8,7 @@ use brig_api::lifecycle::UnitState;
 use brig_api::object::{
     Desired, Job, JobState, Meta, Namespace, Node, NodeFacts, NodeState, Object, Owner, Service,
 };
+use brig_api::placement::PlacementRules;
 use brig_api::spec::{JobSpec, Labels, NamespaceSpec, ServiceSpec};
 use brig_api::unit_spec::{
     Disconnect, Program, RestartPolicy, Runtime, Task, UnitTemplate, WasmProgram,
@@ -86,7 +87,16 @@ impl World {
         if world.random.chance(50) {
             let quota = Some(amount(3 + u64::from(world.random.below(20))));
             let name = NamespacePath::default_namespace();
-            let spec = NamespaceSpec { name, quota, description: String::new() };
+            let spec = NamespaceSpec {
+                name,
+                quota,
+                guarantee: None,
+                weight: None,
+                max_units: None,
+                max_services: None,
+                max_jobs: None,
+                description: String::new(),
+            };
             world.put(Object::Namespace(Namespace { spec, meta: Meta::default() }));
         }
         Ok(world)
@@ -183,7 +193,7 @@ impl World {
                 }
             }
             Message::Report(node, unit, state, sequence) if !self.silent.contains(&node) => {
-                let Some(unit) = self.model.units.get(&unit) else { return };
+                let Some(unit) = self.model.unit(&unit) else { return };
                 let is_news = unit.node.as_ref() == Some(&node)
                     && sequence > unit.status.sequence
                     && unit.status.state.allows_report(state);
@@ -230,8 +240,8 @@ impl World {
         let service = ResourceName::new(text)?;
         let job = ResourceName::new(format!("j{}", self.random.below(2)))?;
         let namespace = NamespacePath::default_namespace();
-        let old = self.model.services.get(&namespace).and_then(|names| names.get(&service));
-        let old_job = self.model.jobs.get(&namespace).and_then(|names| names.get(&job));
+        let old = self.model.service(&namespace, &service);
+        let old_job = self.model.job(&namespace, &job);
         match (self.random.below(6), old.cloned(), old_job.cloned()) {
             (0..2, None, _) => self.new_service(service)?,
             (0, Some(mut old), _) => {
@@ -264,6 +274,7 @@ impl World {
             name,
             namespace: NamespacePath::default_namespace(),
             replicas: self.random.below(6),
+            max_unavailable: 1,
             unit: template(&mut self.random)?,
             labels: Labels::new(),
         };
@@ -280,6 +291,7 @@ impl World {
             parallelism: 1 + self.random.below(3),
             completions: 1 + self.random.below(5),
             retries: self.random.below(3),
+            retry_after_ms: None,
             unit: UnitTemplate { restart: RestartPolicy::Never, ..unit },
             labels: Labels::new(),
         };
@@ -290,9 +302,9 @@ impl World {
     }
 
     fn stop_some_unit(&mut self) {
-        let ids: Vec<_> = self.model.units.keys().cloned().collect();
+        let ids: Vec<_> = self.model.units().map(|unit| unit.id.clone()).collect();
         let desired = if self.random.chance(50) { Desired::Stop } else { Desired::Remove };
-        let unit = self.random.pick(&ids).and_then(|id| self.model.units.get(id)).cloned();
+        let unit = self.random.pick(&ids).and_then(|id| self.model.unit(id)).cloned();
         if let Some(mut unit) = unit.filter(|unit| unit.desired == Desired::Run) {
             unit.desired = desired;
             self.put(Object::Unit(Box::new(unit)));
@@ -338,19 +350,18 @@ impl World {
 
     /// Does everything that is on a node run?
     fn is_at_work(&self) -> bool {
-        let mut live = self.model.units.values().filter(|unit| unit.status.state.is_on_node());
+        let mut live = self.model.units().filter(|unit| unit.status.state.is_on_node());
         live.all(|unit| unit.status.state == UnitState::Running && !is_of_job(unit))
     }
 
     fn check_rest(&self) -> anyhow::Result<()> {
-        let units = &self.model.units;
-        for unit in units.values().filter(|unit| unit.status.state == UnitState::Pending) {
+        for unit in self.model.units().filter(|unit| unit.status.state == UnitState::Pending) {
             ensure!(unit.status.reason.is_some(), "{} waits and nobody says why", unit.name);
         }
-        for service in self.model.services.values().flat_map(BTreeMap::values) {
+        for service in self.model.services() {
             let name = &service.spec.name;
             ensure!(!service.is_deleting, "{name} was deleted and is still there");
-            let wanted = units.values().filter(|unit| {
+            let wanted = self.model.units().filter(|unit| {
                 unit.desired == Desired::Run
                     && unit.owner.as_ref().is_some_and(|owner| owner.name() == name)
             });
@@ -363,7 +374,8 @@ impl World {
         }
         for (node, agent) in &self.agents {
             for (id, held) in &agent.held {
-                let unit = units.get(id).with_context(|| format!("{id} runs on {node} only"))?;
+                let unit =
+                    self.model.unit(id).with_context(|| format!("{id} runs on {node} only"))?;
                 ensure!(
                     held.state == unit.status.state || held.state.is_final(),
                     "{id} is {:?} on {node} and {:?} here",
@@ -372,10 +384,10 @@ impl World {
                 );
             }
         }
-        for job in self.model.jobs.values().flat_map(BTreeMap::values) {
+        for job in self.model.jobs() {
             let name = &job.spec.name;
             ensure!(!job.is_deleting, "{name} was deleted and is still there");
-            let waits = units.values().any(|unit| unit.status.state == UnitState::Pending);
+            let waits = self.model.units().any(|unit| unit.status.state == UnitState::Pending);
             ensure!(job.state.is_final() || waits, "{name} has not ended");
         }
         Ok(())
@@ -389,8 +401,7 @@ fn is_of_job(unit: &brig_api::object::Unit) -> bool {
 /// What a node is to run, as the control plane sees it.
 fn assignments(model: &Model, node: &NodeName) -> Vec<Assignment> {
     let mine = model
-        .units
-        .values()
+        .units()
         .filter(|unit| unit.node.as_ref() == Some(node) && unit.status.state.is_on_node());
     mine.map(|unit| Assignment {
         unit: unit.id.clone(),
@@ -415,6 +426,8 @@ fn node(name: &str) -> anyhow::Result<Node> {
         facts: NodeFacts {
             allocatable: amount(NODE_SIZE),
             attributes: BTreeMap::new(),
+            taints: Vec::new(),
+            volumes: Vec::new(),
             runtimes: vec![Runtime::Wasm],
             address: "10.0.0.1".to_owned(),
             agent_version: "0".to_owned(),
@@ -443,6 +456,12 @@ fn template(random: &mut Random) -> anyhow::Result<UnitTemplate> {
         restart: RestartPolicy::Always,
         priority: i32::try_from(random.below(3))?,
         constraints: Vec::new(),
+        placement: PlacementRules::default(),
+        revocable: false,
+        gang: None,
+        after: Vec::new(),
+        concurrency: None,
+        max_run_ms: None,
         grace_ms: 1_000,
         disconnect: if random.chance(20) { Disconnect::Wait } else { Disconnect::Replace },
     })

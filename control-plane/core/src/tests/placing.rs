@@ -127,8 +127,8 @@ fn two_units_with_the_same_port_go_to_two_nodes() {
 #[test]
 fn scalars_are_counted() {
     let mut cluster = Cluster::new();
-    let gpus = |count| Resources {
-        scalars: BTreeMap::from([("gpu".to_owned(), count)]),
+    let gpus = |count: u64| Resources {
+        scalars: BTreeMap::from([("gpu".to_owned(), brig_api::Milli(count * 1_000))]),
         ..amount(100, MI)
     };
     cluster.node("a", amount(8_000, 8 * GI));

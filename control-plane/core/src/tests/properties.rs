@@ -18,11 +18,11 @@ pub(super) fn assert_sound(model: &Model, moment: &Moment, plan: &Plan) {
                 assert!(!after.units.contains_key(&unit.id), "{} exists", unit.id);
                 let has_name =
                     |other: &Unit| other.name == unit.name && other.namespace == unit.namespace;
-                assert!(!model.units.values().any(has_name), "{} is taken", unit.name);
-                after.units.insert(unit.id.clone(), (**unit).clone());
+                assert!(!model.units().any(has_name), "{} is taken", unit.name);
+                after.units.insert(unit.id.clone(), Arc::new((**unit).clone()));
             }
-            Decision::UnitPlace { unit, node } => {
-                let placed_unit = after.units.get_mut(unit).expect("a known unit");
+            Decision::UnitPlace { unit, node, .. } => {
+                let placed_unit = Arc::make_mut(after.units.get_mut(unit).expect("a known unit"));
                 assert_eq!(placed_unit.status.state, UnitState::Pending, "placed once");
                 assert_eq!(placed_unit.desired, Desired::Run);
                 placed_unit.status.state = UnitState::Assigned;
@@ -31,11 +31,11 @@ pub(super) fn assert_sound(model: &Model, moment: &Moment, plan: &Plan) {
             }
             Decision::UnitStop { unit, desired, .. } => {
                 assert_ne!(after.units[unit].desired, Desired::Remove, "no news");
-                after.units.get_mut(unit).unwrap().desired = *desired;
+                Arc::make_mut(after.units.get_mut(unit).unwrap()).desired = *desired;
             }
             Decision::UnitEnd { unit, .. } => {
                 assert_eq!(after.units[unit].status.state, UnitState::Pending);
-                after.units.get_mut(unit).unwrap().status.state = UnitState::Stopped;
+                Arc::make_mut(after.units.get_mut(unit).unwrap()).status.state = UnitState::Stopped;
             }
             Decision::UnitLose { unit, .. } => assert!(after.units[unit].status.state.is_on_node()),
             Decision::UnitRemove { unit } => assert!(after.units[unit].status.state.is_final()),
@@ -95,7 +95,10 @@ fn any_amount() -> impl Strategy<Value = Resources> {
         cpu: MilliCpu(cpu),
         memory: Bytes(memory),
         disk: Bytes(disk),
-        scalars,
+        scalars: scalars
+            .into_iter()
+            .map(|(name, amount)| (name, brig_api::Milli(amount)))
+            .collect(),
     })
 }
 

@@ -70,7 +70,7 @@ fn it_is_larger_than_any_node_in_two_ways() {
 fn it_asks_for_something_that_no_node_has() {
     let mut cluster = Cluster::new();
     cluster.node("a", amount(8_000, 8 * GI));
-    let scalars = BTreeMap::from([("gpu".to_owned(), 1)]);
+    let scalars = BTreeMap::from([("gpu".to_owned(), brig_api::Milli(1_000))]);
     cluster.unit("u", wasm(Resources { scalars, ..amount(1_000, GI) }));
     check(
         &mut cluster,

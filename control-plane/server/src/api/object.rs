@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use brig_api::explain::Explanation;
 use brig_api::object::{ObjectKey, Unit};
 use brig_api::request::{DeleteResponse, ListQuery, ListResponse, ScaleRequest};
 use brig_api::spec::WrittenUnit;
@@ -19,7 +18,7 @@ use crate::problem::{Answer, Failure};
 use crate::route::{Operation, Routes};
 
 /// A path with a namespace and a name.
-type Named = PathOf<(NamespacePath, ResourceName)>;
+pub(super) type Named = PathOf<(NamespacePath, ResourceName)>;
 
 pub(super) fn routes() -> Routes {
     let mut routes = Routes::default();
@@ -122,15 +121,6 @@ fn commands() -> Routes {
             .answers::<Object>(),
             scale_service,
         )
-        .add(
-            Operation::get(
-                format!("{OF}/units/{{name}}/why"),
-                "whyUnit",
-                "The scheduler's newest decision about a unit",
-            )
-            .answers::<Explanation>(),
-            why_unit,
-        )
 }
 
 fn is_of_cluster(kind: Kind) -> bool {
@@ -142,7 +132,7 @@ pub(super) fn key(kind: Kind, namespace: NamespacePath, name: &ResourceName) -> 
 }
 
 /// Names from the path are checked before they reach the database, so that a wrong one is told from a missing one.
-fn cluster_key(kind: Kind, name: String) -> Answer<ObjectKey> {
+pub(super) fn cluster_key(kind: Kind, name: String) -> Answer<ObjectKey> {
     let fault = match kind {
         Kind::Node => NodeName::new(name.as_str()).err().map(|fault| fault.to_string()),
         Kind::Namespace => NamespacePath::new(name.as_str()).err().map(|fault| fault.to_string()),
@@ -219,16 +209,4 @@ async fn scale_service(
     }
     let service = app.store.service_scale(&namespace, &name, replicas, clock::now_ms()).await?;
     Ok(Json(Object::Service(service)))
-}
-
-async fn why_unit(
-    State(app): State<Arc<App>>,
-    PathOf((namespace, name)): Named,
-) -> Answer<Json<Explanation>> {
-    let unit = unit(&app, namespace, &name).await?;
-    let found = app.store.explanation_get(&unit.id).await?;
-    found.map(Json).ok_or_else(|| {
-        let detail = format!("the scheduler has not looked at unit `{name}` yet: try again");
-        Failure::new(Code::Unavailable, detail)
-    })
 }

@@ -2,63 +2,149 @@
 
 use std::collections::BTreeMap;
 
-use brig_api::change::Change;
+use brig_api::asks::new_asks;
+use brig_api::explain::Verdict;
+use brig_api::lifecycle::Reason;
 use brig_api::manifest::Manifest;
 use brig_api::object::{Object, ObjectKey, Unit};
-use brig_api::request::{PlanResponse, PlannedUnit};
-use brig_api::{Code, Revision, UnitId};
+use brig_api::request::{PlanResponse, PlannedEviction, PlannedUnit};
+use brig_api::{Code, Kind, NodeName, Revision, UnitId};
 use brig_core::{Decision, Model, Moment, Plan};
-use tokio::time::Instant;
 
 use crate::app::App;
-use crate::clock;
 use crate::problem::{Answer, Failure};
+use crate::questions::ask;
 
 /// Plans as if `manifests` had been applied.
 pub(super) async fn preview(app: &App, manifests: &[Manifest]) -> Answer<PlanResponse> {
     let (applied, objects) = app.store.apply_preview(manifests).await?;
-    let mut model = app.store.model_load().await?;
+    // A copy, so that planning holds up nobody; units in it are shared with the original.
+    let (model, moment) = ask(app, Revision(0), |model, moment| (model.clone(), moment.clone())).await?;
     let revision = model.revision;
-    let next = Revision(revision.0 + 1);
-    for (position, object) in (0..).zip(objects) {
-        let key = object.key();
-        model.apply(&Change { revision: next, position, key, object: Some(object) });
-    }
-    let (silent, _) = app.nodes.silent(model.nodes.keys(), Instant::now());
-    let moment = Moment { now_ms: clock::now_ms(), silent };
-    let planned = tokio::task::spawn_blocking(move || {
-        let plan = brig_core::plan(&model, &moment);
-        read_plan(&model, plan)
-    });
-    let (placements, stops) = planned.await.map_err(|error| {
+    let planned = tokio::task::spawn_blocking(move || try_out(model, &moment, objects));
+    let (asks, Outcome { placements, stops, evictions }) = planned.await.map_err(|error| {
         tracing::error!(error = %error, "planning failed");
         Failure::new(Code::Internal, "the scheduler failed at this plan; the server's log says how")
     })?;
-    Ok(PlanResponse { revision, applied, placements, stops })
+    Ok(PlanResponse { revision, applied, placements, stops, evictions, asks })
 }
 
-fn read_plan(model: &Model, plan: Plan) -> (Vec<PlannedUnit>, Vec<ObjectKey>) {
-    let mut keys: BTreeMap<UnitId, ObjectKey> =
-        model.units.values().map(|unit| (unit.id.clone(), key_of(unit))).collect();
-    let mut stops = Vec::new();
-    for decision in plan.decisions {
-        match decision {
-            Decision::UnitCreate(unit) => {
-                keys.insert(unit.id.clone(), key_of(&unit));
-            }
-            Decision::UnitStop { unit, .. }
-            | Decision::UnitEnd { unit, .. }
-            | Decision::UnitLose { unit, .. } => stops.extend(keys.get(&unit).cloned()),
-            _ => {}
-        }
+fn try_out(
+    mut model: Model,
+    moment: &Moment,
+    objects: Vec<Object>,
+) -> (Vec<brig_api::asks::Ask>, Outcome) {
+    let asks = objects.iter().flat_map(|after| new_asks(before(&model, after).as_ref(), after));
+    let asks = asks.collect();
+    for object in objects {
+        model.put(object);
     }
-    let placements = plan.explanations.into_iter().filter_map(|explanation| {
-        let key = keys.get(&explanation.unit)?.clone();
-        Some(PlannedUnit { key, verdict: explanation.verdict })
-    });
-    (placements.collect(), stops)
+    let model = &mut model;
+    let plan = brig_core::plan(model, moment);
+    (asks, Outcome::of(model, plan))
+}
+
+/// What is there now in the place of `after`.
+fn before(model: &Model, after: &Object) -> Option<Object> {
+    match after {
+        Object::Service(after) => {
+            let (namespace, name) = (&after.spec.namespace, &after.spec.name);
+            model.service(namespace, name).cloned().map(Object::Service)
+        }
+        Object::Job(after) => {
+            let (namespace, name) = (&after.spec.namespace, &after.spec.name);
+            model.job(namespace, name).cloned().map(Object::Job)
+        }
+        _ => None,
+    }
+}
+
+/// What a plan says of units, by name.
+struct Outcome {
+    placements: Vec<PlannedUnit>,
+    stops: Vec<ObjectKey>,
+    evictions: Vec<PlannedEviction>,
+}
+
+impl Outcome {
+    fn of(model: &Model, plan: Plan) -> Self {
+        let mut outcome = Self { placements: vec![], stops: vec![], evictions: vec![] };
+        let created = plan.decisions.iter().filter_map(|decision| match decision {
+            Decision::UnitCreate(unit) => Some((unit.id.clone(), (**unit).clone())),
+            _ => None,
+        });
+        let created: BTreeMap<UnitId, Unit> = created.collect();
+        let named = |id: &UnitId| created.get(id).or_else(|| model.unit(id));
+        let mut verdicts: BTreeMap<UnitId, Verdict> = plan
+            .explanations
+            .into_iter()
+            .map(|explanation| (explanation.unit, explanation.verdict))
+            .collect();
+        for decision in plan.decisions {
+            match decision {
+                Decision::UnitPlace { unit: id, node, .. } => {
+                    let placed = || placed_without_scores(node);
+                    let verdict = verdicts.remove(&id).unwrap_or_else(placed);
+                    outcome.add(named(&id), verdict, None, None);
+                }
+                Decision::UnitRefuse { unit: id, reason, message, promised } => {
+                    let refused = Verdict::Refused { message };
+                    let verdict = verdicts.remove(&id).unwrap_or(refused);
+                    outcome.add(named(&id), verdict, Some(reason), promised);
+                }
+                Decision::UnitStop { unit: id, reason, message, .. } => {
+                    let Some(unit) = named(&id) else { continue };
+                    outcome.stops.push(key_of(unit));
+                    if matches!(reason, Reason::Preempted | Reason::Evicted) {
+                        outcome.evictions.push(PlannedEviction {
+                            key: key_of(unit),
+                            owner: owner_of(unit),
+                            node: unit.node.clone(),
+                            reason,
+                            message,
+                        });
+                    }
+                }
+                Decision::UnitEnd { unit: id, .. } | Decision::UnitLose { unit: id, .. } => {
+                    outcome.stops.extend(named(&id).map(key_of));
+                }
+                _ => {}
+            }
+        }
+        // What waits on, for the same reason as before but with other numbers.
+        for (id, verdict) in verdicts {
+            let unit = named(&id);
+            let reason = unit.and_then(|unit| unit.status.reason);
+            outcome.add(unit, verdict, reason, None);
+        }
+        outcome
+    }
+
+    fn add(
+        &mut self,
+        unit: Option<&Unit>,
+        verdict: Verdict,
+        reason: Option<Reason>,
+        promised: Option<NodeName>,
+    ) {
+        let Some(unit) = unit else { return };
+        let (key, owner) = (key_of(unit), owner_of(unit));
+        self.placements.push(PlannedUnit { key, owner, verdict, reason, promised });
+    }
+}
+
+fn placed_without_scores(node: NodeName) -> Verdict {
+    Verdict::Placed { node, scores: vec![], total: 0, next: vec![], preempted: vec![] }
 }
 
 fn key_of(unit: &Unit) -> ObjectKey {
-    Object::Unit(Box::new(unit.clone())).key()
+    key(Kind::Unit, unit, unit.name.as_str())
+}
+
+fn owner_of(unit: &Unit) -> Option<ObjectKey> {
+    unit.owner.as_ref().map(|owner| key(owner.kind(), unit, owner.name().as_str()))
+}
+
+fn key(kind: Kind, unit: &Unit, name: &str) -> ObjectKey {
+    ObjectKey { kind, namespace: Some(unit.namespace.clone()), name: name.to_owned() }
 }

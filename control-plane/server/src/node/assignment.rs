@@ -111,9 +111,10 @@ pub(crate) fn assignment(unit: &Unit, texts: Texts) -> Assignment {
         unit: unit.id.clone(),
         name: unit.name.clone(),
         namespace: unit.namespace.clone(),
-        template: unit.template.clone(),
+        template: std::sync::Arc::clone(&unit.template),
         is_wanted: is_wanted(unit),
         placed_by: unit.placed_by.unwrap_or_default(),
+        grants: unit.grants.clone(),
         identity: identity(unit),
         texts,
     }
@@ -192,10 +193,13 @@ mod tests {
             namespace: NamespacePath::default_namespace(),
             owner: Some(Owner::Job { name: spec.name.clone(), index: 3, attempt: 1 }),
             labels: Default::default(),
-            template: spec.unit,
+            template: std::sync::Arc::new(spec.unit),
             desired: Desired::Run,
             remove_when_done: false,
             node: node.map(|node| NodeName::new(node).unwrap()),
+            promised: None,
+            grants: Default::default(),
+            placed_ms: Some(1),
             placed_by: Some(PlanSequence(4)),
             status: UnitStatus { state, ..UnitStatus::default() },
             meta: Meta::default(),
@@ -286,8 +290,11 @@ mod tests {
     }
 
     #[test]
-    fn a_program_learns_who_it_is() {
-        let assignment = assignment(&unit("u1", Some("n1"), UnitState::Assigned), Texts::default());
+    fn a_program_learns_who_it_is_and_what_its_placement_gave_it() {
+        let mut placed = unit("u1", Some("n1"), UnitState::Assigned);
+        placed.grants.ports = vec![20_000];
+        let assignment = assignment(&placed, Texts::default());
+        assert_eq!(assignment.grants, placed.grants);
         assert_eq!(assignment.identity["BRIG_JOB_INDEX"], "3");
         assert_eq!(assignment.identity["BRIG_NODE"], "n1");
         assert!(!names_texts(&assignment.template));

@@ -128,6 +128,11 @@ async fn greet(app: &App, socket: &mut WebSocket) -> Result<(NodeName, NodeFacts
         );
         return Err(End::Refused(Box::new(Problem::new(Code::Invalid, detail))));
     }
+    let faults = facts.faults();
+    if !faults.is_empty() {
+        let detail = format!("what node `{name}` says of itself is not valid");
+        return Err(End::Refused(Box::new(Problem::invalid(detail, faults))));
+    }
     let mut is_leader = app.is_leader.subscribe();
     let leads = is_leader.wait_for(|is_leader| *is_leader);
     if tokio::time::timeout(LEAD_TIME_MAX, leads).await.is_err() {

@@ -1,9 +1,11 @@
 //! The API through its client, and what a client sees when something is wrong.
 
+use brig_api::explain::NodeFit;
+use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::Object;
 use brig_api::problem::PROBLEM_MEDIA_TYPE;
-use brig_api::request::ApplyOutcome;
-use brig_api::{Code, Digest, Kind, NamespacePath, Problem};
+use brig_api::request::{ApplyOutcome, PlanResponse};
+use brig_api::{Code, Digest, Kind, NamespacePath, NodeName, Problem};
 use brig_client::{Client, EventQuery};
 use serde_json::{Value, json};
 use sha2::Digest as _;
@@ -93,6 +95,66 @@ async fn the_scheduler_says_why() {
     node.hear().await.expect("an assignment");
     let why = cluster.client.why(&NamespacePath::default_namespace(), "one").await.unwrap();
     assert!(format!("{why:?}").contains("n1"), "{why:?}");
+    let history = cluster.client.why_history(&NamespacePath::default_namespace(), "one").await;
+    assert_eq!(history.unwrap(), [why]);
+}
+
+/// A unit too large for what is free, on a server that plans and on one that does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_unit_is_judged_anew_and_by_each_node_on_its_own() {
+    let cluster = Cluster::start().await;
+    let (_small, _) = FakeNode::register(&cluster, "small").await;
+    let large = "kind: unit\nname: big\nunit: {wasm: {artifact: registry.example/app:1}, resources: {cpu: 64}}\n";
+    cluster.apply(large).await;
+    cluster.apply(&unit_yaml("fits")).await;
+    let other = cluster.another().await;
+    let default = NamespacePath::default_namespace();
+    let node = |name: &str| NodeName::new(name).unwrap();
+    // Placed or not by then: a unit is judged as if it were to be placed now.
+    cluster.unit_in("fits", &[UnitState::Assigned]).await;
+    for client in [&cluster.client, &other.client] {
+        let why = client.why(&default, "big").await.unwrap();
+        assert_eq!(why.nodes, 1);
+        assert!(why.render(&"big".parse().unwrap()).contains("cpu"), "{why:?}");
+        let verdict = client.why_on(&default, "big", &node("small")).await.unwrap();
+        assert_eq!(verdict.verdict, NodeFit::Refused);
+        assert!(verdict.obstacles[0].detail.contains("cpu"), "{verdict:?}");
+        let verdict = client.why_on(&default, "fits", &node("small")).await.unwrap();
+        assert_eq!((verdict.verdict, verdict.obstacles.len()), (NodeFit::Fits, 0), "{verdict:?}");
+        assert!(verdict.total.is_some());
+        let missing = client.why_on(&default, "big", &node("nowhere")).await.unwrap_err();
+        assert_eq!(missing.code(), Some(Code::NotFound));
+    }
+    // The answer is of now, not of the pass that refused it.
+    let (_second, _) = FakeNode::register(&cluster, "second").await;
+    let why = cluster.client.why(&default, "big").await.unwrap();
+    assert_eq!(why.nodes, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_says_where_units_go_which_quota_is_hit_and_what_is_asked_for_anew() {
+    let cluster = Cluster::start().await;
+    let (_node, _) = FakeNode::register(&cluster, "n1").await;
+    cluster.apply("kind: namespace\nname: team\nquota: {cpu: 250m, memory: 1Gi}\n").await;
+    let service = |more: &str| {
+        manifests(&format!(
+            "kind: service\nname: web\nnamespace: team\nreplicas: 3\nunit: {{wasm: {{artifact: registry.example/app:1{more}}}}}\n"
+        ))
+    };
+    let plan = cluster.client.plan(service("")).await.unwrap();
+    let owner = plan.placements[0].owner.clone().unwrap();
+    assert_eq!((owner.kind, owner.name.as_str()), (Kind::Service, "web"));
+    let placed = plan.placements.iter().filter(|planned| planned.reason.is_none()).count();
+    let reasons: Vec<_> = plan.placements.iter().filter_map(|planned| planned.reason).collect();
+    assert_eq!((placed, reasons), (2, vec![Reason::QuotaExceeded]));
+    assert!(plan.evictions.is_empty() && plan.stops.is_empty());
+    let asks = |plan: &PlanResponse| plan.asks.iter().map(|a| a.text.clone()).collect::<Vec<_>>();
+    assert_eq!(asks(&plan), ["cpu none -> 100m", "memory none -> 64Mi"]);
+    cluster.client.apply(service("")).await.unwrap();
+    let plan = cluster.client.plan(service(", allow_hosts: [api.example.com]")).await.unwrap();
+    assert_eq!(asks(&plan), ["outgoing HTTP to api.example.com"]);
+    let units = cluster.client.list(Kind::Unit, None).await.unwrap();
+    assert!(units.items.len() <= 3, "a plan changes nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -185,6 +185,8 @@ pub(super) fn facts() -> NodeFacts {
             scalars: BTreeMap::new(),
         },
         attributes: BTreeMap::from([("arch".to_owned(), "x86_64".to_owned())]),
+        taints: vec![],
+        volumes: vec![],
         runtimes: vec![Runtime::Wasm, Runtime::Oci],
         address: "127.0.0.1".to_owned(),
         agent_version: "0".to_owned(),

@@ -2,6 +2,7 @@
 
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, JobState, NodeState, ObjectKey, Owner, Unit, UnitStatus};
+use brig_api::placement::Grants;
 use brig_api::{Kind, NamespacePath, NodeName, Object, PlanSequence, ResourceName, UnitId};
 use brig_core::Decision;
 
@@ -25,14 +26,14 @@ pub(crate) async fn carry_out(
     let (unit, done) = match decision {
         Decision::NodeState { node, state } => (None, node_state(tx, node, *state).await?),
         Decision::UnitCreate(unit) => (Some(&unit.id), unit_create(tx, unit).await?),
-        Decision::UnitPlace { unit, node } => {
-            (Some(unit), unit_place(tx, sequence, unit, node).await?)
+        Decision::UnitPlace { unit, node, grants } => {
+            (Some(unit), unit_place(tx, sequence, unit, (node, grants)).await?)
         }
-        Decision::UnitRefuse { unit, reason, message } => {
-            (Some(unit), unit_refuse(tx, unit, *reason, message).await?)
+        Decision::UnitRefuse { unit, reason, message, promised } => {
+            (Some(unit), unit_refuse(tx, unit, (*reason, message), promised.as_ref()).await?)
         }
-        Decision::UnitStop { unit, desired, reason } => {
-            (Some(unit), unit_stop(tx, unit, *desired, *reason).await?)
+        Decision::UnitStop { unit, desired, reason, message } => {
+            (Some(unit), unit_stop(tx, unit, *desired, (*reason, message.as_deref())).await?)
         }
         Decision::UnitEnd { unit, reason } => (Some(unit), unit_end(tx, unit, *reason).await?),
         Decision::UnitLose { unit, message } => (Some(unit), unit_lose(tx, unit, message).await?),
@@ -96,6 +97,9 @@ async fn unit_create(tx: &mut Write, unit: &Unit) -> Result<bool, StoreError> {
     let unit = Unit {
         desired: Desired::Run,
         node: None,
+        promised: None,
+        grants: Grants::default(),
+        placed_ms: None,
         placed_by: None,
         status: UnitStatus { state: UnitState::Pending, ..UnitStatus::default() },
         meta: tx.meta(),
@@ -136,7 +140,7 @@ async fn unit_place(
     tx: &mut Write,
     sequence: PlanSequence,
     id: &UnitId,
-    name: &NodeName,
+    (name, grants): (&NodeName, &Grants),
 ) -> Result<bool, StoreError> {
     let is_wanted = |unit: &Unit| is_pending(unit) && unit.desired == Desired::Run;
     let Some(mut unit) = unit_if(tx, id, is_wanted).await? else {
@@ -151,6 +155,9 @@ async fn unit_place(
     unit.status.message = None;
     unit.node = Some(name.clone());
     unit.placed_by = Some(sequence);
+    unit.placed_ms = Some(tx.now_ms);
+    unit.grants = grants.clone();
+    unit.promised = None;
     let key = unit_changed(tx, unit).await?;
     tx.normal(key, "Placed", format!("goes to node `{name}`"));
     Ok(true)
@@ -159,16 +166,18 @@ async fn unit_place(
 async fn unit_refuse(
     tx: &mut Write,
     id: &UnitId,
-    reason: Reason,
-    message: &str,
+    (reason, message): (Reason, &str),
+    promised: Option<&NodeName>,
 ) -> Result<bool, StoreError> {
     let Some(mut unit) = unit_if(tx, id, is_pending).await? else {
         return Ok(false);
     };
     let status = &mut unit.status;
-    if status.reason == Some(reason) && status.message.as_deref() == Some(message) {
+    let says_the_same = status.reason == Some(reason) && status.message.as_deref() == Some(message);
+    if says_the_same && unit.promised.as_ref() == promised {
         return Ok(true);
     }
+    unit.promised = promised.cloned();
     status.reason = Some(reason);
     status.message = Some(message.to_owned());
     let key = unit_changed(tx, unit).await?;
@@ -189,7 +198,7 @@ async fn unit_stop(
     tx: &mut Write,
     id: &UnitId,
     desired: Desired,
-    reason: Reason,
+    (reason, message): (Reason, Option<&str>),
 ) -> Result<bool, StoreError> {
     let Some(mut unit) = unit_if(tx, id, |_| true).await? else {
         return Ok(false);
@@ -201,6 +210,7 @@ async fn unit_stop(
     let has_ended = unit.status.state.is_final();
     if !has_ended {
         unit.status.reason = Some(reason);
+        unit.status.message = message.map(str::to_owned);
     }
     let key = unit_changed(tx, unit).await?;
     if !has_ended {

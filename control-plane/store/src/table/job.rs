@@ -12,7 +12,7 @@ use crate::error::StoreError;
 macro_rules! select {
     ($tail:literal) => {
         concat!(
-            "SELECT namespace, name, state, parallelism, completions, retries, succeeded, failed, is_deleting, \
+            "SELECT namespace, name, state, parallelism, completions, retries, retry_after_ms, succeeded, failed, is_deleting, \
              labels, template, revision, created_ms FROM jobs ",
             $tail
         )
@@ -23,11 +23,12 @@ const JOBS_WITHIN: &str = select!(
     "WHERE CAST($1 AS TEXT) IS NULL OR namespace = $1 OR substr(namespace, 1, length($1) + 1) = $1 || '/' \
      ORDER BY namespace, name"
 );
-const JOB_PUT: &str = "INSERT INTO jobs (namespace, name, state, parallelism, completions, retries, succeeded, \
-    failed, is_deleting, runtime, priority, cpu_milli, memory_bytes, disk_bytes, labels, template, revision, \
-    created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
+const JOB_PUT: &str = "INSERT INTO jobs (namespace, name, state, parallelism, completions, retries, \
+    retry_after_ms, succeeded, failed, is_deleting, runtime, priority, cpu_milli, memory_bytes, disk_bytes, labels, template, revision, \
+    created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
     ON CONFLICT (namespace, name) DO UPDATE SET state = excluded.state, parallelism = excluded.parallelism, \
-    completions = excluded.completions, retries = excluded.retries, succeeded = excluded.succeeded, \
+    completions = excluded.completions, retries = excluded.retries, \
+    retry_after_ms = excluded.retry_after_ms, succeeded = excluded.succeeded, \
     failed = excluded.failed, is_deleting = excluded.is_deleting, runtime = excluded.runtime, \
     priority = excluded.priority, cpu_milli = excluded.cpu_milli, memory_bytes = excluded.memory_bytes, \
     disk_bytes = excluded.disk_bytes, labels = excluded.labels, template = excluded.template, \
@@ -42,6 +43,7 @@ struct JobRow {
     parallelism: i64,
     completions: i64,
     retries: i64,
+    retry_after_ms: Option<i64>,
     succeeded: i64,
     failed: i64,
     is_deleting: bool,
@@ -62,6 +64,10 @@ impl TryFrom<JobRow> for Job {
                 parallelism: unsigned("jobs.parallelism", row.parallelism)?,
                 completions: unsigned("jobs.completions", row.completions)?,
                 retries: unsigned("jobs.retries", row.retries)?,
+                retry_after_ms: row
+                    .retry_after_ms
+                    .map(|wait| unsigned("jobs.retry_after_ms", wait))
+                    .transpose()?,
                 unit: from_json("jobs.template", &row.template)?,
                 labels: from_json("jobs.labels", &row.labels)?,
             },
@@ -106,6 +112,8 @@ pub(crate) async fn job_put(db: &mut Tx, job: &Job) -> Result<(), StoreError> {
     let spec = &job.spec;
     let template = TemplateColumns::new(&spec.unit)?;
     let labels = to_json("labels", &spec.labels)?;
+    let retry_after_ms =
+        spec.retry_after_ms.map(|wait| number("retry_after_ms", wait)).transpose()?;
     let revision = number("revision", job.meta.revision.0)?;
     on_db!(db, |connection| {
         let query = sqlx::query(JOB_PUT)
@@ -115,6 +123,7 @@ pub(crate) async fn job_put(db: &mut Tx, job: &Job) -> Result<(), StoreError> {
             .bind(i64::from(spec.parallelism))
             .bind(i64::from(spec.completions))
             .bind(i64::from(spec.retries))
+            .bind(retry_after_ms)
             .bind(i64::from(job.succeeded))
             .bind(i64::from(job.failed))
             .bind(job.is_deleting)

@@ -13,7 +13,8 @@ macro_rules! select {
     ($tail:literal) => {
         concat!(
             "SELECT name, description, quota_cpu_milli, quota_memory_bytes, quota_disk_bytes, quota_scalars, \
-             revision, created_ms FROM namespaces ",
+             guarantee_cpu_milli, guarantee_memory_bytes, guarantee_disk_bytes, guarantee_scalars, weight, \
+             max_units, max_services, max_jobs, revision, created_ms FROM namespaces ",
             $tail
         )
     };
@@ -23,11 +24,16 @@ const NAMESPACES_WITHIN: &str = select!(
     "WHERE CAST($1 AS TEXT) IS NULL OR name = $1 OR substr(name, 1, length($1) + 1) = $1 || '/' ORDER BY name"
 );
 const NAMESPACE_PUT: &str = "INSERT INTO namespaces (name, parent, description, quota_cpu_milli, \
-    quota_memory_bytes, quota_disk_bytes, quota_scalars, revision, created_ms) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+    quota_memory_bytes, quota_disk_bytes, quota_scalars, guarantee_cpu_milli, guarantee_memory_bytes, \
+    guarantee_disk_bytes, guarantee_scalars, weight, max_units, max_services, max_jobs, revision, created_ms) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
     ON CONFLICT (name) DO UPDATE SET description = excluded.description, \
     quota_cpu_milli = excluded.quota_cpu_milli, quota_memory_bytes = excluded.quota_memory_bytes, \
     quota_disk_bytes = excluded.quota_disk_bytes, quota_scalars = excluded.quota_scalars, \
+    guarantee_cpu_milli = excluded.guarantee_cpu_milli, guarantee_memory_bytes = excluded.guarantee_memory_bytes, \
+    guarantee_disk_bytes = excluded.guarantee_disk_bytes, guarantee_scalars = excluded.guarantee_scalars, \
+    weight = excluded.weight, max_units = excluded.max_units, max_services = excluded.max_services, \
+    max_jobs = excluded.max_jobs, \
     revision = excluded.revision";
 const NAMESPACE_REMOVE: &str = "DELETE FROM namespaces WHERE name = $1";
 /// One thing of each kind that is in the namespace.
@@ -46,6 +52,14 @@ struct NamespaceRow {
     quota_memory_bytes: Option<i64>,
     quota_disk_bytes: Option<i64>,
     quota_scalars: Option<String>,
+    guarantee_cpu_milli: Option<i64>,
+    guarantee_memory_bytes: Option<i64>,
+    guarantee_disk_bytes: Option<i64>,
+    guarantee_scalars: Option<String>,
+    weight: Option<i64>,
+    max_units: Option<i64>,
+    max_services: Option<i64>,
+    max_jobs: Option<i64>,
     revision: i64,
     created_ms: i64,
 }
@@ -54,29 +68,53 @@ impl TryFrom<NamespaceRow> for Namespace {
     type Error = StoreError;
 
     fn try_from(row: NamespaceRow) -> Result<Self, StoreError> {
-        let quota = match (
-            row.quota_cpu_milli,
-            row.quota_memory_bytes,
-            row.quota_disk_bytes,
-            &row.quota_scalars,
-        ) {
-            (Some(cpu), Some(memory), Some(disk), Some(scalars)) => Some(Resources {
-                cpu: MilliCpu(unsigned("namespaces.quota_cpu_milli", cpu)?),
-                memory: Bytes(unsigned("namespaces.quota_memory_bytes", memory)?),
-                disk: Bytes(unsigned("namespaces.quota_disk_bytes", disk)?),
-                scalars: from_json("namespaces.quota_scalars", scalars)?,
-            }),
-            _ => None,
+        let quota = resources(
+            "namespaces.quota",
+            (row.quota_cpu_milli, row.quota_memory_bytes, row.quota_disk_bytes),
+            row.quota_scalars.as_deref(),
+        )?;
+        let guarantee = resources(
+            "namespaces.guarantee",
+            (row.guarantee_cpu_milli, row.guarantee_memory_bytes, row.guarantee_disk_bytes),
+            row.guarantee_scalars.as_deref(),
+        )?;
+        let count = |what: &str, value: Option<i64>| {
+            value.map(|value| unsigned::<u32>(what, value)).transpose()
         };
-        let name = id("namespaces.name", &row.name)?;
         Ok(Self {
-            spec: NamespaceSpec { name, quota, description: row.description },
+            spec: NamespaceSpec {
+                name: id("namespaces.name", &row.name)?,
+                quota,
+                guarantee,
+                weight: count("namespaces.weight", row.weight)?,
+                max_units: count("namespaces.max_units", row.max_units)?,
+                max_services: count("namespaces.max_services", row.max_services)?,
+                max_jobs: count("namespaces.max_jobs", row.max_jobs)?,
+                description: row.description,
+            },
             meta: Meta {
                 revision: Revision(unsigned("namespaces.revision", row.revision)?),
                 created_ms: row.created_ms,
             },
         })
     }
+}
+
+/// An amount of everything, or none where the columns are empty.
+fn resources(
+    what: &str,
+    amounts: (Option<i64>, Option<i64>, Option<i64>),
+    scalars: Option<&str>,
+) -> Result<Option<Resources>, StoreError> {
+    let ((Some(cpu), Some(memory), Some(disk)), Some(scalars)) = (amounts, scalars) else {
+        return Ok(None);
+    };
+    Ok(Some(Resources {
+        cpu: MilliCpu(unsigned(&format!("{what}_cpu_milli"), cpu)?),
+        memory: Bytes(unsigned(&format!("{what}_memory_bytes"), memory)?),
+        disk: Bytes(unsigned(&format!("{what}_disk_bytes"), disk)?),
+        scalars: from_json(&format!("{what}_scalars"), scalars)?,
+    }))
 }
 
 /// The namespace of that path.
@@ -108,6 +146,10 @@ pub(crate) async fn namespace_put(db: &mut Tx, namespace: &Namespace) -> Result<
     let parent = spec.name.parent();
     let quota = spec.quota.as_ref().map(|quota| amounts("quota", quota)).transpose()?;
     let scalars = spec.quota.as_ref().map(|quota| to_json("quota", &quota.scalars)).transpose()?;
+    let guarantee = spec.guarantee.as_ref();
+    let assured = guarantee.map(|amount| amounts("guarantee", amount)).transpose()?;
+    let assured_scalars =
+        guarantee.map(|amount| to_json("guarantee", &amount.scalars)).transpose()?;
     let description = text("description", &spec.description)?;
     let revision = number("revision", namespace.meta.revision.0)?;
     on_db!(db, |connection| {
@@ -119,6 +161,14 @@ pub(crate) async fn namespace_put(db: &mut Tx, namespace: &Namespace) -> Result<
             .bind(quota.map(|(_, memory, _)| memory))
             .bind(quota.map(|(_, _, disk)| disk))
             .bind(scalars.as_deref())
+            .bind(assured.map(|(cpu, _, _)| cpu))
+            .bind(assured.map(|(_, memory, _)| memory))
+            .bind(assured.map(|(_, _, disk)| disk))
+            .bind(assured_scalars.as_deref())
+            .bind(spec.weight.map(i64::from))
+            .bind(spec.max_units.map(i64::from))
+            .bind(spec.max_services.map(i64::from))
+            .bind(spec.max_jobs.map(i64::from))
             .bind(revision)
             .bind(namespace.meta.created_ms);
         query.execute(connection).await.map(drop)

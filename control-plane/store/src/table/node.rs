@@ -15,7 +15,7 @@ macro_rules! select {
     ($tail:literal) => {
         concat!(
             "SELECT name, state, state_since_ms, cpu_milli, memory_bytes, disk_bytes, scalars, runs_wasm, runs_oci, \
-             address, agent_version, boot_id, revision, created_ms FROM nodes ",
+             address, agent_version, boot_id, taints, volumes, revision, created_ms FROM nodes ",
             $tail
         )
     };
@@ -25,13 +25,13 @@ const NODES: &str = select!("ORDER BY name");
 const ATTRIBUTES: &str = "SELECT node, name, value FROM node_attributes \
     WHERE CAST($1 AS TEXT) IS NULL OR node = $1 ORDER BY node, name";
 const NODE_PUT: &str = "INSERT INTO nodes (name, state, state_since_ms, cpu_milli, memory_bytes, disk_bytes, \
-    scalars, runs_wasm, runs_oci, address, agent_version, boot_id, revision, created_ms) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+    scalars, runs_wasm, runs_oci, address, agent_version, boot_id, taints, volumes, revision, created_ms) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
     ON CONFLICT (name) DO UPDATE SET state = excluded.state, state_since_ms = excluded.state_since_ms, \
     cpu_milli = excluded.cpu_milli, memory_bytes = excluded.memory_bytes, disk_bytes = excluded.disk_bytes, \
     scalars = excluded.scalars, runs_wasm = excluded.runs_wasm, runs_oci = excluded.runs_oci, \
     address = excluded.address, agent_version = excluded.agent_version, boot_id = excluded.boot_id, \
-    revision = excluded.revision";
+    taints = excluded.taints, volumes = excluded.volumes, revision = excluded.revision";
 const ATTRIBUTES_REMOVE: &str = "DELETE FROM node_attributes WHERE node = $1";
 const ATTRIBUTE_INSERT: &str =
     "INSERT INTO node_attributes (node, name, value) VALUES ($1, $2, $3)";
@@ -51,6 +51,8 @@ struct NodeRow {
     address: String,
     agent_version: String,
     boot_id: String,
+    taints: String,
+    volumes: String,
     revision: i64,
     created_ms: i64,
 }
@@ -69,6 +71,8 @@ fn node(row: NodeRow, attributes: &mut Attributes) -> Result<Node, StoreError> {
                 scalars: from_json("nodes.scalars", &row.scalars)?,
             },
             attributes: attributes.remove(&row.name).unwrap_or_default(),
+            taints: from_json("nodes.taints", &row.taints)?,
+            volumes: from_json("nodes.volumes", &row.volumes)?,
             runtimes: runs
                 .into_iter()
                 .filter_map(|(runs, runtime)| runs.then_some(runtime))
@@ -124,6 +128,8 @@ pub(crate) async fn node_put(db: &mut Tx, node: &Node) -> Result<(), StoreError>
     let address = text("address", &facts.address)?;
     let agent_version = text("agent_version", &facts.agent_version)?;
     let boot_id = text("boot_id", &facts.boot_id)?;
+    let taints = to_json("taints", &facts.taints)?;
+    let volumes = to_json("volumes", &facts.volumes)?;
     let revision = number("revision", node.meta.revision.0)?;
     on_db!(db, |connection| {
         let query = sqlx::query(NODE_PUT)
@@ -139,6 +145,8 @@ pub(crate) async fn node_put(db: &mut Tx, node: &Node) -> Result<(), StoreError>
             .bind(address)
             .bind(agent_version)
             .bind(boot_id)
+            .bind(&taints)
+            .bind(&volumes)
             .bind(revision)
             .bind(node.meta.created_ms);
         query.execute(connection).await.map(drop)

@@ -9,11 +9,12 @@ use crate::error::StoreError;
 
 const PLAN_INSERT: &str = "INSERT INTO plans (sequence, revision, based_on, decisions, skipped, committed_ms) \
     VALUES ($1, $2, $3, $4, $5, $6)";
-const EXPLANATION_GET: &str = "SELECT explanation FROM explanations WHERE unit_id = $1";
+const EXPLANATION_GET: &str = "SELECT explanation FROM explanations WHERE unit_id = $1 \
+    ORDER BY plan DESC LIMIT 1";
 /// A unit that is gone needs no explanation.
-const EXPLANATION_PUT: &str = "INSERT INTO explanations (unit_id, plan, decided_ms, verdict, node, message, \
-    explanation) SELECT $1, $2, $3, $4, $5, $6, $7 WHERE EXISTS (SELECT 1 FROM units WHERE id = $1) \
-    ON CONFLICT (unit_id) DO UPDATE SET plan = excluded.plan, decided_ms = excluded.decided_ms, \
+const EXPLANATION_PUT: &str = "INSERT INTO explanations (unit_id, plan, decided_ms, policy, verdict, node, \
+    message, explanation) SELECT $1, $2, $3, $4, $5, $6, $7, $8 WHERE EXISTS (SELECT 1 FROM units WHERE id = $1) \
+    ON CONFLICT (unit_id, plan) DO UPDATE SET policy = excluded.policy, decided_ms = excluded.decided_ms, \
     verdict = excluded.verdict, node = excluded.node, message = excluded.message, \
     explanation = excluded.explanation";
 
@@ -76,6 +77,7 @@ pub(crate) async fn explanation_put(
             .bind(explanation.unit.as_str())
             .bind(plan)
             .bind(explanation.decided_ms)
+            .bind(&*cleaned(&explanation.policy))
             .bind(verdict)
             .bind(node)
             .bind(message.as_deref())

@@ -12,7 +12,8 @@ use crate::error::StoreError;
 macro_rules! select {
     ($tail:literal) => {
         concat!(
-            "SELECT namespace, name, replicas, generation, is_deleting, labels, template, revision, created_ms \
+            "SELECT namespace, name, replicas, max_unavailable, generation, is_deleting, labels, template, \
+             revision, created_ms \
              FROM services ",
             $tail
         )
@@ -23,10 +24,11 @@ const SERVICES_WITHIN: &str = select!(
     "WHERE CAST($1 AS TEXT) IS NULL OR namespace = $1 OR substr(namespace, 1, length($1) + 1) = $1 || '/' \
      ORDER BY namespace, name"
 );
-const SERVICE_PUT: &str = "INSERT INTO services (namespace, name, replicas, generation, is_deleting, runtime, \
+const SERVICE_PUT: &str = "INSERT INTO services (namespace, name, replicas, max_unavailable, generation, is_deleting, runtime, \
     priority, cpu_milli, memory_bytes, disk_bytes, labels, template, revision, created_ms) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
-    ON CONFLICT (namespace, name) DO UPDATE SET replicas = excluded.replicas, generation = excluded.generation, \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+    ON CONFLICT (namespace, name) DO UPDATE SET replicas = excluded.replicas, \
+    max_unavailable = excluded.max_unavailable, generation = excluded.generation, \
     is_deleting = excluded.is_deleting, runtime = excluded.runtime, priority = excluded.priority, \
     cpu_milli = excluded.cpu_milli, memory_bytes = excluded.memory_bytes, disk_bytes = excluded.disk_bytes, \
     labels = excluded.labels, template = excluded.template, revision = excluded.revision";
@@ -37,6 +39,7 @@ struct ServiceRow {
     namespace: String,
     name: String,
     replicas: i64,
+    max_unavailable: i64,
     generation: i64,
     is_deleting: bool,
     labels: String,
@@ -54,6 +57,7 @@ impl TryFrom<ServiceRow> for Service {
                 name: id("services.name", &row.name)?,
                 namespace: id("services.namespace", &row.namespace)?,
                 replicas: unsigned("services.replicas", row.replicas)?,
+                max_unavailable: unsigned("services.max_unavailable", row.max_unavailable)?,
                 unit: from_json("services.template", &row.template)?,
                 labels: from_json("services.labels", &row.labels)?,
             },
@@ -103,6 +107,7 @@ pub(crate) async fn service_put(db: &mut Tx, service: &Service) -> Result<(), St
             .bind(spec.namespace.as_str())
             .bind(spec.name.as_str())
             .bind(i64::from(spec.replicas))
+            .bind(i64::from(spec.max_unavailable))
             .bind(generation)
             .bind(service.is_deleting)
             .bind(template.runtime)

@@ -14,7 +14,8 @@ macro_rules! select {
         concat!(
             "SELECT id, namespace, name, owner_kind, owner_name, owner_generation, owner_index, owner_attempt, \
              desired, state, reason, message, node, placed_by, restarts, exit_code, started_ms, finished_ms, \
-             status_sequence, endpoints, remove_when_done, labels, template, revision, created_ms FROM units ",
+             status_sequence, endpoints, remove_when_done, promised, grants, placed_ms, labels, template, revision, \
+             created_ms FROM units ",
             $tail
         )
     };
@@ -31,14 +32,14 @@ const UNITS_ON_NODE: &str = select!(
 const UNITS_OF_OWNER: &str =
     "SELECT COUNT(*) FROM units WHERE namespace = $1 AND owner_kind = $2 AND owner_name = $3";
 const UNIT_INSERT: &str = "INSERT INTO units (id, namespace, name, owner_kind, owner_name, owner_generation, \
-    owner_index, owner_attempt, runtime, priority, cpu_milli, memory_bytes, disk_bytes, remove_when_done, labels, \
-    template, created_ms, desired, state, reason, message, node, placed_by, restarts, exit_code, started_ms, \
-    finished_ms, status_sequence, endpoints, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-    $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)";
+    owner_index, owner_attempt, runtime, priority, cpu_milli, memory_bytes, disk_bytes, is_revocable, gang, \
+    remove_when_done, labels, template, created_ms, desired, state, reason, message, node, placed_by, restarts, exit_code, started_ms, \
+    finished_ms, status_sequence, endpoints, promised, grants, placed_ms, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
+    $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35)";
 /// Everything else of a unit stays as it was created.
 const UNIT_UPDATE: &str = "UPDATE units SET desired = $2, state = $3, reason = $4, message = $5, node = $6, \
     placed_by = $7, restarts = $8, exit_code = $9, started_ms = $10, finished_ms = $11, status_sequence = $12, \
-    endpoints = $13, revision = $14 WHERE id = $1";
+    endpoints = $13, promised = $14, grants = $15, placed_ms = $16, revision = $17 WHERE id = $1";
 const UNIT_REMOVE: &str = "DELETE FROM units WHERE id = $1";
 
 #[derive(sqlx::FromRow)]
@@ -64,6 +65,9 @@ struct UnitRow {
     status_sequence: i64,
     endpoints: String,
     remove_when_done: bool,
+    promised: Option<String>,
+    grants: String,
+    placed_ms: Option<i64>,
     labels: String,
     template: String,
     revision: i64,
@@ -84,6 +88,9 @@ struct LifeColumns<'unit> {
     finished_ms: Option<i64>,
     status_sequence: i64,
     endpoints: String,
+    promised: Option<&'unit str>,
+    grants: String,
+    placed_ms: Option<i64>,
     revision: i64,
 }
 
@@ -117,6 +124,9 @@ impl TryFrom<UnitRow> for Unit {
             desired: named("units.desired", desired_parse, &row.desired)?,
             remove_when_done: row.remove_when_done,
             node: row.node.map(|node| id("units.node", &node)).transpose()?,
+            promised: row.promised.map(|node| id("units.promised", &node)).transpose()?,
+            grants: from_json("units.grants", &row.grants)?,
+            placed_ms: row.placed_ms,
             placed_by: row
                 .placed_by
                 .map(|plan| unsigned("units.placed_by", plan).map(PlanSequence))
@@ -181,6 +191,9 @@ impl<'unit> LifeColumns<'unit> {
             finished_ms: status.finished_ms,
             status_sequence: number("status.sequence", status.sequence)?,
             endpoints: to_json("endpoints", &status.endpoints)?,
+            promised: unit.promised.as_ref().map(NodeName::as_str),
+            grants: to_json("grants", &unit.grants)?,
+            placed_ms: unit.placed_ms,
             revision: number("revision", unit.meta.revision.0)?,
         })
     }
@@ -248,7 +261,7 @@ pub(crate) async fn unit_count_of_owner(
 pub(crate) async fn unit_insert(db: &mut Tx, unit: &Unit) -> Result<(), StoreError> {
     let template = TemplateColumns::new(&unit.template)?;
     let life = LifeColumns::new(unit)?;
-    let labels = to_json("labels", &unit.labels)?;
+    let labels = to_json("labels", &*unit.labels)?;
     let owner_kind = unit.owner.as_ref().map(|owner| owner.kind().as_str());
     let owner_name = unit.owner.as_ref().map(|owner| owner.name().as_str());
     let (generation, index, attempt) = match &unit.owner {
@@ -275,6 +288,8 @@ pub(crate) async fn unit_insert(db: &mut Tx, unit: &Unit) -> Result<(), StoreErr
             .bind(template.cpu_milli)
             .bind(template.memory_bytes)
             .bind(template.disk_bytes)
+            .bind(template.is_revocable)
+            .bind(template.gang.as_deref())
             .bind(unit.remove_when_done)
             .bind(&labels)
             .bind(&template.template)
@@ -291,6 +306,9 @@ pub(crate) async fn unit_insert(db: &mut Tx, unit: &Unit) -> Result<(), StoreErr
             .bind(life.finished_ms)
             .bind(life.status_sequence)
             .bind(&life.endpoints)
+            .bind(life.promised)
+            .bind(&life.grants)
+            .bind(life.placed_ms)
             .bind(life.revision);
         query.execute(connection).await.map(drop)
     })?;
@@ -315,6 +333,9 @@ pub(crate) async fn unit_update(db: &mut Tx, unit: &Unit) -> Result<(), StoreErr
             .bind(life.finished_ms)
             .bind(life.status_sequence)
             .bind(&life.endpoints)
+            .bind(life.promised)
+            .bind(&life.grants)
+            .bind(life.placed_ms)
             .bind(life.revision);
         query.execute(connection).await.map(drop)
     })?;

@@ -1,14 +1,14 @@
 //! `apply` and `plan`.
 
-use brig_api::explain::Verdict;
 use brig_api::request::{Applied, ApplyOutcome};
 
 use crate::arguments::{Apply, Output};
 use crate::failure::Failure;
 use crate::load;
-use crate::output::{Field, Look, Row, column, json, print, print_list, yaml};
+use crate::output::{Field, Look, Row, column, json, print, print_list, printable, yaml};
 
 use super::Session;
+use super::consequences::consequences;
 
 pub(crate) async fn apply(session: &Session<'_>, arguments: &Apply) -> Result<(), Failure> {
     let manifests = read(session, arguments)?;
@@ -25,17 +25,11 @@ pub(crate) async fn plan(session: &Session<'_>, arguments: &Apply) -> Result<(),
         Output::Table | Output::Wide | Output::Name => {}
     }
     print_applied(arguments.output, &response.applied)?;
-    for stop in &response.stops {
-        print(&format!("{stop} would be stopped\n"))?;
+    if arguments.output == Output::Name {
+        return Ok(());
     }
-    for planned in &response.placements {
-        let text = match &planned.verdict {
-            Verdict::Placed { node, .. } => format!("would run on {node}"),
-            Verdict::Refused { message } => format!("would wait: {message}"),
-        };
-        print(&format!("{} {text}\n", planned.key))?;
-    }
-    Ok(())
+    let lines = consequences(&response);
+    print(&lines.iter().map(|line| format!("{}\n", printable(line))).collect::<String>())
 }
 
 fn read(

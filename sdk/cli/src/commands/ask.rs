@@ -1,6 +1,6 @@
 //! `describe`, `why`, `events`, `sql` and `version`.
 
-use brig_api::Kind;
+use brig_api::{Kind, ResourceName};
 use brig_api::explain::Explanation;
 use brig_api::object::{Object, ObjectKey, Owner, Unit};
 use brig_client::{ClientError, EventQuery};
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::arguments::{Events, Output, OutputOnly, Sql, Target, Why};
 use crate::failure::{Failure, NOT_FOUND};
-use crate::output::{Column, Field, Row, json, print, print_list, printable, table, yaml};
+use crate::output::{Column, age, Field, Row, json, print, print_list, printable, table, yaml};
 use crate::rows::{EVENT_COLUMNS, event_row};
 use crate::target;
 
@@ -46,8 +46,7 @@ fn printable_lines(text: &str) -> String {
 }
 
 fn rendered(unit: &str, explanation: &Explanation) -> Result<String, Failure> {
-    let unit = unit.parse().map_err(|error| Failure::usage(format!("{error}")))?;
-    Ok(printable_lines(&explanation.render(&unit)))
+    Ok(printable_lines(&explanation.render(&name_of(unit)?)))
 }
 
 pub(crate) async fn why(session: &Session<'_>, arguments: &Why) -> Result<(), Failure> {
@@ -61,22 +60,39 @@ pub(crate) async fn why(session: &Session<'_>, arguments: &Why) -> Result<(), Fa
             )));
         }
     };
-    let mut explanations = Vec::new();
+    let mut texts = String::new();
+    let mut decisions = Vec::new();
+    let mut verdicts = Vec::new();
     for unit in &units {
         let namespace = unit.namespace.clone().unwrap_or_else(|| session.context.namespace());
-        explanations.push((unit, session.client.why(&namespace, &unit.name).await?));
-    }
-    let values: Vec<_> = explanations.iter().map(|(_, explanation)| explanation).collect();
-    match arguments.output {
-        Output::Json => print(&json(&values)?),
-        Output::Yaml => print(&yaml(&values)?),
-        Output::Table | Output::Wide | Output::Name => {
-            for (unit, explanation) in &explanations {
-                print(&rendered(&unit.name, explanation)?)?;
+        if let Some(node) = &arguments.node {
+            let verdict = session.client.why_on(&namespace, &unit.name, node).await?;
+            texts.push_str(&printable_lines(&verdict.render(&name_of(&unit.name)?)));
+            verdicts.push(verdict);
+        } else if arguments.history {
+            for decision in session.client.why_history(&namespace, &unit.name).await? {
+                let at = age(decision.decided_ms, now_ms());
+                texts.push_str(&format!("{at} ago: {}", rendered(&unit.name, &decision)?));
+                decisions.push(decision);
             }
-            Ok(())
+        } else {
+            let decision = session.client.why(&namespace, &unit.name).await?;
+            texts.push_str(&rendered(&unit.name, &decision)?);
+            decisions.push(decision);
         }
     }
+    let is_about_node = arguments.node.is_some();
+    match arguments.output {
+        Output::Json if is_about_node => print(&json(&verdicts)?),
+        Output::Yaml if is_about_node => print(&yaml(&verdicts)?),
+        Output::Json => print(&json(&decisions)?),
+        Output::Yaml => print(&yaml(&decisions)?),
+        Output::Table | Output::Wide | Output::Name => print(&texts),
+    }
+}
+
+fn name_of(unit: &str) -> Result<ResourceName, Failure> {
+    unit.parse().map_err(|error| Failure::usage(format!("{error}")))
 }
 
 /// The units of a service or job that have no node; all of them when every one has.

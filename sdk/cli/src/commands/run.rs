@@ -160,6 +160,7 @@ pub(crate) async fn deploy(session: &Session<'_>, arguments: Deploy) -> Result<(
         name: name.clone(),
         namespace: namespace.clone(),
         replicas,
+        max_unavailable: 1,
         unit,
         labels: Labels::new(),
     };

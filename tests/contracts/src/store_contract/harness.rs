@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use brig_api::lifecycle::UnitState;
 use brig_api::manifest::{Format, Manifest, parse};
 use brig_api::object::{NodeFacts, ObjectKey, Unit, UnitStatus};
+use brig_api::placement::Grants;
 use brig_api::session::StatusReport;
 use brig_api::spec::LoneUnitSpec;
 use brig_api::unit_spec::Runtime;
 use brig_api::{
-    Bytes, Kind, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
+    Bytes, Kind, Milli, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
     Revision, UnitId,
 };
 use brig_core::{Decision, Plan};
@@ -126,6 +127,8 @@ pub(crate) fn facts() -> NodeFacts {
         attributes: [("arch", "x86_64"), ("zone", "a")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
+        taints: vec![],
+        volumes: vec![],
         runtimes: vec![Runtime::Oci, Runtime::Wasm],
         address: "127.0.0.1".to_owned(),
         agent_version: "0.1.0".to_owned(),
@@ -138,7 +141,7 @@ fn allocatable() -> Resources {
         cpu: MilliCpu(4_000),
         memory: Bytes(8 << 30),
         disk: Bytes(0),
-        scalars: [("gpu".to_owned(), 2)].into(),
+        scalars: [("gpu".to_owned(), Milli(2_000))].into(),
     }
 }
 
@@ -156,13 +159,17 @@ pub(crate) fn plan_after(
     Plan { after, based_on, decisions, explanations: Vec::new(), wake_at_ms: None }
 }
 
+/// The unit goes to the node, and gets nothing there but room.
+pub(crate) fn place(unit: &UnitId, node: &NodeName) -> Decision {
+    Decision::UnitPlace { unit: unit.clone(), node: node.clone(), grants: Grants::default() }
+}
+
 /// Registers the node, creates the unit and places it there.
 pub(crate) async fn placed_unit(store: &Store, unit: &str, node: &str) -> Unit {
     let node = node_name(node);
     store.node_register(&node, facts(), NOW).await.expect("the node registers");
     let created = store.unit_create(lone_unit(unit), NOW).await.expect("the unit is created");
-    let decisions = vec![Decision::UnitPlace { unit: created.id.clone(), node }];
-    let plan = plan(store, decisions).await;
+    let plan = plan(store, vec![place(&created.id, &node)]).await;
     let committed = store.plan_commit(&plan, NOW).await.expect("the plan commits");
     assert_eq!(committed.skipped, []);
     unit_now(store, &created.id).await

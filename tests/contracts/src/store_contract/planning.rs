@@ -3,13 +3,13 @@
 use brig_api::explain::{Explanation, Verdict};
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, JobState, NodeState, Owner, Unit, UnitStatus};
-use brig_api::{Kind, NodeName, Object, PlanSequence, Revision, UnitId};
+use brig_api::{Kind, Object, PlanSequence, Revision, UnitId};
 use brig_core::Decision;
 use brig_store::{Store, StoreError};
 
 use super::harness::{
-    Fresh, NOW, facts, key, lone_unit, manifests, name, namespace, node_name, on_both, placed_unit,
-    plan, plan_after, report, unit_now,
+    Fresh, NOW, facts, key, lone_unit, manifests, name, namespace, node_name, on_both, place,
+    placed_unit, plan, plan_after, report, unit_now,
 };
 
 on_both!(
@@ -56,7 +56,7 @@ async fn a_node_registers_once(Fresh { store, .. }: Fresh) {
     let back = store.node_register(&name, other, NOW + 3).await.unwrap();
     assert_eq!((back.state, back.state_since_ms), (NodeState::Ready, NOW + 3));
     assert_eq!(back.facts.attributes.len(), 1);
-    assert_eq!(store.model_load().await.unwrap().nodes[&name], back);
+    assert_eq!(store.model_load().await.unwrap().node(&name), Some(&back));
 }
 
 async fn a_node_in_use_stays(Fresh { store, .. }: Fresh) {
@@ -165,7 +165,7 @@ async fn of_two_plans_one_loses(fresh: Fresh) {
     let mut won = 0;
     for round in 0..5 {
         let unit = store.unit_create(lone_unit(&format!("u{round}")), NOW).await.unwrap();
-        let place = Decision::UnitPlace { unit: unit.id.clone(), node: node.clone() };
+        let place = place(&unit.id, &node);
         let mine = plan(&store, vec![place]).await;
         let (one, other) =
             tokio::join!(store.plan_commit(&mine, NOW), rival.plan_commit(&mine, NOW));
@@ -190,10 +190,6 @@ async fn decisions_without_their_premise_are_left_out(Fresh { store, .. }: Fresh
     let node = node_name("node-1");
     let nowhere = node_name("nowhere");
     let gone = UnitId::new("u-gone").unwrap();
-    let place = |unit: &UnitId, node: &NodeName| Decision::UnitPlace {
-        unit: unit.clone(),
-        node: node.clone(),
-    };
     let decisions = vec![
         place(&placed.id, &node),
         place(&stopped.id, &node),
@@ -226,9 +222,9 @@ async fn an_owner_gets_units_and_goes_after_them(Fresh { store, .. }: Fresh) {
     let owner = |index| Owner::Job { name: name("report"), index, attempt: 0 };
     mine.decisions = vec![
         Decision::UnitCreate(owned(&first, "report-0", owner(0), &template)),
-        Decision::UnitPlace { unit: first.clone(), node: node_name("node-1") },
+        place(&first, &node_name("node-1")),
         Decision::UnitCreate(owned(&taken, "alone", owner(1), &template)),
-        Decision::UnitPlace { unit: taken.clone(), node: node_name("node-1") },
+        place(&taken, &node_name("node-1")),
         Decision::JobProgress {
             namespace: namespace("default"),
             name: name("report"),
@@ -263,11 +259,13 @@ async fn a_lost_unit_ends(Fresh { store, .. }: Fresh) {
         unit: unit.id.clone(),
         desired: Desired::Remove,
         reason: Reason::Superseded,
+        message: None,
     };
     let weaker = Decision::UnitStop {
         unit: unit.id.clone(),
         desired: Desired::Stop,
         reason: Reason::Requested,
+        message: None,
     };
     store.plan_commit(&plan(&store, vec![stop, weaker]).await, NOW).await.unwrap();
     assert_eq!(unit_now(&store, &unit.id).await.desired, Desired::Remove);
@@ -286,6 +284,7 @@ async fn explanations_are_kept_per_unit(Fresh { store, .. }: Fresh) {
         plan,
         decided_ms: NOW,
         nodes: 3,
+        policy: "bin-packing/1".to_owned(),
         verdict: Verdict::Refused { message: message.to_owned() },
         refusals: Vec::new(),
     };
@@ -294,6 +293,7 @@ async fn explanations_are_kept_per_unit(Fresh { store, .. }: Fresh) {
             unit: unit.id.clone(),
             reason: Reason::Unschedulable,
             message: message.to_owned(),
+            promised: None,
         };
         let mut mine = plan(&store, vec![refuse]).await;
         let gone = UnitId::new("u-gone").unwrap();
