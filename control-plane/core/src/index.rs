@@ -166,11 +166,6 @@ impl Index {
         slots.filter_map(|slot| Some((slot, self.unit(slot)?)))
     }
 
-    /// The number of a service or job, if it has units.
-    pub(crate) fn owner_id(&self, unit: &Unit) -> Option<OwnerId> {
-        self.owner_ids.get(&owner_key(unit)?).copied()
-    }
-
     /// Takes over a namespace.
     pub(crate) fn namespace_put(&mut self, namespace: &Namespace) {
         self.tenants.put(&namespace.spec, &mut self.scalars);

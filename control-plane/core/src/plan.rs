@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use brig_api::explain::{Explanation, NodeVerdict, Refusal};
+use brig_api::explain::{Explanation, NodeFit, NodeObstacle, NodeVerdict};
 use brig_api::lifecycle::Reason;
 use brig_api::object::{Desired, JobState, NodeState, Object, Unit};
 use brig_api::placement::Grants;
@@ -104,15 +104,19 @@ pub fn why_on(
     let shape = index.shapes.get(question.shape)?;
     let obstacles = question.obstacles(index, at, Without::default()).into_iter();
     let obstacles: Vec<_> = obstacles
-        .map(|obstacle| Refusal {
+        .map(|obstacle| NodeObstacle {
             filter: obstacle.name().to_owned(),
-            nodes: 1,
             detail: obstacle_detail(index, &question, shape, obstacle, at),
         })
         .collect();
-    let scores = question.scores(index, at);
+    let (verdict, scores) = match obstacles.is_empty() {
+        true => (NodeFit::Fits, question.scores(index, at)),
+        false => (NodeFit::Refused, Vec::new()),
+    };
     let total = scores.iter().map(|score| score.points * score.weight).sum();
-    Some(NodeVerdict { unit: unit.clone(), node: node.clone(), obstacles, scores, total })
+    let total = (verdict == NodeFit::Fits).then_some(total);
+    let (unit, node) = (unit.clone(), node.clone());
+    Some(NodeVerdict { unit, node, verdict, obstacles, scores, total })
 }
 
 /// What a pass must know besides the model.

@@ -20,11 +20,6 @@ impl<K: Copy + Ord> Tournament<K> {
         Self { places, keys }
     }
 
-    /// The key at a place.
-    pub(crate) fn get(&self, place: usize) -> K {
-        self.keys[self.places + place]
-    }
-
     /// Changes the key at a place.
     pub(crate) fn set(&mut self, place: usize, key: K) {
         let mut node = self.places + place;

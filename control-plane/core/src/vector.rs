@@ -136,11 +136,6 @@ impl Vector {
         }
     }
 
-    /// Is there nothing of anything?
-    pub(crate) fn is_zero(&self) -> bool {
-        self.entries().all(|(_, amount)| amount == 0)
-    }
-
     fn scalar_mut(&mut self, id: ScalarId) -> &mut u64 {
         let position = match self.scalars.binary_search_by_key(&id, |(other, _)| *other) {
             Ok(position) => position,
@@ -221,7 +216,7 @@ mod tests {
         for _ in 0..10_000 {
             sum.sub(&huge);
         }
-        assert!(sum.is_zero());
+        assert!(sum.entries().all(|(_, amount)| amount == 0));
     }
 
     #[test]

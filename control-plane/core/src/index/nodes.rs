@@ -9,7 +9,7 @@ use brig_api::placement::{DYNAMIC_PORTS, Grants};
 use brig_api::unit_spec::HostPort;
 
 use super::{NodeSlot, OwnerId, UnitSlot};
-use crate::vector::{Entry, ScalarId, ScalarNames, Vector};
+use crate::vector::{ScalarId, ScalarNames, Vector};
 
 /// A named scalar of more than so many devices is a pool: nobody counts 10,000 licences one by one.
 const DEVICES_MAX: u64 = 64;
@@ -308,15 +308,6 @@ impl Nodes {
                 self.rank[*slot] = rank;
             }
         }
-    }
-
-    /// What is free on the node, without what is kept for a gang.
-    pub(crate) fn free(&self, slot: NodeSlot) -> Vector {
-        let mut taken = self.used.at(slot);
-        taken.add(&self.kept.at(slot));
-        let mut free = self.capacity.at(slot).saturating_sub(&taken);
-        free.scalars = self.stock[slot].iter().map(|(id, stock)| (*id, stock.free())).collect();
-        free
     }
 
     /// What the node has when it is empty.

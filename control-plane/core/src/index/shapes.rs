@@ -1,7 +1,6 @@
 //! Shapes: everything about a unit that decides which nodes can take it. Units of one shape are filtered and scored once.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use brig_api::constraint::Constraint;
 use brig_api::object::{Node, Unit};

@@ -152,11 +152,6 @@ impl Tenants {
         })
     }
 
-    /// Does `request` stay within what this namespace, or one above it, is sure of?
-    pub(crate) fn is_guaranteed(&self, id: TenantId, request: &Vector) -> bool {
-        self.guarantor(id, request).is_some()
-    }
-
     /// The namespace, this one or one above it, whose guarantee covers `request`.
     pub(crate) fn guarantor(&self, id: TenantId, request: &Vector) -> Option<TenantId> {
         self.chain(id).find(|id| {
