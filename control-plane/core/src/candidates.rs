@@ -107,12 +107,23 @@ impl Search {
         self.kept = None;
     }
 
-    fn judge(&self, index: &Index, shape: &Shape, fixed: &Fixed, node: NodeSlot) -> Result<i64, Obstacle> {
+    fn judge(
+        &self,
+        index: &Index,
+        shape: &Shape,
+        fixed: &Fixed,
+        node: NodeSlot,
+    ) -> Result<i64, Obstacle> {
         let score = self.question.on_node(index, shape, fixed, node)?;
         Ok(if self.is_at_home[node] { score + LOCALITY_SCORE } else { score })
     }
 
-    fn look_once(&mut self, index: &Index, shape: &Shape, fixed: &Fixed) -> (Vec<Candidate>, Counts) {
+    fn look_once(
+        &mut self,
+        index: &Index,
+        shape: &Shape,
+        fixed: &Fixed,
+    ) -> (Vec<Candidate>, Counts) {
         self.question.refresh(index);
         let mut counts = Counts::default();
         let mut best = [NONE; TOLD];
@@ -139,9 +150,9 @@ impl Search {
             self.is_at_home[*node] = index.shapes.is_at_home(shape, *node);
         }
         let is_stale = if unseen.is_empty() { false } else { self.question.refresh(index) };
-        let Some(mut kept) = self.kept.take().filter(|_| {
-            !is_stale && unseen.len() <= index.nodes.count()
-        }) else {
+        let Some(mut kept) =
+            self.kept.take().filter(|_| !is_stale && unseen.len() <= index.nodes.count())
+        else {
             self.question.refresh(index);
             self.kept = Some(self.build(index, shape, fixed));
             return;
@@ -200,8 +211,7 @@ impl Search {
             let mut allowed: Vec<(i64, usize, i64)> = Vec::new();
             for (position, cell) in kept.cells.iter().enumerate() {
                 let Some(best) = cell.tree.best().filter(|key| *key > NONE) else { continue };
-                let points =
-                    self.question.in_cell(index, shape, &self.topologies, &cell.domains);
+                let points = self.question.in_cell(index, shape, &self.topologies, &cell.domains);
                 if let Ok(points) = points {
                     allowed.push((best + points * RANKS, position, points));
                 }

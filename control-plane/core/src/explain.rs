@@ -149,7 +149,12 @@ pub(crate) fn refused(index: &Index, question: &Question) -> Refused {
 type Findings = Vec<(NodeSlot, Vec<Obstacle>)>;
 
 /// How many nodes each filter turned down, most first, each with its nearest miss.
-fn refusals(index: &Index, question: &Question, shape: &Shape, findings: &Findings) -> Vec<Refusal> {
+fn refusals(
+    index: &Index,
+    question: &Question,
+    shape: &Shape,
+    findings: &Findings,
+) -> Vec<Refusal> {
     let mut refusals: Vec<_> = Obstacle::ALL
         .into_iter()
         .filter_map(|obstacle| {
@@ -282,10 +287,8 @@ pub(crate) fn gang_promised(index: &Index, node: NodeSlot) -> Refused {
 /// Others leave for it.
 pub(crate) fn promised(index: &Index, node: NodeSlot, leavers: &[UnitSlot]) -> Refused {
     let node = node_name(index, node);
-    let mut names: Vec<_> = leavers
-        .iter()
-        .filter_map(|slot| Some(format!("`{}`", index.unit(*slot)?.name)))
-        .collect();
+    let mut names: Vec<_> =
+        leavers.iter().filter_map(|slot| Some(format!("`{}`", index.unit(*slot)?.name))).collect();
     names.sort_unstable();
     let more = names.len().saturating_sub(LISTED_MAX);
     names.truncate(LISTED_MAX);
@@ -312,7 +315,10 @@ pub(crate) fn promised(index: &Index, node: NodeSlot, leavers: &[UnitSlot]) -> R
 /// For the event of a unit that is stopped for another.
 pub(crate) fn makes_room(unit: &Unit) -> String {
     let Unit { name, namespace, template, .. } = unit;
-    format!("makes room for unit `{name}` of namespace `{namespace}` (priority {})", template.priority)
+    format!(
+        "makes room for unit `{name}` of namespace `{namespace}` (priority {})",
+        template.priority
+    )
 }
 
 fn node_name(index: &Index, node: NodeSlot) -> &str {
@@ -367,42 +373,52 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
         findings.iter().filter(move |(_, found)| found.first() == Some(&obstacle))
     };
     let has = |obstacle| first(obstacle).next().is_some();
-    let faults = Obstacle::ALL.into_iter().filter(|obstacle| has(*obstacle)).map(|obstacle| {
-        match obstacle {
-            Obstacle::Ready => "out of reach".to_owned(),
-            Obstacle::Runtime => {
-                let runtimes = index.shapes.runtimes(shape).iter();
-                let runtimes = runtimes.map(|runtime| runtime.as_str().to_owned());
-                format!("unable to run {}", joined(runtimes, "and"))
-            }
-            Obstacle::Attributes => {
-                let wanted = index.shapes.constraints(shape).iter().map(Constraint::to_string);
-                format!("without {}", joined(wanted, "and"))
-            }
-            Obstacle::Taints => "tainted".to_owned(),
-            Obstacle::Volumes => "without a directory that it mounts".to_owned(),
-            Obstacle::Ports if shape.ports.is_empty() => "without a port to give away".to_owned(),
-            Obstacle::Ports => {
-                let ports = shape.ports.iter().map(|port| port.port.to_string());
-                format!("using port {} already", joined(ports, "or"))
-            }
-            Obstacle::Resources => {
-                let short: BTreeSet<_> = first(obstacle)
-                    .flat_map(|(node, _)| nearest::shortages(index, shape, *node))
-                    .map(|(entry, ..)| entry)
-                    .collect();
-                let names = asked(index, &shape.request).into_iter().filter_map(|(entry, _)| {
-                    short.contains(&entry).then(|| name(index, entry).to_owned())
-                });
-                let names = joined(names, "and");
-                if names.is_empty() { "short of whole devices".to_owned() } else { format!("short of {names}") }
-            }
-            Obstacle::Kept => "kept for a gang that waits".to_owned(),
-            Obstacle::Near => "far from the units that it must be near".to_owned(),
-            Obstacle::Away => "too near to units that it must be away from".to_owned(),
-            Obstacle::Spread => "in a place that has its part of these units already".to_owned(),
-        }
-    });
+    let faults =
+        Obstacle::ALL.into_iter().filter(|obstacle| has(*obstacle)).map(
+            |obstacle| match obstacle {
+                Obstacle::Ready => "out of reach".to_owned(),
+                Obstacle::Runtime => {
+                    let runtimes = index.shapes.runtimes(shape).iter();
+                    let runtimes = runtimes.map(|runtime| runtime.as_str().to_owned());
+                    format!("unable to run {}", joined(runtimes, "and"))
+                }
+                Obstacle::Attributes => {
+                    let wanted = index.shapes.constraints(shape).iter().map(Constraint::to_string);
+                    format!("without {}", joined(wanted, "and"))
+                }
+                Obstacle::Taints => "tainted".to_owned(),
+                Obstacle::Volumes => "without a directory that it mounts".to_owned(),
+                Obstacle::Ports if shape.ports.is_empty() => {
+                    "without a port to give away".to_owned()
+                }
+                Obstacle::Ports => {
+                    let ports = shape.ports.iter().map(|port| port.port.to_string());
+                    format!("using port {} already", joined(ports, "or"))
+                }
+                Obstacle::Resources => {
+                    let short: BTreeSet<_> = first(obstacle)
+                        .flat_map(|(node, _)| nearest::shortages(index, shape, *node))
+                        .map(|(entry, ..)| entry)
+                        .collect();
+                    let names =
+                        asked(index, &shape.request).into_iter().filter_map(|(entry, _)| {
+                            short.contains(&entry).then(|| name(index, entry).to_owned())
+                        });
+                    let names = joined(names, "and");
+                    if names.is_empty() {
+                        "short of whole devices".to_owned()
+                    } else {
+                        format!("short of {names}")
+                    }
+                }
+                Obstacle::Kept => "kept for a gang that waits".to_owned(),
+                Obstacle::Near => "far from the units that it must be near".to_owned(),
+                Obstacle::Away => "too near to units that it must be away from".to_owned(),
+                Obstacle::Spread => {
+                    "in a place that has its part of these units already".to_owned()
+                }
+            },
+        );
     let faults = joined(faults, "or");
     let subject = if findings.len() == 1 { "the only node" } else { "every node" };
     let way_out = if has(Obstacle::Resources) || has(Obstacle::Ports) || has(Obstacle::Kept) {

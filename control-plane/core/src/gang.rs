@@ -226,9 +226,11 @@ impl Placing<'_, '_> {
         until_ms: Option<i64>,
     ) -> Option<BTreeMap<NodeSlot, Vector>> {
         let gone: Vec<UnitSlot> = match until_ms {
-            Some(until_ms) => {
-                ends.iter().take_while(|(end_ms, _)| *end_ms <= until_ms).map(|(_, slot)| *slot).collect()
-            }
+            Some(until_ms) => ends
+                .iter()
+                .take_while(|(end_ms, _)| *end_ms <= until_ms)
+                .map(|(_, slot)| *slot)
+                .collect(),
             None => self.units_of_jobs(),
         };
         let mark = self.ground.mark();

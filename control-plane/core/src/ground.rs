@@ -37,7 +37,12 @@ pub(crate) struct Mark(usize);
 
 impl<'m> Ground<'m> {
     pub(crate) fn new(index: &'m mut Index) -> Self {
-        Self { index, steps: Vec::new(), changes: Vec::new(), promises: std::collections::BTreeMap::new() }
+        Self {
+            index,
+            steps: Vec::new(),
+            changes: Vec::new(),
+            promises: std::collections::BTreeMap::new(),
+        }
     }
 
     /// Now.

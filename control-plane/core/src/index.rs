@@ -180,9 +180,8 @@ impl Index {
     pub(crate) fn node_put(&mut self, node: Arc<Node>) {
         let name = node.name.clone();
         let known = self.nodes.slot(&name);
-        let charged: Vec<_> = known
-            .map(|slot| self.nodes.units[slot].iter().copied().collect())
-            .unwrap_or_default();
+        let charged: Vec<_> =
+            known.map(|slot| self.nodes.units[slot].iter().copied().collect()).unwrap_or_default();
         for unit in &charged {
             self.uncharge(*unit);
         }
@@ -225,8 +224,14 @@ impl Index {
         let tenant = self.tenants.of(&unit.namespace);
         let owner = owner_key(&unit).map(|key| self.owner_number(key));
         let identity = self.neighbours.identity(&unit);
-        let shape =
-            self.shapes.intern(&unit, owner, identity, &mut self.neighbours, &mut self.scalars, &self.nodes);
+        let shape = self.shapes.intern(
+            &unit,
+            owner,
+            identity,
+            &mut self.neighbours,
+            &mut self.scalars,
+            &self.nodes,
+        );
         let entry = Entry {
             unit: Arc::clone(&unit),
             shape,
@@ -247,10 +252,7 @@ impl Index {
             }
         };
         self.ids.insert(unit.id.clone(), slot);
-        self.names
-            .entry(unit.namespace.clone())
-            .or_default()
-            .insert(unit.name.clone(), slot);
+        self.names.entry(unit.namespace.clone()).or_default().insert(unit.name.clone(), slot);
         if let Some(owner) = owner {
             self.owners[owner].units.insert(slot);
         }

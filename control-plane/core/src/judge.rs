@@ -135,7 +135,13 @@ impl Question {
     }
 
     /// What keeps the shape off the node, or its score there, as far as the node alone decides.
-    pub(crate) fn on_node(&self, index: &Index, shape: &Shape, fixed: &Fixed, slot: NodeSlot) -> Result<i64, Obstacle> {
+    pub(crate) fn on_node(
+        &self,
+        index: &Index,
+        shape: &Shape,
+        fixed: &Fixed,
+        slot: NodeSlot,
+    ) -> Result<i64, Obstacle> {
         let nodes = &index.nodes;
         if !nodes.is_ready[slot] {
             return Err(Obstacle::Ready);
@@ -159,8 +165,10 @@ impl Question {
             return Err(Obstacle::Resources);
         }
         if !self.is_short {
-            let is_left = (cpu + nodes.kept.cpu[slot] <= nodes.capacity.cpu[slot] || request.cpu == 0)
-                && (memory + nodes.kept.memory[slot] <= nodes.capacity.memory[slot] || request.memory == 0)
+            let is_left = (cpu + nodes.kept.cpu[slot] <= nodes.capacity.cpu[slot]
+                || request.cpu == 0)
+                && (memory + nodes.kept.memory[slot] <= nodes.capacity.memory[slot]
+                    || request.memory == 0)
                 && (disk + nodes.kept.disk[slot] <= nodes.capacity.disk[slot] || request.disk == 0);
             if !is_left {
                 return Err(Obstacle::Kept);
@@ -168,7 +176,9 @@ impl Question {
         }
         let cpu = nodes.cpu_scale[slot].share(cpu);
         let memory = nodes.memory_scale[slot].share(memory);
-        let packing = if disk == 0 && request.scalars.is_empty() || (request.disk == 0 && request.scalars.is_empty()) {
+        let packing = if disk == 0 && request.scalars.is_empty()
+            || (request.disk == 0 && request.scalars.is_empty())
+        {
             (cpu + memory) / 2
         } else {
             packing(index, request, slot, cpu, memory)
@@ -254,7 +264,13 @@ impl Question {
                 if count > 0 || (is_first && !is_nowhere) { Ok(0) } else { Err(Obstacle::Near) }
             }
             (RuleKind::Away, Some(points)) => Ok(if count > 0 { -points } else { 0 }),
-            (RuleKind::Away, None) => if count == 0 { Ok(0) } else { Err(Obstacle::Away) },
+            (RuleKind::Away, None) => {
+                if count == 0 {
+                    Ok(0)
+                } else {
+                    Err(Obstacle::Away)
+                }
+            }
             (RuleKind::Spread { max_skew, targets }, weight) => {
                 if is_nowhere {
                     return if weight.is_none() { Err(Obstacle::Spread) } else { Ok(0) };
@@ -305,7 +321,12 @@ impl Question {
     }
 
     /// Everything that is in the way on a node as it would be, in the order of the filters.
-    pub(crate) fn obstacles(&self, index: &Index, slot: NodeSlot, without: Without<'_>) -> Vec<Obstacle> {
+    pub(crate) fn obstacles(
+        &self,
+        index: &Index,
+        slot: NodeSlot,
+        without: Without<'_>,
+    ) -> Vec<Obstacle> {
         let mut found = Vec::new();
         let Some(shape) = index.shapes.get(self.shape) else { return found };
         let fixed = index.shapes.fixed(shape);
@@ -317,7 +338,8 @@ impl Question {
         let gone = if without.leavers {
             let on_node = index.nodes.units[slot].iter().copied();
             let is_gone = |unit: &UnitSlot| {
-                without.units.contains(unit) || index.entry(*unit).is_some_and(|entry| entry.is_leaving)
+                without.units.contains(unit)
+                    || index.entry(*unit).is_some_and(|entry| entry.is_leaving)
             };
             leavers = on_node.filter(is_gone).collect();
             &leavers[..]
@@ -355,8 +377,7 @@ impl Question {
             .chain(self.domain_terms.iter().copied())
             .filter(|(term, topology)| {
                 let domain = neighbours.topologies.of(*topology, slot);
-                domain != NO_DOMAIN
-                    && neighbours.holders(*term, domain) > held_by_gone(term)
+                domain != NO_DOMAIN && neighbours.holders(*term, domain) > held_by_gone(term)
             })
             .map(|_| Obstacle::Away)
             .collect();
@@ -398,7 +419,8 @@ impl Question {
             of_rules[kind].1 += points;
         }
         let always = [("bin-packing", packing, PACKING), ("balance", balance, BALANCE)];
-        let sometimes = [("locality", locality, LOCALITY), ("prefer", prefer.unwrap_or(0), ASKED_FOR)];
+        let sometimes =
+            [("locality", locality, LOCALITY), ("prefer", prefer.unwrap_or(0), ASKED_FOR)];
         let of_rules = of_rules.into_iter().map(|(name, points)| (name, points, ASKED_FOR));
         let all = always.into_iter().chain(sometimes).chain(of_rules);
         all.filter(|(name, points, _)| *points != 0 || matches!(*name, "bin-packing" | "balance"))
@@ -419,9 +441,9 @@ pub(crate) const LOCALITY_SCORE: i64 = LOCALITY * POINTS_MAX;
 fn packing(index: &Index, request: &Vector, slot: NodeSlot, cpu: i64, memory: i64) -> i64 {
     let nodes = &index.nodes;
     let (mut sum, mut count) = (cpu + memory, 2);
-    let others = request.entries().filter(|(entry, wanted)| {
-        *wanted > 0 && !matches!(entry, Entry::Cpu | Entry::Memory)
-    });
+    let others = request
+        .entries()
+        .filter(|(entry, wanted)| *wanted > 0 && !matches!(entry, Entry::Cpu | Entry::Memory));
     for (entry, wanted) in others {
         let capacity = u128::from(nodes.declared(slot).of(entry)).max(1);
         let free = match entry {
@@ -442,8 +464,8 @@ fn packing(index: &Index, request: &Vector, slot: NodeSlot, cpu: i64, memory: i6
 fn ports(index: &Index, shape: &Shape, slot: NodeSlot, gone: &[UnitSlot]) -> Option<Obstacle> {
     let nodes = &index.nodes;
     let fixed: &[HostPort] = &shape.ports;
-    let is_taken = !fixed.is_empty()
-        && nodes.taken_port(slot, fixed, shape.port_owner, gone).is_some();
+    let is_taken =
+        !fixed.is_empty() && nodes.taken_port(slot, fixed, shape.port_owner, gone).is_some();
     let is_short =
         shape.open_ports > 0 && nodes.open_ports(slot, shape.open_ports, fixed).is_none();
     (is_taken || is_short).then_some(Obstacle::Ports)
@@ -471,10 +493,7 @@ fn room(index: &Index, shape: &Shape, slot: NodeSlot, gone: &[UnitSlot], is_shor
         [Entry::Cpu, Entry::Memory, Entry::Disk].into_iter().all(|entry| {
             let wanted = request.of(entry);
             wanted == 0
-                || used
-                    .of(entry)
-                    .saturating_add(more.of(entry))
-                    .saturating_add(wanted)
+                || used.of(entry).saturating_add(more.of(entry)).saturating_add(wanted)
                     <= capacity.of(entry)
         })
     };

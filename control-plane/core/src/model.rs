@@ -236,10 +236,14 @@ impl Model {
             self.index.hope_again();
         }
         let id = unit.id.clone();
-        let old = self.index.slot(&id).and_then(|slot| self.index.unit(slot)).map(|old| {
-            (old.node.clone(), old.status.state.is_on_node())
-        });
-        if old.is_some_and(|(node, was_on)| was_on && (node != unit.node || !unit.status.state.is_on_node())) {
+        let old = self
+            .index
+            .slot(&id)
+            .and_then(|slot| self.index.unit(slot))
+            .map(|old| (old.node.clone(), old.status.state.is_on_node()));
+        if old.is_some_and(|(node, was_on)| {
+            was_on && (node != unit.node || !unit.status.state.is_on_node())
+        }) {
             self.index.hope_again();
         }
         self.index.unit_put(unit);

@@ -270,10 +270,7 @@ impl<'p, 'm> Placing<'p, 'm> {
             return None;
         }
         let index = &*self.ground.index;
-        let search = self
-            .searches
-            .entry(key)
-            .or_insert_with(|| Search::new(index, key.0, key.1));
+        let search = self.searches.entry(key).or_insert_with(|| Search::new(index, key.0, key.1));
         let (found, counts) = search.best(index, &self.ground.changes);
         let best = found.first().map(|best| (best.node, found.clone(), counts));
         self.keep_few_trees(key);
@@ -332,7 +329,11 @@ impl<'p, 'm> Placing<'p, 'm> {
         let Some(name) = self.node_name(node) else { return };
         let verdict = self.verdict(slot, unit, &name, found);
         self.ground.place(slot, node, grants.clone());
-        self.found.decisions.push(Decision::UnitPlace { unit: unit.id.clone(), node: name, grants });
+        self.found.decisions.push(Decision::UnitPlace {
+            unit: unit.id.clone(),
+            node: name,
+            grants,
+        });
         self.explain(unit, verdict, turned_down(&counts));
     }
 
@@ -375,13 +376,16 @@ impl<'p, 'm> Placing<'p, 'm> {
 
     fn leavers(&self, node: NodeSlot) -> Vec<UnitSlot> {
         let index = &*self.ground.index;
-        let is_leaving =
-            |slot: &UnitSlot| index.entry(*slot).is_some_and(|entry| entry.is_leaving);
+        let is_leaving = |slot: &UnitSlot| index.entry(*slot).is_some_and(|entry| entry.is_leaving);
         index.nodes.units[node].iter().copied().filter(is_leaving).collect()
     }
 
     /// Who would have to go for the unit, and where.
-    pub(crate) fn hunt(&mut self, slot: UnitSlot, unit: &Unit) -> Option<(NodeSlot, Vec<UnitSlot>)> {
+    pub(crate) fn hunt(
+        &mut self,
+        slot: UnitSlot,
+        unit: &Unit,
+    ) -> Option<(NodeSlot, Vec<UnitSlot>)> {
         if unit.template.revocable {
             return None;
         }
@@ -399,8 +403,7 @@ impl<'p, 'm> Placing<'p, 'm> {
             .hunts
             .entry(hunt_key)
             .or_insert_with(|| Hunt::new(Question::new(index, key.0, key.1), claimant));
-        let found =
-            hunt.best(index, self.objects, &mut self.disruptions, &self.ground.changes);
+        let found = hunt.best(index, self.objects, &mut self.disruptions, &self.ground.changes);
         if found.is_none() {
             self.hopeless_hunts.insert(hunt_key);
         }

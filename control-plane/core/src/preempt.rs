@@ -168,7 +168,12 @@ impl Hunt {
                 let entry = index.entry(slot)?;
                 let unit = &entry.unit;
                 let since_ms = unit.placed_ms.unwrap_or(unit.meta.created_ms);
-                self.may_stop(index, entry).then_some((standing(unit), Reverse(since_ms), &unit.id, slot))
+                self.may_stop(index, entry).then_some((
+                    standing(unit),
+                    Reverse(since_ms),
+                    &unit.id,
+                    slot,
+                ))
             })
             .collect();
         if victims.is_empty() {
@@ -184,7 +189,8 @@ impl Hunt {
                 continue;
             }
             gone.push(*slot);
-            let found = self.question.obstacles(index, node, Without { units: &gone, leavers: true });
+            let found =
+                self.question.obstacles(index, node, Without { units: &gone, leavers: true });
             if found.is_empty() {
                 is_enough = true;
                 break;
@@ -199,7 +205,8 @@ impl Hunt {
         // The last one is needed; of the others perhaps not all are, the most important first.
         for position in (0..gone.len().saturating_sub(1)).rev() {
             let spared = gone.remove(position);
-            let found = self.question.obstacles(index, node, Without { units: &gone, leavers: true });
+            let found =
+                self.question.obstacles(index, node, Without { units: &gone, leavers: true });
             if !found.is_empty() {
                 gone.insert(position, spared);
             }

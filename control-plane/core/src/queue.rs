@@ -41,7 +41,11 @@ fn share(used: &Vector, total: &Vector, weight: u32) -> u64 {
 
 impl Level {
     /// The units of one priority, each namespace's in order.
-    pub(crate) fn new(units: BTreeMap<TenantId, VecDeque<UnitSlot>>, tenants: &Tenants, total: &Vector) -> Self {
+    pub(crate) fn new(
+        units: BTreeMap<TenantId, VecDeque<UnitSlot>>,
+        tenants: &Tenants,
+        total: &Vector,
+    ) -> Self {
         let mut involved: BTreeSet<TenantId> = BTreeSet::new();
         for tenant in units.keys() {
             involved.extend(tenants.chain(*tenant));

@@ -15,8 +15,7 @@ use brig_api::constraint::{Constraint, Operator};
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{
     Desired, Job, JobState, Meta, Namespace, Node, NodeFacts, NodeState, Object, ObjectKey, Owner,
-    Service,
-    Unit, UnitStatus,
+    Service, Unit, UnitStatus,
 };
 use brig_api::placement::{Grants, PlacementRules};
 use brig_api::spec::{JobSpec, Labels, NamespaceSpec, ServiceSpec};
@@ -25,8 +24,8 @@ use brig_api::unit_spec::{
     WasmProgram,
 };
 use brig_api::{
-    Bytes, Kind, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, Revision,
-    UnitId,
+    Bytes, Kind, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
+    Revision, UnitId,
 };
 
 use crate::commit::commit;
@@ -322,7 +321,10 @@ impl Cluster {
                 }
             }
         }
-        panic!("the cluster did not come to rest: {:?}", plan(&mut self.model.clone(), &self.moment));
+        panic!(
+            "the cluster did not come to rest: {:?}",
+            plan(&mut self.model.clone(), &self.moment)
+        );
     }
 
     /// Node and state of every unit, by name.

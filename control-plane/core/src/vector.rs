@@ -129,9 +129,7 @@ impl Vector {
             scalars: self
                 .scalars
                 .iter()
-                .map(|(id, amount)| {
-                    (*id, amount.saturating_sub(less.of(Entry::Scalar(*id))))
-                })
+                .map(|(id, amount)| (*id, amount.saturating_sub(less.of(Entry::Scalar(*id)))))
                 .collect(),
         }
     }
@@ -222,12 +220,11 @@ mod tests {
     #[test]
     fn a_limit_bounds_only_what_it_names() {
         let mut names = ScalarNames::default();
-        let limit = Limit::new(
-            &Resources { memory: Bytes(100), ..Resources::default() },
-            &mut names,
-        );
+        let limit =
+            Limit::new(&Resources { memory: Bytes(100), ..Resources::default() }, &mut names);
         let used = Vector::new(&amount(5, 60, 0), &mut names);
-        let request = |cpu, memory, gpu, names: &mut _| Vector::new(&amount(cpu, memory, gpu), names);
+        let request =
+            |cpu, memory, gpu, names: &mut _| Vector::new(&amount(cpu, memory, gpu), names);
         assert_eq!(limit.short_of(&used, &request(1_000, 40, 1_000, &mut names)), None);
         assert_eq!(limit.short_of(&used, &request(0, 41, 0, &mut names)), Some(Entry::Memory));
     }

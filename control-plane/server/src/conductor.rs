@@ -157,7 +157,8 @@ impl Pass<'_> {
             self.asked.push(question);
         }
         let known = self.model.revision;
-        let ready: Vec<_> = self.asked.extract_if(.., |asked| asked.not_before() <= known).collect();
+        let ready: Vec<_> =
+            self.asked.extract_if(.., |asked| asked.not_before() <= known).collect();
         if ready.is_empty() {
             return Ok(());
         }

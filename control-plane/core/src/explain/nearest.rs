@@ -46,9 +46,10 @@ pub(super) fn ways_out(
     if !ways.is_empty() {
         return ways;
     }
-    let fewest = findings.iter().filter(|(_, found)| !found.is_empty()).min_by_key(|(node, found)| {
-        (found.len(), distance(index, shape, *node))
-    });
+    let fewest = findings
+        .iter()
+        .filter(|(_, found)| !found.is_empty())
+        .min_by_key(|(node, found)| (found.len(), distance(index, shape, *node)));
     let Some((node, found)) = fewest else { return Vec::new() };
     let all = found.iter().map(|obstacle| enough(index, question, shape, *obstacle, *node));
     vec![joined(all, "and")]
@@ -184,8 +185,7 @@ pub(super) fn shortages(index: &Index, shape: &Shape, node: NodeSlot) -> Vec<(En
     let mut taken = index.nodes.used.at(node);
     taken.scalars.clear();
     let mut free = index.nodes.capacity.at(node).saturating_sub(&taken);
-    free.scalars =
-        index.nodes.stock[node].iter().map(|(id, stock)| (*id, stock.free())).collect();
+    free.scalars = index.nodes.stock[node].iter().map(|(id, stock)| (*id, stock.free())).collect();
     asked(index, &shape.request)
         .into_iter()
         .map(|(entry, wanted)| (entry, wanted, free.of(entry)))

@@ -28,11 +28,7 @@ type IdentityKey = (NamespacePath, Arc<Labels>, Option<OwnerKey>);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SelectorKey {
     /// Those with all these labels in the namespace, or also below it.
-    Labels {
-        within: NamespacePath,
-        is_exact: bool,
-        labels: Labels,
-    },
+    Labels { within: NamespacePath, is_exact: bool, labels: Labels },
     /// Those of one service or job.
     Owner(OwnerKey),
 }
@@ -302,9 +298,10 @@ impl Neighbourhoods {
     /// The terms that others may hold against units of this identity, each with its topology.
     pub(crate) fn terms_against(&self, identity: IdentityId) -> Vec<(TermId, TopologyId)> {
         let Some(Some(identity)) = self.identities.get(identity) else { return Vec::new() };
-        let held = identity.selectors.iter().flat_map(|selector| {
-            self.term_ids.range((*selector, 0)..=(*selector, usize::MAX))
-        });
+        let held = identity
+            .selectors
+            .iter()
+            .flat_map(|selector| self.term_ids.range((*selector, 0)..=(*selector, usize::MAX)));
         held.map(|((_, topology), term)| (*term, *topology)).collect()
     }
 

@@ -163,7 +163,9 @@ impl Stock {
 
     fn hold(&mut self, amount: u64, sign: fn(u64, u64) -> u64) {
         match self {
-            Self::Pool { used: held, .. } | Self::Devices { held, .. } => *held = sign(*held, amount),
+            Self::Pool { used: held, .. } | Self::Devices { held, .. } => {
+                *held = sign(*held, amount)
+            }
         }
     }
 }
@@ -270,9 +272,7 @@ impl Nodes {
             self.slots.push(None);
             self.rank.push(0);
             self.is_ready.push(false);
-            for columns in
-                [&mut self.capacity, &mut self.used, &mut self.leaving, &mut self.kept]
-            {
+            for columns in [&mut self.capacity, &mut self.used, &mut self.leaving, &mut self.kept] {
                 columns.grow();
             }
             self.cpu_scale.push(Scale::default());
@@ -404,7 +404,12 @@ impl Nodes {
     }
 
     /// `count` free ports from the range of those that the scheduler gives; None where there are too few.
-    pub(crate) fn open_ports(&self, slot: NodeSlot, count: usize, fixed: &[HostPort]) -> Option<Vec<u16>> {
+    pub(crate) fn open_ports(
+        &self,
+        slot: NodeSlot,
+        count: usize,
+        fixed: &[HostPort],
+    ) -> Option<Vec<u16>> {
         let (first, last) = DYNAMIC_PORTS;
         let mut taken = self.ports[slot].range(first..=last).map(|(port, _)| *port).peekable();
         let mut found = Vec::with_capacity(count);
@@ -441,7 +446,12 @@ impl Nodes {
     }
 
     /// Takes back [`Self::take_ports`].
-    pub(crate) fn return_ports(&mut self, slot: NodeSlot, unit: UnitSlot, ports: impl Iterator<Item = u16>) {
+    pub(crate) fn return_ports(
+        &mut self,
+        slot: NodeSlot,
+        unit: UnitSlot,
+        ports: impl Iterator<Item = u16>,
+    ) {
         for port in ports {
             if let Some(holders) = self.ports[slot].get_mut(&port) {
                 holders.retain(|holder| holder.unit != unit);

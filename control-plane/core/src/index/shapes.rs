@@ -529,4 +529,3 @@ fn resolve(
     }
     (rules, terms)
 }
-

@@ -109,12 +109,7 @@ fn advance(draft: &mut Draft<'_>, job: &Job, units: &[&Arc<Unit>]) {
 }
 
 /// Starts up to `count` attempts, lowest index first.
-fn start(
-    draft: &mut Draft<'_>,
-    job: &Job,
-    indices: &BTreeMap<u32, Attempts>,
-    mut count: u32,
-) {
+fn start(draft: &mut Draft<'_>, job: &Job, indices: &BTreeMap<u32, Attempts>, mut count: u32) {
     let (labels, template) = (Arc::new(job.spec.labels.clone()), Arc::new(job.spec.unit.clone()));
     let retry_after_ms = job.spec.retry_after_ms.and_then(|after_ms| i64::try_from(after_ms).ok());
     let retry_after_ms = retry_after_ms.unwrap_or(RETRY_AFTER_MS);

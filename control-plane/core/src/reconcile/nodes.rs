@@ -51,7 +51,8 @@ fn evict(draft: &mut Draft<'_>, unit: &Arc<Unit>, node: &Node) {
             && !tolerations.iter().any(|toleration| toleration.tolerates(taint))
     });
     let Some(taint) = taint else { return };
-    let message = format!("node `{}` has the taint `{taint}`, which it does not tolerate", node.name);
+    let message =
+        format!("node `{}` has the taint `{taint}`, which it does not tolerate", node.name);
     // Its service replaces it; a job counts it; a unit on its own stays to be seen.
     let is_of_service = crate::index::generation(unit).is_some();
     let desired = if is_of_service { Desired::Remove } else { Desired::Stop };

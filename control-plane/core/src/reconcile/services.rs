@@ -157,12 +157,8 @@ fn start_missing(draft: &mut Draft<'_>, crew: &Crew<'_>, replicas: usize) {
     let room = limit.saturating_sub(crew.current.len() + crew.old.len());
     for _ in 0..room.min(replicas.saturating_sub(crew.current.len())) {
         let owner = Owner::Service { name: spec.name.clone(), generation: crew.service.generation };
-        let new = NewUnit {
-            namespace: &spec.namespace,
-            owner,
-            labels: &labels,
-            template: &template,
-        };
+        let new =
+            NewUnit { namespace: &spec.namespace, owner, labels: &labels, template: &template };
         if !draft.create(new) {
             break;
         }

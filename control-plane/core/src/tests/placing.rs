@@ -118,8 +118,7 @@ fn two_units_with_the_same_port_go_to_two_nodes() {
     }
     cluster.service("db", 3, oci(amount(100, MI), &[5432]));
     cluster.settle();
-    let nodes: Vec<_> =
-        cluster.model.units().filter_map(|unit| unit.node.as_ref()).collect();
+    let nodes: Vec<_> = cluster.model.units().filter_map(|unit| unit.node.as_ref()).collect();
     assert_eq!(nodes.len(), 2);
     assert_ne!(nodes[0], nodes[1]);
 }

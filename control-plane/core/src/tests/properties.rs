@@ -32,7 +32,10 @@ pub(super) fn assert_sound(model: &Model, moment: &Moment, plan: &Plan) {
             }
             Decision::UnitStop { unit, desired, .. } => {
                 let stopped = after.get_mut(unit).unwrap();
-                assert!(stopped.desired != Desired::Remove && stopped.desired != *desired, "no news");
+                assert!(
+                    stopped.desired != Desired::Remove && stopped.desired != *desired,
+                    "no news"
+                );
                 stopped.desired = *desired;
             }
             Decision::UnitEnd { unit, .. } => {
@@ -59,9 +62,9 @@ fn assert_placement(
     assert!(!moment.silent.contains(node));
     let facts = &model.node(node).expect("a known node").facts;
     let on_node = || {
-        after.values().filter(|other| {
-            other.status.state.is_on_node() && other.node.as_ref() == Some(node)
-        })
+        after
+            .values()
+            .filter(|other| other.status.state.is_on_node() && other.node.as_ref() == Some(node))
     };
     let request = unit.template.request();
     let sum = |of: fn(&Resources) -> u64| -> u128 {
@@ -110,9 +113,8 @@ fn assert_quotas_hold(model: &Model, after: &BTreeMap<UnitId, Unit>, placed: &Un
             unit.status.state.is_on_node() && unit.namespace.is_within(&namespace.spec.name)
         });
         // A unit whose node is gone takes up nothing.
-        let live = live.filter(|unit| {
-            unit.node.as_ref().is_some_and(|node| model.node(node).is_some())
-        });
+        let live =
+            live.filter(|unit| unit.node.as_ref().is_some_and(|node| model.node(node).is_some()));
         let used = live.fold((0u128, 0u128), |(cpu, memory), unit| {
             let request = unit.template.request();
             (cpu + u128::from(request.cpu.0), memory + u128::from(request.memory.0))
