@@ -118,6 +118,29 @@ impl Search {
         Ok(if self.is_at_home[node] { score + LOCALITY_SCORE } else { score })
     }
 
+    /// Judges every slot, those without a node too: they are never ready.
+    fn judge_all(
+        &self,
+        index: &Index,
+        shape: &Shape,
+        fixed: &Fixed,
+        mut tell: impl FnMut(NodeSlot, Result<i64, Obstacle>),
+    ) {
+        if self.question.is_plain(shape, fixed) {
+            let is_at_home = &self.is_at_home;
+            self.question.on_all_nodes(index, shape, fixed, |slot, judged| {
+                tell(
+                    slot,
+                    judged.map(|score| score + LOCALITY_SCORE * i64::from(is_at_home[slot])),
+                );
+            });
+        } else {
+            for slot in 0..index.nodes.slots() {
+                tell(slot, self.judge(index, shape, fixed, slot));
+            }
+        }
+    }
+
     fn look_once(
         &mut self,
         index: &Index,
@@ -127,18 +150,21 @@ impl Search {
         self.question.refresh(index);
         let mut counts = Counts::default();
         let mut best = [NONE; TOLD];
-        for node in &index.nodes.by_rank {
-            match self.judge(index, shape, fixed, *node) {
-                Err(obstacle) => counts[obstacle.position()] += 1,
-                Ok(score) => {
-                    let key = key_of(index, *node, score);
-                    if key > best[TOLD - 1] {
-                        best[TOLD - 1] = key;
-                        best.sort_unstable_by(|left, right| right.cmp(left));
-                    }
+        // A score below this is not among the best.
+        let mut least = NONE;
+        self.judge_all(index, shape, fixed, |node, judged| match judged {
+            Err(obstacle) => counts[obstacle.position()] += 1,
+            Ok(score) if score >= least => {
+                let key = key_of(index, node, score);
+                if key > best[TOLD - 1] {
+                    best[TOLD - 1] = key;
+                    best.sort_unstable_by(|left, right| right.cmp(left));
+                    least = best[TOLD - 1].div_euclid(RANKS);
                 }
             }
-        }
+            Ok(_) => {}
+        });
+        counts[Obstacle::Ready.position()] -= index.nodes.empty_slots();
         let found = best.iter().filter(|key| **key > NONE);
         (found.filter_map(|key| candidate_of(index, *key)).collect(), counts)
     }
@@ -166,37 +192,55 @@ impl Search {
 
     fn build(&self, index: &Index, shape: &Shape, fixed: &Fixed) -> Kept {
         let slots = index.nodes.slots();
-        let mut members: BTreeMap<Vec<Domain>, Vec<NodeSlot>> = BTreeMap::new();
-        if self.topologies.is_empty() {
-            members.insert(Vec::new(), index.nodes.by_rank.clone());
-        } else {
-            let topologies = &index.neighbours.topologies;
-            for node in &index.nodes.by_rank {
-                let domains = self.topologies.iter().map(|id| topologies.of(*id, *node)).collect();
-                members.entry(domains).or_default().push(*node);
-            }
-        }
         let mut kept = Kept {
-            cells: Vec::with_capacity(members.len()),
+            cells: Vec::new(),
             places: vec![(0, 0); slots],
             obstacles: vec![None; slots],
             counts: Counts::default(),
         };
-        for (cell, (domains, nodes)) in members.into_iter().enumerate() {
-            let keys = nodes.iter().enumerate().map(|(place, node)| {
-                kept.places[*node] = (cell, place);
-                match self.judge(index, shape, fixed, *node) {
-                    Ok(score) => key_of(index, *node, score),
-                    Err(obstacle) => {
-                        kept.obstacles[*node] = Some(obstacle);
-                        kept.counts[obstacle.position()] += 1;
-                        NONE
+        let mut cells: Vec<(Vec<Domain>, Vec<i64>)> = Vec::new();
+        if self.topologies.is_empty() {
+            for (place, node) in index.nodes.by_rank.iter().enumerate() {
+                kept.places[*node] = (0, place);
+            }
+            cells.push((Vec::new(), vec![NONE; index.nodes.by_rank.len()]));
+        } else {
+            let topologies = &index.neighbours.topologies;
+            let mut numbers: BTreeMap<Vec<Domain>, usize> = BTreeMap::new();
+            for node in &index.nodes.by_rank {
+                let domains: Vec<_> =
+                    self.topologies.iter().map(|id| topologies.of(*id, *node)).collect();
+                let cell = match numbers.get(&domains) {
+                    Some(cell) => *cell,
+                    None => {
+                        numbers.insert(domains.clone(), cells.len());
+                        cells.push((domains, Vec::new()));
+                        cells.len() - 1
                     }
-                }
-            });
-            let tree = Tournament::new(keys, NONE);
-            kept.cells.push(Cell { domains, tree });
+                };
+                kept.places[*node] = (cell, cells[cell].1.len());
+                cells[cell].1.push(NONE);
+            }
         }
+        self.judge_all(index, shape, fixed, |node, judged| {
+            if index.nodes.get(node).is_none() {
+                return;
+            }
+            match judged {
+                Ok(score) => {
+                    let (cell, place) = kept.places[node];
+                    cells[cell].1[place] = key_of(index, node, score);
+                }
+                Err(obstacle) => {
+                    kept.obstacles[node] = Some(obstacle);
+                    kept.counts[obstacle.position()] += 1;
+                }
+            }
+        });
+        kept.cells = cells
+            .into_iter()
+            .map(|(domains, keys)| Cell { domains, tree: Tournament::new(keys.into_iter(), NONE) })
+            .collect();
         kept
     }
 

@@ -166,7 +166,7 @@ fn refusals(
             let nearest = nearest::nearest(index, shape, obstacle, &turned_down)?;
             let detail = obstacle_detail(index, question, shape, obstacle, nearest);
             let nodes = u32::try_from(turned_down.len()).unwrap_or(u32::MAX);
-            Some(Refusal { filter: obstacle.name().to_owned(), nodes, detail: cut(detail) })
+            Some(Refusal { filter: obstacle.name().into(), nodes, detail: cut(detail) })
         })
         .collect();
     // Stable: the filters' order decides among equals.
@@ -213,7 +213,7 @@ pub(crate) fn quota(index: &Index, request: &Vector, tenant: TenantId, short: En
         readable(short, limit)
     );
     let nodes = u32::try_from(index.nodes.count()).unwrap_or(u32::MAX);
-    let refusal = Refusal { filter: "quota".to_owned(), nodes, detail: cut(detail) };
+    let refusal = Refusal { filter: "quota".into(), nodes, detail: cut(detail) };
     Refused {
         reason: Reason::QuotaExceeded,
         status: cut(status),

@@ -142,6 +142,7 @@ impl<'m> Ground<'m> {
     /// Keeps room for a gang.
     pub(crate) fn keep(&mut self, node: NodeSlot, amount: Vector) {
         self.index.nodes.kept.add(node, &amount);
+        self.index.nodes.has_kept = true;
         self.steps.push(Step::Kept(node, amount));
         self.changes.push(node);
     }
@@ -150,5 +151,6 @@ impl<'m> Ground<'m> {
 impl Drop for Ground<'_> {
     fn drop(&mut self) {
         self.back_to(Mark(0));
+        self.index.nodes.has_kept = false;
     }
 }

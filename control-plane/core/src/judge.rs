@@ -24,6 +24,8 @@ const BALANCE: i64 = 1;
 const LOCALITY: i64 = 1;
 const ASKED_FOR: i64 = 5;
 
+const POINTS: u64 = POINTS_MAX.unsigned_abs();
+
 /// Beyond so many units more than elsewhere a preference for spreading gives nothing at all.
 const SPREAD_STEPS: i64 = 10;
 
@@ -192,6 +194,71 @@ impl Question {
             score += ASKED_FOR * self.by_node_rules(index, shape, slot)?;
         }
         Ok(score)
+    }
+
+    /// Is there nothing to ask of a node but whether it is suitable at all and has cpu, memory and disk? Most shapes are so,
+    /// and every node is looked at for each of them.
+    pub(crate) fn is_plain(&self, shape: &Shape, fixed: &Fixed) -> bool {
+        shape.ports.is_empty()
+            && shape.open_ports == 0
+            && shape.request.disk == 0
+            && shape.request.scalars.is_empty()
+            && fixed.points.is_empty()
+            && self.node_rules.is_empty()
+            && self.node_terms.is_empty()
+    }
+
+    /// [`Self::on_node`] for a plain shape on every slot, in order: the same answers, without a look at what does not matter.
+    pub(crate) fn on_all_nodes(
+        &self,
+        index: &Index,
+        shape: &Shape,
+        fixed: &Fixed,
+        mut tell: impl FnMut(NodeSlot, Result<i64, Obstacle>),
+    ) {
+        let nodes = &index.nodes;
+        let count = nodes.slots();
+        let (wanted_cpu, wanted_memory) = (shape.request.cpu, shape.request.memory);
+        let has_kept = !self.is_short && nodes.has_kept;
+        // Slices of one length: the compiler then leaves out the checks of bounds.
+        let is_ready = &nodes.is_ready[..count];
+        let obstacles = &fixed.obstacles[..count];
+        let (used_cpu, used_memory) = (&nodes.used.cpu[..count], &nodes.used.memory[..count]);
+        let (cpu, memory) = (&nodes.capacity.cpu[..count], &nodes.capacity.memory[..count]);
+        let (kept_cpu, kept_memory) = (&nodes.kept.cpu[..count], &nodes.kept.memory[..count]);
+        let (cpu_scale, memory_scale) = (&nodes.cpu_scale[..count], &nodes.memory_scale[..count]);
+        for slot in 0..count {
+            if !is_ready[slot] {
+                tell(slot, Err(Obstacle::Ready));
+                continue;
+            }
+            if let Some(obstacle) = obstacles[slot] {
+                tell(slot, Err(obstacle));
+                continue;
+            }
+            let new_cpu = used_cpu[slot].wrapping_add(wanted_cpu);
+            let new_memory = used_memory[slot].wrapping_add(wanted_memory);
+            let fits = (new_cpu <= cpu[slot] || wanted_cpu == 0)
+                & (new_memory <= memory[slot] || wanted_memory == 0);
+            if !fits {
+                tell(slot, Err(Obstacle::Resources));
+                continue;
+            }
+            if has_kept {
+                let is_left = (new_cpu + kept_cpu[slot] <= cpu[slot] || wanted_cpu == 0)
+                    & (new_memory + kept_memory[slot] <= memory[slot] || wanted_memory == 0);
+                if !is_left {
+                    tell(slot, Err(Obstacle::Kept));
+                    continue;
+                }
+            }
+            let cpu_share = cpu_scale[slot].share_of_fitting(new_cpu).min(POINTS);
+            let memory_share = memory_scale[slot].share_of_fitting(new_memory).min(POINTS);
+            let packing = (cpu_share + memory_share) / 2;
+            let balance = POINTS - cpu_share.abs_diff(memory_share);
+            let score = (PACKING * packing.cast_signed()) + (BALANCE * balance.cast_signed());
+            tell(slot, Ok(score));
+        }
     }
 
     fn by_node_rules(&self, index: &Index, shape: &Shape, slot: NodeSlot) -> Result<i64, Obstacle> {
@@ -424,7 +491,7 @@ impl Question {
         let of_rules = of_rules.into_iter().map(|(name, points)| (name, points, ASKED_FOR));
         let all = always.into_iter().chain(sometimes).chain(of_rules);
         all.filter(|(name, points, _)| *points != 0 || matches!(*name, "bin-packing" | "balance"))
-            .map(|(name, points, weight)| Score { name: name.to_owned(), points, weight })
+            .map(|(name, points, weight)| Score { name: name.into(), points, weight })
             .collect()
     }
 

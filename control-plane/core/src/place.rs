@@ -476,7 +476,7 @@ impl<'p, 'm> Placing<'p, 'm> {
             plan: self.stamp.plan,
             decided_ms: self.stamp.now_ms,
             nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
-            policy: POLICY.to_owned(),
+            policy: POLICY.into(),
             verdict,
             refusals,
         });
@@ -507,7 +507,7 @@ fn turned_down(counts: &Counts) -> Vec<Refusal> {
         .zip(counts)
         .filter(|(_, nodes)| **nodes > 0)
         .map(|(obstacle, nodes)| Refusal {
-            filter: obstacle.name().to_owned(),
+            filter: obstacle.name().into(),
             nodes: *nodes,
             detail: String::new(),
         })

@@ -105,7 +105,7 @@ pub fn why_on(
     let obstacles = question.obstacles(index, at, Without::default()).into_iter();
     let obstacles: Vec<_> = obstacles
         .map(|obstacle| NodeObstacle {
-            filter: obstacle.name().to_owned(),
+            filter: obstacle.name().into(),
             detail: obstacle_detail(index, &question, shape, obstacle, at),
         })
         .collect();

@@ -1,5 +1,7 @@
 //! Why a unit is where it is, or is nowhere yet: what `brig why` prints.
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +20,7 @@ pub struct Explanation {
     pub nodes: u32,
     /// The policy that decided, by name and version.
     #[serde(default)]
-    pub policy: String,
+    pub policy: Cow<'static, str>,
     /// Placed or not.
     pub verdict: Verdict,
     /// How many nodes each filter turned down, most first; also given for a placed unit.
@@ -63,7 +65,7 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Score {
     /// The score's name, such as `bin-packing`.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// From 0 to 1000.
     pub points: i64,
     /// How much it counts.
@@ -74,7 +76,7 @@ pub struct Score {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
     /// The filter's name, such as `resources`; docs/scheduler.md lists them.
-    pub filter: String,
+    pub filter: Cow<'static, str>,
     /// How many nodes it turned down.
     pub nodes: u32,
     /// The nearest miss in words, such as `memory: wanted 64Gi, at most 23Gi free (node-1)`.
@@ -115,7 +117,7 @@ pub enum NodeFit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeObstacle {
     /// The filter's name, such as `resources`; docs/scheduler.md lists them.
-    pub filter: String,
+    pub filter: Cow<'static, str>,
     /// What it found, such as `memory: wanted 64Gi, 23Gi free`.
     pub detail: String,
 }

@@ -78,6 +78,13 @@ impl Scale {
         Self { shift, factor: (POINTS_MAX.unsigned_abs() << 40) / short }
     }
 
+    /// The share of the capacity that `amount`, which fits in it, is, in points.
+    #[inline]
+    pub(crate) fn share_of_fitting(self, amount: u64) -> u64 {
+        // The product of what fits is at most POINTS_MAX << 40, and a little more for what the shift cut off.
+        (amount >> self.shift).wrapping_mul(self.factor) >> 40
+    }
+
     /// The share of the capacity that `amount` is, in points.
     pub(crate) fn share(self, amount: u64) -> i64 {
         let share = (amount >> self.shift).saturating_mul(self.factor) >> 40;
@@ -209,6 +216,8 @@ pub(crate) struct Nodes {
     pub(crate) leaving: Columns,
     /// What is kept for a waiting gang.
     pub(crate) kept: Columns,
+    /// Anything is kept anywhere.
+    pub(crate) has_kept: bool,
     /// For scores.
     pub(crate) cpu_scale: Vec<Scale>,
     /// For scores.
@@ -232,6 +241,11 @@ impl Nodes {
     /// How many nodes there are.
     pub(crate) fn count(&self) -> usize {
         self.by_name.len()
+    }
+
+    /// How many slots have no node in them.
+    pub(crate) fn empty_slots(&self) -> u32 {
+        u32::try_from(self.unused.len()).unwrap_or(u32::MAX)
     }
 
     /// The node in a slot.
