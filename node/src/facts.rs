@@ -28,8 +28,7 @@ pub(crate) async fn gather(config: &NodeConfig) -> NodeFacts {
     .map(|(name, value)| (name.to_owned(), value))
     .into();
     attributes.extend(config.attributes.clone());
-    let capacity =
-        Resources { scalars: config.scalars.clone(), ..capacity(read, &config.data) };
+    let capacity = Resources { scalars: config.scalars.clone(), ..capacity(read, &config.data) };
     NodeFacts {
         allocatable: capacity.saturating_sub(&config.reserved),
         attributes,
@@ -65,7 +64,9 @@ fn volumes(host_paths: &[PathBuf]) -> Vec<String> {
     for path in host_paths {
         match path.canonicalize() {
             Ok(real) => {
-                volumes.extend([path, &real].iter().filter_map(|path| path.to_str()).map(str::to_owned));
+                volumes.extend(
+                    [path, &real].iter().filter_map(|path| path.to_str()).map(str::to_owned),
+                );
             }
             Err(error) => {
                 tracing::warn!(path = %path.display(), error = %error, "a directory that units may mount is not there");

@@ -417,6 +417,8 @@ fn endpoints_of(
     };
     match &task.program {
         Program::Wasm(_) => http.map(|http| endpoint(http.port(), "http")).into_iter().collect(),
-        Program::Oci(_) => grants.ports.iter().flatten().map(|port| endpoint(*port, "tcp")).collect(),
+        Program::Oci(_) => {
+            grants.ports.iter().flatten().map(|port| endpoint(*port, "tcp")).collect()
+        }
     }
 }

@@ -204,7 +204,11 @@ fn a_unit_is_prepared_started_and_runs() {
 #[test]
 fn chosen_ports_are_endpoints_like_fixed_ones() {
     let mut db = task("db", false);
-    db.program = Program::Oci(OciProgram { image: "db".into(), ports: vec![5432, 0], ..OciProgram::default() });
+    db.program = Program::Oci(OciProgram {
+        image: "db".into(),
+        ports: vec![5432, 0],
+        ..OciProgram::default()
+    });
     let mut world = World::new(RestartPolicy::Always, vec![db]);
     world.grants.ports = vec![20_005];
     world.prepared();

@@ -27,7 +27,9 @@ pub struct Ask {
 }
 
 /// What kinds of thing a unit can ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum AskKind {
     /// More units.
@@ -80,9 +82,7 @@ pub fn new_asks(before: Option<&Object>, after: &Object) -> Vec<Ask> {
 fn asked(object: &Object) -> Option<(u32, &UnitTemplate)> {
     match object {
         Object::Service(service) => Some((service.spec.replicas, &service.spec.unit)),
-        Object::Job(job) => {
-            Some((job.spec.parallelism.min(job.spec.completions), &job.spec.unit))
-        }
+        Object::Job(job) => Some((job.spec.parallelism.min(job.spec.completions), &job.spec.unit)),
         Object::Unit(unit) => Some((1, &*unit.template)),
         Object::Namespace(_)
         | Object::Node(_)
@@ -319,10 +319,7 @@ mod tests {
         let after = service("unit: {oci: {image: team/web:1, ports: [0, 443, 0, 80]}}");
         assert_eq!(
             told(Some(&before), &after),
-            [
-                "task `main`: port 443 of its node",
-                "task `main`: chosen ports of its node 1 -> 2",
-            ]
+            ["task `main`: port 443 of its node", "task `main`: chosen ports of its node 1 -> 2",]
         );
     }
 }

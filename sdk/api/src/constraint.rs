@@ -190,7 +190,11 @@ mod tests {
             ("rolling", ">=1", false),
         ] {
             let attributes = BTreeMap::from([("kernel".to_owned(), found.to_owned())]);
-            assert_eq!(wanted(requirement).is_met_by(&attributes), expected, "{found} {requirement}");
+            assert_eq!(
+                wanted(requirement).is_met_by(&attributes),
+                expected,
+                "{found} {requirement}"
+            );
         }
         assert!(wanted("newer").fault().is_some_and(|fault| fault.contains("`newer`")));
         assert_eq!(wanted(">=6.1, <7").fault(), None);

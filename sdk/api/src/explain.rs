@@ -180,9 +180,8 @@ impl Explanation {
 /// `bin-packing 187 x 4 + balance 875 x 1`; what gives nothing is left out.
 fn terms(scores: &[Score]) -> String {
     let given = scores.iter().filter(|score| score.points != 0);
-    let terms: Vec<_> = given
-        .map(|Score { name, points, weight }| format!("{name} {points} x {weight}"))
-        .collect();
+    let terms: Vec<_> =
+        given.map(|Score { name, points, weight }| format!("{name} {points} x {weight}")).collect();
     if terms.is_empty() { "0".to_owned() } else { terms.join(" + ") }
 }
 
@@ -214,7 +213,8 @@ mod tests {
             total: Some(1623),
             ..verdict(NodeFit::Fits)
         };
-        let expected = "web-1 fits on node-1.\n  score  1623 = bin-packing 187 x 4 + balance 875 x 1\n";
+        let expected =
+            "web-1 fits on node-1.\n  score  1623 = bin-packing 187 x 4 + balance 875 x 1\n";
         assert_eq!(fits.render(&unit), expected);
         let obstacle = |filter: &str, detail: &str| NodeObstacle {
             filter: filter.to_owned(),

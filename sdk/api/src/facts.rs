@@ -55,13 +55,15 @@ fn devices_fault(name: &str, amount: Milli) -> Option<String> {
     if BUILT_IN.contains(&name) {
         return Some(format!("`{name}` is what the node finds out by itself"));
     }
-    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+    let is_plain =
+        |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_plain) {
         return Some(format!(
             "a name has 1 to {NAME_BYTES_MAX} lower-case letters, digits, `.`, `_` and `-`"
         ));
     }
-    let is_counted = amount.0.is_multiple_of(1_000) && (1_000..=DEVICES_MAX * 1_000).contains(&amount.0);
+    let is_counted =
+        amount.0.is_multiple_of(1_000) && (1_000..=DEVICES_MAX * 1_000).contains(&amount.0);
     (!is_counted).then(|| format!("a node has 1 to {DEVICES_MAX} whole devices of it"))
 }
 
@@ -90,7 +92,11 @@ impl NodeFacts {
                 text.len() <= NAME_BYTES_MAX
                     && !text.contains(|c: char| c.is_control() || c.is_whitespace() || c == ':')
             };
-            if taint.key.is_empty() || taint.key == "*" || !is_plain(&taint.key) || !is_plain(&taint.value) {
+            if taint.key.is_empty()
+                || taint.key == "*"
+                || !is_plain(&taint.key)
+                || !is_plain(&taint.value)
+            {
                 let message = format!(
                     "`{taint}`: key and value have at most {NAME_BYTES_MAX} bytes without spaces and `:`, and the key is neither empty nor `*`"
                 );
@@ -98,8 +104,14 @@ impl NodeFacts {
             }
         }
         for (index, volume) in self.volumes.iter().enumerate() {
-            if !volume.starts_with('/') || volume.contains('\0') || volume.split('/').any(|part| part == "..") {
-                add(format!("volumes[{index}]"), format!("`{volume}` is no absolute path without `..`"));
+            if !volume.starts_with('/')
+                || volume.contains('\0')
+                || volume.split('/').any(|part| part == "..")
+            {
+                add(
+                    format!("volumes[{index}]"),
+                    format!("`{volume}` is no absolute path without `..`"),
+                );
             }
         }
         found
@@ -134,7 +146,8 @@ mod tests {
 
     #[test]
     fn every_fault_of_a_node_is_told_with_its_path() {
-        let scalars = BTreeMap::from([("gpu".to_owned(), Milli(2_000)), ("cpu".to_owned(), Milli(1_000))]);
+        let scalars =
+            BTreeMap::from([("gpu".to_owned(), Milli(2_000)), ("cpu".to_owned(), Milli(1_000))]);
         let taint = |text: &str| text.parse().unwrap();
         let facts = NodeFacts {
             allocatable: Resources { scalars, ..Resources::default() },

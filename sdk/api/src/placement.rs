@@ -165,7 +165,11 @@ impl fmt::Display for Taint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, value, effect } = self;
         let effect = effect.as_str();
-        if value.is_empty() { write!(f, "{key}:{effect}") } else { write!(f, "{key}={value}:{effect}") }
+        if value.is_empty() {
+            write!(f, "{key}:{effect}")
+        } else {
+            write!(f, "{key}={value}:{effect}")
+        }
     }
 }
 
@@ -272,7 +276,8 @@ impl Grants {
                         wasm.http.iter().filter_map(|http| http.port).map(Some).collect()
                     }
                     Program::Oci(oci) => {
-                        let port = |port: &u16| if *port == 0 { chosen.next() } else { Some(*port) };
+                        let port =
+                            |port: &u16| if *port == 0 { chosen.next() } else { Some(*port) };
                         oci.ports.iter().map(port).collect()
                     }
                 };
@@ -334,7 +339,8 @@ mod tests {
     #[test]
     fn a_task_gets_its_ports_in_its_own_order_and_its_devices() {
         let tasks = |gpu: [&str; 2]| -> UnitTemplate {
-            let amount = |gpu| serde_json::json!({"cpu": 1, "memory": "1Mi", "scalars": {"gpu": gpu}});
+            let amount =
+                |gpu| serde_json::json!({"cpu": 1, "memory": "1Mi", "scalars": {"gpu": gpu}});
             serde_json::from_value(serde_json::json!({"restart": "never", "grace_ms": 1, "tasks": [
                 {"name": "a", "oci": {"image": "a", "ports": [0, 80, 0]}, "resources": amount(gpu[0]), "limits": {}},
                 {"name": "b", "wasm": {"artifact": "b", "http": {"port": 81}}, "resources": {}, "limits": {}},

@@ -133,10 +133,9 @@ impl Resources {
         self.cpu <= free.cpu
             && self.memory <= free.memory
             && self.disk <= free.disk
-            && self
-                .scalars
-                .iter()
-                .all(|(name, wanted)| *wanted <= free.scalars.get(name).copied().unwrap_or_default())
+            && self.scalars.iter().all(|(name, wanted)| {
+                *wanted <= free.scalars.get(name).copied().unwrap_or_default()
+            })
     }
 }
 

@@ -96,7 +96,8 @@ fn check_namespace(spec: &NamespaceSpec, faults: &mut Faults) {
     }
     if let (Some(guarantee), Some(quota)) = (&spec.guarantee, &spec.quota) {
         for (resource, guaranteed, limit) in guarantee.beyond(quota) {
-            faults.add("guarantee", format!("{resource} {guaranteed} is above the quota of {limit}"));
+            faults
+                .add("guarantee", format!("{resource} {guaranteed} is above the quota of {limit}"));
         }
     }
 }
@@ -574,8 +575,14 @@ mod tests {
             ("{oci: {image: a, pids: 1}}", "unit.oci.pids"),
             ("{oci: {image: a, ports: [80, 80]}}", "unit.oci.ports"),
             ("{oci: {image: a, working_dir: x}}", "unit.oci.working_dir"),
-            ("{oci: {image: a}, placement: {spread: [{over: zone, max_skew: 0}]}}", "placement.spread[0].max_skew"),
-            ("{oci: {image: a}, placement: {spread: [{over: zone, targets: {a: 70, b: 40}}]}}", "spread[0].targets"),
+            (
+                "{oci: {image: a}, placement: {spread: [{over: zone, max_skew: 0}]}}",
+                "placement.spread[0].max_skew",
+            ),
+            (
+                "{oci: {image: a}, placement: {spread: [{over: zone, targets: {a: 70, b: 40}}]}}",
+                "spread[0].targets",
+            ),
             ("{oci: {image: a}, placement: {near: [{units: {}}]}}", "unit.placement.near[0].units"),
             (
                 "{oci: {image: a}, placement: {away: [{units: {a: b}, within: other}]}}",
@@ -588,7 +595,10 @@ mod tests {
             ("{oci: {image: a}, gang: {name: g, size: 0}}", "unit.gang.size"),
             ("{oci: {image: a}, concurrency: {key: k, limit: 0}}", "unit.concurrency.limit"),
             ("{oci: {image: a}, after: [{}]}", "unit.after[0]: needs exactly one"),
-            ("{oci: {image: a}, resources: {scalars: {gpu: 1.5}}}", "unit.resources.scalars: gpu 1500m"),
+            (
+                "{oci: {image: a}, resources: {scalars: {gpu: 1.5}}}",
+                "unit.resources.scalars: gpu 1500m",
+            ),
             (
                 "{tasks: [{name: t, oci: {image: a}}, {name: t, oci: {image: a}}]}",
                 "unit.tasks[1].name: `t` is taken",

@@ -458,7 +458,8 @@ mod tests {
     fn node_is_an_agent_or_a_list() {
         let agent = Arguments::parse_from(["brig", "node", "--data", "/x", "--server", "http://a"]);
         assert!(matches!(agent.command, Command::Node(Node { command: None, agent: Some(_) })));
-        let flags = ["--taint", "gpu=yes:no-schedule", "--taint", "spot:evict", "--resource", "gpu=4"];
+        let flags =
+            ["--taint", "gpu=yes:no-schedule", "--taint", "spot:evict", "--resource", "gpu=4"];
         let agent = Arguments::parse_from(["brig", "node", "--data", "/x"].iter().chain(&flags));
         let Command::Node(Node { agent: Some(agent), .. }) = agent.command else {
             panic!("an agent")
@@ -468,7 +469,8 @@ mod tests {
         let dev = Arguments::parse_from(["brig", "dev"].iter().chain(&flags));
         assert!(matches!(dev.command, Command::Dev(dev) if dev.taint.len() == 2));
         for bad in [["--taint", "gpu:never"], ["--resource", "cpu=1"]] {
-            let bad = Arguments::try_parse_from(["brig", "node", "--data", "/x"].iter().chain(&bad));
+            let bad =
+                Arguments::try_parse_from(["brig", "node", "--data", "/x"].iter().chain(&bad));
             assert!(bad.is_err());
         }
         let list = Arguments::parse_from(["brig", "node", "ls", "-o", "json"]);

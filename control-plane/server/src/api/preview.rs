@@ -19,7 +19,8 @@ use crate::questions::ask;
 pub(super) async fn preview(app: &App, manifests: &[Manifest]) -> Answer<PlanResponse> {
     let (applied, objects) = app.store.apply_preview(manifests).await?;
     // A copy, so that planning holds up nobody; units in it are shared with the original.
-    let (model, moment) = ask(app, Revision(0), |model, moment| (model.clone(), moment.clone())).await?;
+    let (model, moment) =
+        ask(app, Revision(0), |model, moment| (model.clone(), moment.clone())).await?;
     let revision = model.revision;
     let planned = tokio::task::spawn_blocking(move || try_out(model, &moment, objects));
     let (asks, Outcome { placements, stops, evictions }) = planned.await.map_err(|error| {

@@ -55,9 +55,8 @@ async fn why_unit(
     }
     let id = unit.id.clone();
     // Fresher than what is kept: that is of the pass that first refused it.
-    let now = ask(&app, unit.meta.revision, move |model, moment| {
-        brig_core::why(model, moment, &id)
-    });
+    let now =
+        ask(&app, unit.meta.revision, move |model, moment| brig_core::why(model, moment, &id));
     let found = match now.await? {
         Some(now) => Some(now),
         None => app.store.explanation_get(&unit.id).await?,
@@ -77,9 +76,7 @@ async fn why_on(app: &App, unit: &Unit, node: NodeName) -> Answer<NodeVerdict> {
         _ => unit.meta.revision,
     };
     let (id, of) = (unit.id.clone(), node.clone());
-    let verdict = ask(app, not_before, move |model, moment| {
-        on_node(model, moment, &id, &of)
-    });
+    let verdict = ask(app, not_before, move |model, moment| on_node(model, moment, &id, &of));
     verdict.await?.ok_or_else(|| {
         let detail = format!(
             "unit `{}` has ended, or `{node}` has gone meanwhile: there is nothing to ask",

@@ -1,14 +1,14 @@
 //! `describe`, `why`, `events`, `sql` and `version`.
 
-use brig_api::{Kind, ResourceName};
 use brig_api::explain::Explanation;
 use brig_api::object::{Object, ObjectKey, Owner, Unit};
+use brig_api::{Kind, ResourceName};
 use brig_client::{ClientError, EventQuery};
 use serde_json::Value;
 
 use crate::arguments::{Events, Output, OutputOnly, Sql, Target, Why};
 use crate::failure::{Failure, NOT_FOUND};
-use crate::output::{Column, age, Field, Row, json, print, print_list, printable, table, yaml};
+use crate::output::{Column, Field, Row, age, json, print, print_list, printable, table, yaml};
 use crate::rows::{EVENT_COLUMNS, event_row};
 use crate::target;
 

@@ -104,7 +104,9 @@ fn placements(placements: &[PlannedUnit], lines: &mut Vec<String>) {
         if !rest.is_empty() {
             let units: usize = rest.iter().map(|(_, group)| group.len()).sum();
             let nodes = rest.len();
-            lines.push(format!("{owner}: … and {units} units more would run on {nodes} other nodes"));
+            lines.push(format!(
+                "{owner}: … and {units} units more would run on {nodes} other nodes"
+            ));
         }
     }
 }
@@ -210,7 +212,8 @@ mod tests {
 
     #[test]
     fn a_unit_that_others_make_room_for_says_where_and_a_long_plan_is_cut() {
-        let mut first = waits(Reason::RoomPromised, "1 unit has to leave first", unit("a", None, on("x")));
+        let mut first =
+            waits(Reason::RoomPromised, "1 unit has to leave first", unit("a", None, on("x")));
         first.promised = Some(NodeName::new("n7").unwrap());
         let spread = (0..50).flat_map(|n| {
             (0..2).map(move |m| unit(&format!("w-{n}-{m}"), Some("w"), on(&format!("n{n}"))))
