@@ -162,7 +162,9 @@ fn unit_stop(
     let has_ended = unit.status.state.is_final();
     if !has_ended {
         unit.status.reason = Some(reason);
-        unit.status.message = message.map(str::to_owned).or(unit.status.message.take());
+        if let Some(message) = message {
+            unit.status.message = Some(message.to_owned());
+        }
     }
     scene.unit_changed(id);
     if !has_ended {

@@ -60,7 +60,7 @@ struct Held {
 enum Step {
     /// The unit as it is in the end.
     Unit(UnitId),
-    Object(Object),
+    Object(Box<Object>),
     Deleted(ObjectKey),
 }
 
@@ -250,7 +250,7 @@ impl Scene {
                         tx.changed(Object::Unit(Box::new(held.unit)));
                     }
                 }
-                Step::Object(object) => tx.changed(object),
+                Step::Object(object) => tx.changed(*object),
                 Step::Deleted(key) => tx.deleted(key),
             }
         }
@@ -337,7 +337,7 @@ impl Scene {
         self.count(&held.unit, -1);
         // What it was before stays in the feed as it was then.
         if let Some(step) = held.step.and_then(|place| self.steps.get_mut(place)) {
-            *step = Step::Object(Object::Unit(Box::new(held.unit)));
+            *step = Step::Object(Box::new(Object::Unit(Box::new(held.unit))));
         }
         if !held.is_new {
             self.gone_units.push(id.clone());
@@ -356,7 +356,7 @@ impl Scene {
     /// The node is in another state from now on.
     pub(super) fn node_changed(&mut self, node: Node) {
         self.changed_nodes.insert(node.name.clone());
-        self.steps.push(Step::Object(Object::Node(node.clone())));
+        self.steps.push(Step::Object(Box::new(Object::Node(node.clone()))));
         self.nodes.insert(node.name.clone(), node);
     }
 
@@ -364,7 +364,7 @@ impl Scene {
     pub(super) fn job_changed(&mut self, job: Job) {
         let name = name_of(&job.spec.namespace, &job.spec.name);
         self.changed_jobs.insert(name.clone());
-        self.steps.push(Step::Object(Object::Job(job.clone())));
+        self.steps.push(Step::Object(Box::new(Object::Job(job.clone()))));
         self.jobs.insert(name, job);
     }
 

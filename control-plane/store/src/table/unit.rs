@@ -347,6 +347,7 @@ struct NewColumns<'unit> {
     unit: &'unit Unit,
     template: Arc<TemplateColumns>,
     labels: Arc<str>,
+    owner: OwnerColumns,
     life: LifeColumns<'unit>,
 }
 
@@ -370,21 +371,33 @@ impl SharedColumns {
             Entry::Occupied(known) => Arc::clone(known.get()),
             Entry::Vacant(new) => Arc::clone(new.insert(to_json("labels", &*unit.labels)?.into())),
         };
-        Ok(NewColumns { unit, template, labels, life: LifeColumns::new(unit)? })
+        let owner = OwnerColumns::new(unit.owner.as_ref())?;
+        Ok(NewColumns { unit, template, labels, owner, life: LifeColumns::new(unit)? })
     }
 }
 
-/// Generation of a service, index and attempt of a job, as columns hold them.
-fn owner_numbers(unit: &Unit) -> Result<(Option<i64>, Option<i64>, Option<i64>), StoreError> {
-    Ok(match &unit.owner {
-        Some(Owner::Service { generation, .. }) => {
-            (Some(number("generation", *generation)?), None, None)
-        }
-        Some(Owner::Job { index, attempt, .. }) => {
-            (None, Some(i64::from(*index)), Some(i64::from(*attempt)))
-        }
-        None => (None, None, None),
-    })
+/// The numbers of a unit's owner.
+#[derive(Default)]
+struct OwnerColumns {
+    generation: Option<i64>,
+    index: Option<i64>,
+    attempt: Option<i64>,
+}
+
+impl OwnerColumns {
+    fn new(owner: Option<&Owner>) -> Result<Self, StoreError> {
+        Ok(match owner {
+            Some(Owner::Service { generation, .. }) => {
+                let generation = Some(number("generation", *generation)?);
+                Self { generation, ..Self::default() }
+            }
+            Some(Owner::Job { index, attempt, .. }) => {
+                let (index, attempt) = (Some(i64::from(*index)), Some(i64::from(*attempt)));
+                Self { generation: None, index, attempt }
+            }
+            None => Self::default(),
+        })
+    }
 }
 
 /// Writes a new unit.
@@ -398,19 +411,19 @@ pub(crate) async fn units_insert(db: &mut Tx, units: &[&Unit]) -> Result<(), Sto
     for chunk in units.chunks(ROWS_MAX) {
         let mut rows = Vec::with_capacity(chunk.len());
         for unit in chunk {
-            rows.push((shared.row(unit)?, owner_numbers(unit)?));
+            rows.push(shared.row(unit)?);
         }
-        execute_many!(db, UNITS_INSERT, 35, rows, |query, (row, (generation, index, attempt))| {
-            let NewColumns { unit, template, labels, life } = row;
+        execute_many!(db, UNITS_INSERT, 35, rows, |query, row| {
+            let NewColumns { unit, template, labels, owner, life } = row;
             query
                 .bind(unit.id.as_str())
                 .bind(unit.namespace.as_str())
                 .bind(unit.name.as_str())
                 .bind(unit.owner.as_ref().map(|owner| owner.kind().as_str()))
                 .bind(unit.owner.as_ref().map(|owner| owner.name().as_str()))
-                .bind(*generation)
-                .bind(*index)
-                .bind(*attempt)
+                .bind(owner.generation)
+                .bind(owner.index)
+                .bind(owner.attempt)
                 .bind(template.runtime)
                 .bind(template.priority)
                 .bind(template.cpu_milli)

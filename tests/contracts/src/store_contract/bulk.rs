@@ -149,7 +149,7 @@ async fn a_unit_that_comes_and_goes_in_one_plan_leaves_no_row(Fresh { store, .. 
     ];
     let before = store.revision().await.unwrap();
     let committed = store.plan_commit(&mine, NOW).await.unwrap();
-    assert_eq!(committed.skipped, [id.clone()], "it was gone for the last");
+    assert_eq!(committed.skipped, std::slice::from_ref(&id), "it was gone for the last");
     assert_eq!(store.unit_by_id(&id).await.unwrap(), None);
     let changes = store.changes_since(before, 10).await.unwrap();
     let states: Vec<_> = changes
