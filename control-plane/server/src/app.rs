@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::feed::Feed;
 use crate::node::contact::Nodes;
+use crate::node::mail::Mail;
 use crate::node::stream::Streams;
 use crate::questions::Questions;
 use crate::registry::Registry;
@@ -17,6 +18,7 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) feed: Feed,
     pub(crate) nodes: Nodes,
+    pub(crate) mail: Mail,
     pub(crate) questions: Questions,
     pub(crate) streams: Streams,
     pub(crate) registry: Registry,

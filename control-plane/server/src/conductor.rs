@@ -4,6 +4,9 @@
 //! it is not trusted, it looks at everything each time. Only the holder of the lease plans, but correctness rests
 //! on [`Store::plan_commit`] alone: a plan that was not made after the newest one is refused.
 //!
+//! After a pass it rests for as long as that took, a tenth of a second at most: what comes in a burst, as when a thousand
+//! nodes report, is planned on together, and a small cluster notices nothing.
+//!
 //! **Invariant:** between two passes without news there is a pause; a failing database or two rules that undo one
 //! another never make it spin.
 
@@ -23,7 +26,7 @@ use crate::clock;
 use crate::feed::{Batch, FeedError, Follower};
 use crate::limits::{
     CONDUCTOR_PAUSE_MAX, CONDUCTOR_PAUSE_MIN, INLINE_UNITS_MAX, LEASE, LEASE_RENEWAL,
-    PASSES_IN_A_ROW_MAX,
+    PASS_REST_MAX, PASSES_IN_A_ROW_MAX,
 };
 use crate::problem::chain;
 use crate::questions::{Question, moment};
@@ -74,7 +77,15 @@ async fn lead(app: &App, holder: &str) -> Result<(), FeedError> {
     let follower = app.feed.follow(model.revision);
     let questions = app.questions.receive();
     let model = Box::new(model);
-    let pass = Pass { app, model, follower, questions, asked: Vec::new(), in_a_row: 0 };
+    let pass = Pass {
+        app,
+        model,
+        follower,
+        questions,
+        asked: Vec::new(),
+        in_a_row: 0,
+        rests_until: Instant::now(),
+    };
     tokio::select! {
         result = pass.repeat() => result,
         result = keep_lease(&app.store, holder) => {
@@ -116,6 +127,8 @@ struct Pass<'a> {
     asked: Vec<Question>,
     /// Passes that committed something while nobody else did.
     in_a_row: u32,
+    /// Until when it rests.
+    rests_until: Instant,
 }
 
 /// What a pass came to.
@@ -218,6 +231,7 @@ impl Pass<'_> {
                 batch = self.follower.next() => {
                     let batch = batch?;
                     self.take(&batch, None);
+                    tokio::time::sleep_until(self.rests_until).await;
                     return Ok(());
                 }
                 Some(question) = self.questions.recv() => self.asked.push(question),
@@ -230,7 +244,9 @@ impl Pass<'_> {
 
     async fn plan_once(&mut self) -> Result<Outcome, FeedError> {
         let (moment, silence_due) = moment(self.app, &self.model);
+        let began = Instant::now();
         let plan = self.with_model(move |model| brig_core::plan(model, &moment)).await?;
+        self.rests_until = Instant::now() + began.elapsed().min(PASS_REST_MAX);
         if plan.decisions.is_empty() && plan.explanations.is_empty() {
             return Ok(Outcome::Idle { wake_at_ms: plan.wake_at_ms, silence_due });
         }

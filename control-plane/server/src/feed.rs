@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use brig_api::Revision;
 use brig_api::change::Change;
+use brig_api::unit_spec::UnitTemplate;
+use brig_api::{Object, Revision};
 use brig_store::{Backend, Store, StoreError};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,13 @@ pub(crate) struct Batch {
     pub(crate) revision: Revision,
     /// All its changes, in order.
     pub(crate) changes: Vec<Change>,
+}
+
+#[cfg(test)]
+impl Batch {
+    pub(crate) fn new(after: Revision, revision: Revision, changes: Vec<Change>) -> Self {
+        Self { after, revision, changes }
+    }
 }
 
 /// Cheap to clone.
@@ -154,10 +162,18 @@ impl Follower {
     }
 }
 
-/// Changes in the feed's order, grouped by revision.
+/// Changes in the feed's order, grouped by revision. Units that run the same share it: thousands of one service are
+/// read one by one.
 fn batches(mut after: Revision, changes: Vec<Change>) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
-    for change in changes {
+    let mut last: Option<Arc<UnitTemplate>> = None;
+    for mut change in changes {
+        if let Some(Object::Unit(unit)) = &mut change.object {
+            match &last {
+                Some(last) if **last == *unit.template => unit.template = Arc::clone(last),
+                _ => last = Some(Arc::clone(&unit.template)),
+            }
+        }
         match batches.last_mut() {
             Some(batch) if batch.revision == change.revision => batch.changes.push(change),
             _ => {

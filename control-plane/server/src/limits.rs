@@ -44,6 +44,8 @@ pub(crate) const CONDUCTOR_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub(crate) const PASSES_IN_A_ROW_MAX: u32 = 20;
 /// Units in the model up to which a pass runs on the spot; larger ones get a thread that may block.
 pub(crate) const INLINE_UNITS_MAX: usize = 500;
+/// Longest rest of the conductor after a pass, however long that took: see [`crate::conductor`].
+pub(crate) const PASS_REST_MAX: Duration = Duration::from_millis(100);
 /// Questions about the model that wait for the end of a pass; beyond it who asks waits to ask.
 pub(crate) const QUESTIONS_MAX: usize = 64;
 /// For how long the lease that says who plans is taken.
@@ -61,6 +63,9 @@ pub(crate) const ENDED_UNITS_MAX: usize = 1_000;
 pub(crate) const SEND_TIME_MAX: Duration = Duration::from_secs(10);
 /// Messages that wait for one node.
 pub(crate) const SESSION_QUEUE_MAX: usize = 64;
+/// Transactions with news for one node that wait for its session; a node that falls further behind is cut off and comes
+/// back for the whole.
+pub(crate) const MAILBOX_MAX: usize = 256;
 /// Requests to open a stream that wait for one node.
 pub(crate) const COMMAND_QUEUE_MAX: usize = 256;
 /// Time for a node to dial back for a stream.

@@ -2,5 +2,6 @@
 
 pub(crate) mod assignment;
 pub(crate) mod contact;
+pub(crate) mod mail;
 pub(crate) mod session;
 pub(crate) mod stream;

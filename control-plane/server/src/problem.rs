@@ -40,6 +40,7 @@ impl From<StoreError> for Failure {
             StoreError::NotFound(_) => Code::NotFound,
             StoreError::Conflict { .. } => Code::Conflict,
             StoreError::InUse { .. } => Code::InUse,
+            StoreError::QuotaExceeded { .. } => Code::QuotaExceeded,
             StoreError::Invalid(fields) => {
                 return Problem::invalid("the request is not valid", fields.clone()).into();
             }
@@ -108,6 +109,7 @@ mod tests {
             (StoreError::NotFound(key()), Code::NotFound),
             (StoreError::Conflict { key: key(), message: message() }, Code::Conflict),
             (StoreError::InUse { key: key(), message: message() }, Code::InUse),
+            (StoreError::QuotaExceeded { key: key(), message: message() }, Code::QuotaExceeded),
             (StoreError::Invalid(vec![field]), Code::Invalid),
             (StoreError::ReadOnly(message()), Code::Invalid),
             (StoreError::PlanLost { newest: PlanSequence(1) }, Code::Unavailable),

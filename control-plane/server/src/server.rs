@@ -18,6 +18,7 @@ use crate::config::{ServerConfig, StartError};
 use crate::feed::Feed;
 use crate::index::StoreIndex;
 use crate::node::contact::Nodes;
+use crate::node::mail::Mail;
 use crate::node::stream::Streams;
 use crate::questions::Questions;
 use crate::registry::{self, BLOB_BYTES_MAX_DEFAULT, Registry, RegistryConfig};
@@ -68,8 +69,10 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
     store.namespace_default_ensure(clock::now_ms()).await.map_err(in_store)?;
     let registry = open_registry(&config, &store)?;
     let (routes, openapi) = api::routes().finish();
+    let feed = Feed::new(store.clone()).await.map_err(in_store)?;
     let app = Arc::new(App {
-        feed: Feed::new(store.clone()).await.map_err(in_store)?,
+        mail: Mail::new(feed.position()),
+        feed,
         store,
         nodes: Nodes::new(tokio::time::Instant::now()),
         questions: Questions::default(),
@@ -88,6 +91,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
         tokio::join!(
             serve::serve(listener, router, stop.clone()),
             app.feed.clone().pump(stop.clone()),
+            app.mail.deliver(&app.feed, stop.clone()),
             conductor::run(Arc::clone(&app), holder),
             housekeeping::run(Arc::clone(&app)),
         );

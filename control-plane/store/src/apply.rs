@@ -18,12 +18,13 @@ use brig_api::{Kind, NamespacePath, UnitId};
 
 use crate::apply::differences::{differences, texts_differences};
 use crate::error::StoreError;
+use crate::object::key_in;
 use crate::store::Store;
 use crate::table::config::{config_get, config_put};
-use crate::table::job::{job_get, job_put};
+use crate::table::job::{job_count, job_get, job_put};
 use crate::table::namespace::{namespace_get, namespace_put};
 use crate::table::secret::{secret_get, secret_put, secret_texts};
-use crate::table::service::{service_get, service_put};
+use crate::table::service::{service_count, service_get, service_put};
 use crate::table::unit::{unit_by_name, unit_insert};
 use crate::write::{Write, in_write};
 
@@ -38,7 +39,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NotFound`] for a namespace (or a namespace's parent) that does not exist,
-    /// [`StoreError::Conflict`] for a change that is not possible, naming the resource and the way out.
+    /// [`StoreError::Conflict`] for a change that is not possible, naming the resource and the way out,
+    /// [`StoreError::QuotaExceeded`] for a service or job more than its namespace may have.
     pub async fn apply(
         &self,
         manifests: &[Manifest],
@@ -132,10 +134,36 @@ async fn apply_all(tx: &mut Write, manifests: &[Manifest]) -> Result<Vec<Applied
 
 /// Refuses what belongs to a namespace that does not exist.
 async fn namespace_require(tx: &mut Write, namespace: &NamespacePath) -> Result<(), StoreError> {
+    namespace_limits(tx, namespace).await.map(drop)
+}
+
+/// What the namespace itself may hold.
+async fn namespace_limits(
+    tx: &mut Write,
+    namespace: &NamespacePath,
+) -> Result<NamespaceSpec, StoreError> {
     match namespace_get(&mut tx.db, namespace.as_str()).await? {
-        Some(_) => Ok(()),
+        Some(namespace) => Ok(namespace.spec),
         None => Err(StoreError::NotFound(namespace_key(namespace))),
     }
+}
+
+/// Refuses one more than a namespace may have of a kind.
+fn refuse_beyond(
+    key: ObjectKey,
+    field: &'static str,
+    limit: u32,
+    count: i64,
+) -> Result<(), StoreError> {
+    if count < i64::from(limit) {
+        return Ok(());
+    }
+    let kind = key.kind.plural();
+    let message = format!(
+        "the namespace may have at most {limit} {kind} (`{field}`) and has {count}: delete one that is not needed, or \
+         have the limit raised"
+    );
+    Err(StoreError::QuotaExceeded { key, message })
 }
 
 pub(crate) fn namespace_key(namespace: &NamespacePath) -> ObjectKey {
@@ -183,6 +211,11 @@ fn being_deleted(key: ObjectKey) -> StoreError {
 async fn apply_service(tx: &mut Write, spec: &ServiceSpec) -> Result<Outcome, StoreError> {
     let existing = service_get(&mut tx.db, &spec.namespace, spec.name.as_str()).await?;
     let Some(mut service) = existing else {
+        if let Some(limit) = namespace_limits(tx, &spec.namespace).await?.max_services {
+            let count = service_count(&mut tx.db, &spec.namespace).await?;
+            let key = key_in(Kind::Service, &spec.namespace, &spec.name);
+            refuse_beyond(key, "max_services", limit, count)?;
+        }
         let service =
             Service { spec: spec.clone(), generation: 1, is_deleting: false, meta: tx.meta() };
         service_put(&mut tx.db, &service).await?;
@@ -206,6 +239,11 @@ async fn apply_service(tx: &mut Write, spec: &ServiceSpec) -> Result<Outcome, St
 
 async fn apply_job(tx: &mut Write, spec: &JobSpec) -> Result<Outcome, StoreError> {
     let Some(mut job) = job_get(&mut tx.db, &spec.namespace, spec.name.as_str()).await? else {
+        if let Some(limit) = namespace_limits(tx, &spec.namespace).await?.max_jobs {
+            let count = job_count(&mut tx.db, &spec.namespace).await?;
+            let key = key_in(Kind::Job, &spec.namespace, &spec.name);
+            refuse_beyond(key, "max_jobs", limit, count)?;
+        }
         let job = Job {
             spec: spec.clone(),
             state: JobState::Active,

@@ -22,6 +22,14 @@ pub enum StoreError {
         /// What is in the way, and the way out.
         message: String,
     },
+    /// The namespace has as much as it may; the message says the limit and the way out.
+    #[error("{key}: {message}")]
+    QuotaExceeded {
+        /// What was to be created.
+        key: ObjectKey,
+        /// The namespace, the limit, and the way out.
+        message: String,
+    },
     /// Something still uses it.
     #[error("{key} is in use: {message}")]
     InUse {

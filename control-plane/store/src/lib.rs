@@ -27,6 +27,7 @@ mod classify;
 mod columns;
 mod database;
 mod error;
+mod many;
 mod schema;
 mod table;
 mod write;

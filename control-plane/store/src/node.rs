@@ -1,7 +1,7 @@
 //! Nodes: what they say of themselves, and what is assigned to them.
 
 use brig_api::object::{Node, NodeFacts, NodeState, ObjectKey, Unit};
-use brig_api::{Kind, NodeName, Object};
+use brig_api::{Kind, NodeName, Object, Revision};
 
 use crate::error::StoreError;
 use crate::store::Store;
@@ -47,7 +47,7 @@ async fn register(tx: &mut Write, name: &NodeName, facts: &NodeFacts) -> Result<
                 NodeState::Ready => ("Updated", "has changed what it says of itself"),
                 NodeState::Unreachable => ("Ready", "is in touch again"),
             };
-            set_state(&mut node, NodeState::Ready, tx);
+            switch(&mut node, NodeState::Ready, tx.now_ms, tx.revision());
             node.facts = facts.clone();
             (node, event)
         }
@@ -73,11 +73,11 @@ pub(crate) fn node_key(name: &NodeName) -> ObjectKey {
     ObjectKey { kind: Kind::Node, namespace: None, name: name.as_str().to_owned() }
 }
 
-/// The node changes now; its state too, unless it was that before.
-pub(crate) fn set_state(node: &mut Node, state: NodeState, tx: &Write) {
+/// The node changes in that revision; its state too, unless it was that before.
+pub(crate) fn switch(node: &mut Node, state: NodeState, now_ms: i64, revision: Revision) {
     if node.state != state {
         node.state = state;
-        node.state_since_ms = tx.now_ms;
+        node.state_since_ms = now_ms;
     }
-    node.meta.revision = tx.revision();
+    node.meta.revision = revision;
 }

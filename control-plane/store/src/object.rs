@@ -1,7 +1,7 @@
 //! Reading and deleting resources of every kind.
 
 use brig_api::object::{Desired, NodeState, ObjectKey, Unit};
-use brig_api::{Kind, NamespacePath, Object, Revision, UnitId};
+use brig_api::{Kind, NamespacePath, Object, ResourceName, Revision, UnitId};
 
 use crate::database::Tx;
 use crate::error::StoreError;
@@ -94,6 +94,16 @@ async fn get(db: &mut Tx, key: &ObjectKey) -> Result<Option<Object>, StoreError>
         (Kind::Config, Some(ns)) => config_get(db, ns, name).await?.map(Object::Config),
         (Kind::Service | Kind::Job | Kind::Unit | Kind::Secret | Kind::Config, None) => None,
     })
+}
+
+/// What identifies a resource of a namespace.
+pub(crate) fn key_in(kind: Kind, namespace: &NamespacePath, name: &ResourceName) -> ObjectKey {
+    ObjectKey { kind, namespace: Some(namespace.clone()), name: name.as_str().to_owned() }
+}
+
+/// What identifies a unit by its name.
+pub(crate) fn unit_key(unit: &Unit) -> ObjectKey {
+    key_in(Kind::Unit, &unit.namespace, &unit.name)
 }
 
 async fn list(

@@ -1,8 +1,9 @@
 //! The model for the scheduler, and the commit of its plans.
 
 mod carry_out;
+mod scene;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use brig_api::explain::Explanation;
 use brig_api::{Object, PlanSequence, Revision, UnitId};
@@ -12,13 +13,17 @@ use crate::columns::unsigned;
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
 use crate::plan::carry_out::carry_out;
+use crate::plan::scene::Scene;
 use crate::store::Store;
 use crate::table::job::job_list;
 use crate::table::namespace::namespace_list;
 use crate::table::node::node_list;
-use crate::table::plan::{PlanRow, explanation_get, explanation_put, plan_insert};
+use crate::table::plan::{
+    EXPLANATIONS_KEPT, PlanRow, explanation_list, explanations_forget, explanations_put,
+    plan_insert,
+};
 use crate::table::service::service_list;
-use crate::table::unit::unit_list;
+use crate::table::unit::{unit_list, units_existing};
 use crate::write::{Write, in_write};
 
 const CLUSTER: &str = "SELECT revision, plan FROM cluster WHERE id = 1";
@@ -69,9 +74,21 @@ impl Store {
     /// When the database fails.
     pub async fn explanation_get(&self, unit: &UnitId) -> Result<Option<Explanation>, StoreError> {
         let mut db = self.pools().read().await?;
-        let explanation = explanation_get(&mut db, unit).await?;
+        let explanation = explanation_list(&mut db, unit, 1).await?.pop();
         db.commit().await?;
         Ok(explanation)
+    }
+
+    /// Why the unit is where it is, and why it was not before: as the newest plans that looked at it said, newest
+    /// first. Eight are kept of each unit.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn explanation_list(&self, unit: &UnitId) -> Result<Vec<Explanation>, StoreError> {
+        let mut db = self.pools().read().await?;
+        let explanations = explanation_list(&mut db, unit, EXPLANATIONS_KEPT).await?;
+        db.commit().await?;
+        Ok(explanations)
     }
 }
 
@@ -94,21 +111,44 @@ async fn commit(tx: &mut Write, plan: &Plan) -> Result<(PlanSequence, Vec<UnitId
     }
     let sequence = plan.after.next();
     tx.set_plan(sequence);
+    let mut scene = Scene::load(tx, sequence, &plan.decisions).await?;
     let mut skipped = BTreeSet::new();
     for decision in &plan.decisions {
-        skipped.extend(carry_out(tx, sequence, decision).await?);
+        skipped.extend(carry_out(&mut scene, decision));
     }
-    for explanation in &plan.explanations {
-        explanation_put(&mut tx.db, explanation).await?;
-    }
+    scene.write_rows(tx).await?;
+    explain(tx, &scene, &plan.explanations).await?;
     let row = PlanRow {
         sequence,
-        revision: if tx.has_changes() { tx.revision() } else { tx.newest() },
+        revision: if scene.has_changes() { tx.revision() } else { tx.newest() },
         based_on: plan.based_on,
         decisions: plan.decisions.len(),
         skipped: skipped.len(),
         committed_ms: tx.now_ms,
     };
     plan_insert(&mut tx.db, &row).await?;
+    scene.tell(tx);
     Ok((sequence, skipped.into_iter().collect()))
+}
+
+/// Adds the explanations of units that exist, and forgets the oldest of these units.
+async fn explain(
+    tx: &mut Write,
+    scene: &Scene,
+    explanations: &[Explanation],
+) -> Result<(), StoreError> {
+    // Of several about one unit the last counts.
+    let by_unit: BTreeMap<&UnitId, &Explanation> =
+        explanations.iter().map(|explanation| (&explanation.unit, explanation)).collect();
+    let others: Vec<&UnitId> =
+        by_unit.keys().copied().filter(|unit| !scene.knows_unit(unit)).collect();
+    let existing = units_existing(&mut tx.db, &others).await?;
+    let is_there = |unit: &UnitId| scene.knows_unit(unit) || existing.contains(unit);
+    let kept: Vec<&Explanation> =
+        by_unit.into_values().filter(|explanation| is_there(&explanation.unit)).collect();
+    explanations_put(&mut tx.db, &kept).await?;
+    // A new unit has this one alone.
+    let units = kept.iter().map(|explanation| &explanation.unit);
+    let old: Vec<&UnitId> = units.filter(|unit| !scene.is_new_unit(unit)).collect();
+    explanations_forget(&mut tx.db, &old).await
 }

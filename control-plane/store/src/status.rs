@@ -1,15 +1,18 @@
 //! What nodes report about their units, taken over exactly once.
 
+use std::collections::{BTreeSet, HashMap};
+
 use brig_api::change::EventLevel;
 use brig_api::lifecycle::{Reason, UnitState};
-use brig_api::object::UnitStatus;
+use brig_api::object::{Unit, UnitStatus};
 use brig_api::session::StatusReport;
 use brig_api::{NodeName, Object, UnitId};
 
 use crate::error::StoreError;
+use crate::object::unit_key;
 use crate::store::Store;
-use crate::table::unit::{unit_by_id, unit_update};
-use crate::write::{Write, in_write};
+use crate::table::unit::{units_by_ids, units_update};
+use crate::write::{PendingEvent, Write, in_write};
 
 /// Longest message that is kept of a report; a node's logs say the rest.
 const MESSAGE_CHARS_MAX: usize = 2_000;
@@ -39,8 +42,13 @@ async fn take_over(
     node: &NodeName,
     reports: &[StatusReport],
 ) -> Result<(), StoreError> {
+    let ids: BTreeSet<&UnitId> = reports.iter().map(|report| &report.unit).collect();
+    let units = units_by_ids(&mut tx.db, &ids.into_iter().collect::<Vec<_>>()).await?;
+    let mut units: HashMap<UnitId, Unit> =
+        units.into_iter().map(|unit| (unit.id.clone(), unit)).collect();
+    let mut changed: Vec<&UnitId> = Vec::new();
     for report in reports {
-        let Some(mut unit) = unit_by_id(&mut tx.db, &report.unit).await? else {
+        let Some(unit) = units.get_mut(&report.unit) else {
             continue;
         };
         let is_ours = unit.node.as_ref() == Some(node);
@@ -49,20 +57,20 @@ async fn take_over(
             continue;
         }
         let before = std::mem::replace(&mut unit.status, bounded(&report.status));
-        unit.meta.revision = tx.revision();
-        unit_update(&mut tx.db, &unit).await?;
-        let event = event_of(&before, &unit.status);
-        let object = Object::Unit(Box::new(unit));
-        match event {
-            Some((EventLevel::Normal, reason, message)) => {
-                tx.normal(object.key(), reason, message);
-            }
-            Some((EventLevel::Warning, reason, message)) => {
-                tx.warning(object.key(), reason, message);
-            }
-            None => {}
+        if unit.meta.revision != tx.revision() {
+            unit.meta.revision = tx.revision();
+            changed.push(&report.unit);
         }
-        tx.changed(object);
+        if let Some((level, reason, message)) = event_of(&before, &unit.status) {
+            tx.happened([PendingEvent { level, about: unit_key(unit), reason, message }]);
+        }
+    }
+    let rows: Vec<&Unit> = changed.iter().filter_map(|id| units.get(*id)).collect();
+    units_update(&mut tx.db, &rows).await?;
+    for id in changed {
+        if let Some(unit) = units.remove(id) {
+            tx.changed(Object::Unit(Box::new(unit)));
+        }
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! A write: one transaction that takes the next revision if it changes anything, and tells the feed what.
 
+use std::collections::HashMap;
+
 use brig_api::change::EventLevel;
 use brig_api::object::{Meta, ObjectKey};
 use brig_api::{Object, PlanSequence, Revision};
@@ -8,8 +10,8 @@ use crate::columns::{number, unsigned};
 use crate::database::{Sql, Tx, on_db};
 use crate::error::StoreError;
 use crate::store::Store;
-use crate::table::change::change_insert;
-use crate::table::event::event_insert;
+use crate::table::change::changes_insert;
+use crate::table::event::events_insert;
 
 /// The lock that makes writers take turns. On SQLite the transaction holds the file's lock already.
 const CLUSTER_LOCK: Sql = Sql {
@@ -33,6 +35,8 @@ pub(crate) struct Write {
     next_plan: Option<PlanSequence>,
     keeps_rows: bool,
     changes: Vec<(ObjectKey, Option<Object>)>,
+    /// The place of each resource's last change in `changes`.
+    last_changes: HashMap<ObjectKey, usize>,
     events: Vec<PendingEvent>,
 }
 
@@ -91,6 +95,7 @@ impl Write {
             next_plan: None,
             keeps_rows: false,
             changes: Vec::new(),
+            last_changes: HashMap::new(),
             events: Vec::new(),
         })
     }
@@ -130,16 +135,26 @@ impl Write {
     pub(crate) fn changed(&mut self, object: Object) {
         let key = object.key();
         // A change is not drawn before a deletion: the resource after it is another one of the same name.
-        let last = self.changes.iter_mut().rev().find(|(changed, _)| *changed == key);
+        let last = self.last_changes.get(&key).and_then(|place| self.changes.get_mut(*place));
         match last {
             Some((_, slot @ Some(_))) => *slot = Some(object),
-            _ => self.changes.push((key, Some(object))),
+            _ => self.append(key, Some(object)),
         }
     }
 
     /// The resource is gone.
     pub(crate) fn deleted(&mut self, key: ObjectKey) {
-        self.changes.push((key, None));
+        self.append(key, None);
+    }
+
+    fn append(&mut self, key: ObjectKey, object: Option<Object>) {
+        self.last_changes.insert(key.clone(), self.changes.len());
+        self.changes.push((key, object));
+    }
+
+    /// All of this happened.
+    pub(crate) fn happened(&mut self, events: impl IntoIterator<Item = PendingEvent>) {
+        self.events.extend(events);
     }
 
     /// Something happened, as it should. Events go with changes: without any they are not recorded.
@@ -155,26 +170,6 @@ impl Write {
             reason,
             message: message.into(),
         });
-    }
-
-    /// Something happened that somebody may want to look at.
-    pub(crate) fn warning(
-        &mut self,
-        about: ObjectKey,
-        reason: &'static str,
-        message: impl Into<String>,
-    ) {
-        self.events.push(PendingEvent {
-            level: EventLevel::Warning,
-            about,
-            reason,
-            message: message.into(),
-        });
-    }
-
-    /// Has anything changed so far?
-    pub(crate) fn has_changes(&self) -> bool {
-        !self.changes.is_empty()
     }
 
     /// The resources that were written so far.
@@ -207,13 +202,8 @@ impl Write {
     }
 
     async fn append_to_feed(&mut self, revision: Revision) -> Result<(), StoreError> {
-        for (position, (key, object)) in (0..).zip(&self.changes) {
-            change_insert(&mut self.db, revision, position, key, object.as_ref()).await?;
-        }
-        for (position, event) in (0..).zip(&self.events) {
-            event_insert(&mut self.db, revision, position, self.now_ms, event).await?;
-        }
-        Ok(())
+        changes_insert(&mut self.db, revision, &self.changes).await?;
+        events_insert(&mut self.db, revision, self.now_ms, &self.events).await
     }
 
     /// Rolls back because of `error`, which matters more than whether that succeeds.

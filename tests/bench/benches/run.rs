@@ -1,17 +1,17 @@
 //! How long a user waits: from the start of `brig run --rm hello.wasm` to the first byte of its output, on a running
 //! `brig dev` that has the module in its cache. Beside it, in turn, the same program started as a process.
 //!
-//! `cargo bench --package bench`; RUNS=N for other than 200 runs.
+//! `cargo bench --package bench --bench run`; RUNS=N for other than 200 runs.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use bench::{Daemon, build};
 
 const RUNS_DEFAULT: usize = 200;
 /// Not counted: they fill caches.
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     let guest = root.join("tests/.cache/guests/hello.wasm");
     ensure!(guest.exists(), "{} is missing: run tests/setup/guests", guest.display());
     let data = tempfile::tempdir()?;
-    let mut dev = Dev::start(&bin, data.path())?;
+    let dev = Daemon::start(&bin, &["dev"], data.path())?;
     let brig = || {
         let mut command = Command::new(bin.join("brig"));
         command.args(["run", "--rm"]).arg(&guest).env("BRIG_SERVER", &dev.url);
@@ -85,50 +85,4 @@ fn report(what: &str, times: &mut [Duration]) {
         at(90),
         at(99)
     );
-}
-
-fn build(root: &Path) -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status =
-        Command::new(cargo).args(["build", "--release", "--locked"]).current_dir(root).status()?;
-    ensure!(status.success(), "the build failed");
-    // The benchmark's own binary is in `release/deps`.
-    let own = std::env::current_exe()?;
-    Ok(own.parent().and_then(Path::parent).context("a target folder")?.to_path_buf())
-}
-
-struct Dev {
-    child: Child,
-    url: String,
-}
-
-impl Dev {
-    fn start(bin: &Path, data: &Path) -> Result<Self> {
-        let mut child = Command::new(bin.join("brig"))
-            .args(["dev", "--listen", "127.0.0.1:0", "--data"])
-            .arg(data)
-            .env("BRIG_LOG", "warn")
-            .env_remove("CARGO_PKG_NAME")
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
-        let url = lines
-            .map_while(Result::ok)
-            .find_map(|line| line.strip_prefix("ready ").map(str::to_owned));
-        Ok(Self { child, url: url.context("brig dev did not get ready")? })
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
-        ensure!(self.child.wait()?.success(), "brig dev ended badly");
-        Ok(())
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        // After an error; else it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

@@ -1,1 +1,5 @@
 //! Benchmarks of the whole system; see `benches/`. Figures and how to repeat them are in docs/benchmarks.md.
+
+mod daemon;
+
+pub use daemon::{Daemon, build};

@@ -152,6 +152,12 @@ fn a_unit_larger_than_any_node_waits_and_says_what_would_be_enough() {
     assert_eq!(cluster.unit("huge")["state"], "pending");
     let why = cluster.ok(&["why", "huge"]);
     assert!(why.contains("memory") && why.contains("900Ti"), "{why}");
+    let node = cluster.json(&["node", "ls", "-o", "json"])[0]["name"].as_str().unwrap().to_owned();
+    let why = cluster.ok(&["why", "huge", "--node", &node]);
+    assert!(why.contains(&format!("huge can't go to {node}:")) && why.contains("900Ti"), "{why}");
+    cluster.brig(&["why", "huge", "--node", "nowhere"]).fails(3, &["nowhere"]);
+    let history = cluster.ok(&["why", "huge", "--history"]);
+    assert!(history.contains(" ago: huge waits"), "{history}");
     // It is in nobody's way.
     assert_eq!(cluster.brig(&["run", "--rm", &guest("hello.wasm")]).code, 0);
     cluster.ok(&["delete", "huge"]);
@@ -243,6 +249,9 @@ fn a_full_disk_is_named_and_heals() {
 fn wrong_use_and_an_absent_server_have_their_exit_codes() {
     brig_alone(&["no-such-command"]).fails(2, &[]);
     brig_alone(&["get", "pods"]).fails(2, &["`pods`"]);
+    let node = ["node", "--data", "/tmp/brig-never"];
+    brig_alone(&[&node[..], &["--taint", "gpu"]].concat()).fails(2, &["KEY=VALUE:EFFECT"]);
+    brig_alone(&[&node[..], &["--resource", "cpu=4"]].concat()).fails(2, &["by itself"]);
     brig_alone(&["--server", "http://127.0.0.1:1", "ps"])
         .fails(5, &["http://127.0.0.1:1", "brig dev"]);
     brig_alone(&["--server", "nonsense", "ps"]).fails(2, &["nonsense"]);

@@ -92,13 +92,25 @@ fn manifests_come_in_three_formats_from_files_folders_and_standard_input() {
 }
 
 #[test]
+fn a_node_says_what_its_operator_gave_it() {
+    let cluster = Cluster::apart();
+    let facts = &cluster.json(&["node", "ls", "-o", "json"])[0]["facts"];
+    assert_eq!(facts["allocatable"]["scalars"]["gpu"], 2, "{facts}");
+    assert_eq!(facts["taints"][0]["effect"], "prefer-not", "{facts}");
+    assert_eq!(facts["volumes"][0], "/tmp", "{facts}");
+    let wide = cluster.ok(&["node", "ls", "-o", "wide"]);
+    assert!(wide.contains("gpu=2") && wide.contains("spot:prefer-not"), "{wide}");
+}
+
+#[test]
 fn plan_shows_what_apply_would_do_and_does_nothing() {
     let cluster = Cluster::dev();
     cluster.ok(&["push", &guest("probe.wasm"), "probe:1"]);
     let manifest = "kind: service\nname: x\nreplicas: 2\nunit: {wasm: {artifact: 'probe:1', args: [ticker]}}\n";
     let ran = cluster.with_input(&["plan", "-f", "-"], manifest);
     assert_eq!(ran.code, 0, "{ran:#?}");
-    assert_eq!(ran.stdout.matches("would run on").count(), 2, "{ran:#?}");
+    assert!(ran.stdout.contains("service `x` in namespace `default`: 2 units would run on"), "{ran:#?}");
+    assert!(ran.stdout.contains("asks for: task `main`: memory none -> 64Mi"), "{ran:#?}");
     assert_eq!(cluster.ok(&["get", "services", "-o", "json"]).trim(), "[]");
     cluster.apply(manifest);
     cluster.wait_for_service("x", 2);

@@ -252,7 +252,7 @@ impl Cluster {
             .arg("--data")
             .arg(self.data.join("node"))
             .args(["--server", &self.url, "--name", "node-1"]);
-        command.args(["--host-path", "/tmp"]);
+        command.args(["--host-path", "/tmp", "--resource", "gpu=2", "--taint", "spot:prefer-not"]);
         self.node = Some(Process::start(command, self.data.join("node.log")));
         self.wait("the node to be ready", || {
             self.json(&["node", "ls", "-o", "json"])[0]["state"] == "ready"

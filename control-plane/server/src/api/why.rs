@@ -91,12 +91,7 @@ async fn why_unit_history(
     PathOf((namespace, name)): Named,
 ) -> Answer<Json<Vec<Explanation>>> {
     let unit = unit(&app, namespace, &name).await?;
-    Ok(Json(kept(&app, &unit.id).await?))
-}
-
-/// The decisions about a unit that are kept, newest first.
-async fn kept(app: &App, unit: &UnitId) -> Answer<Vec<Explanation>> {
-    Ok(app.store.explanation_get(unit).await?.into_iter().collect())
+    Ok(Json(app.store.explanation_list(&unit.id).await?))
 }
 
 /// What one node says to one unit: the scheduler's answer on a cluster that has no other node, to the unit as it was

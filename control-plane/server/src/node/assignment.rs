@@ -47,9 +47,12 @@ impl Told {
     }
 
     /// What the node must hear of `changes`, and remembers that it did.
-    pub(crate) fn take_over(&mut self, changes: &[Change]) -> Difference {
+    pub(crate) fn take_over<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Difference {
         let mut difference = Difference::default();
-        for change in changes.iter().filter(|change| change.key.kind == Kind::Unit) {
+        for change in changes.into_iter().filter(|change| change.key.kind == Kind::Unit) {
             match &change.object {
                 Some(Object::Unit(unit)) => self.changed(unit, &mut difference),
                 _ => self.removed(change, &mut difference),

@@ -15,7 +15,7 @@ use brig_api::object::{NodeFacts, Unit};
 use brig_api::session::{
     Assignment, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, Texts, ToNode,
 };
-use brig_api::{Code, Kind, NodeName, Problem};
+use brig_api::{Code, Kind, NodeName, Problem, Revision};
 use brig_store::StoreError;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
@@ -25,10 +25,10 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::clock;
 use crate::extract::Upgrade;
-use crate::feed::{FeedError, Follower};
 use crate::limits::{HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX};
 use crate::node::assignment::{Told, assignment, ended_on, names_texts};
 use crate::node::contact::{Command, Seat};
+use crate::node::mail::Letter;
 use crate::problem::{Failure, chain};
 
 /// Why a session ended; the text goes into the close frame, where it may be 123 bytes long.
@@ -44,6 +44,8 @@ enum End {
     Silent,
     #[error("messages were not read in time")]
     Slow,
+    #[error("there is more news than was kept for the node: connect again for the whole")]
+    Behind,
     #[error("another session of this node took over")]
     Replaced,
     #[error("the server is stopping or no longer leads: connect again")]
@@ -64,15 +66,6 @@ impl End {
             Self::Unreadable(_) | Self::Refused(_) => close_code::POLICY,
             Self::TooLarge => close_code::SIZE,
             _ => close_code::AGAIN,
-        }
-    }
-}
-
-impl From<FeedError> for End {
-    fn from(error: FeedError) -> Self {
-        match error {
-            FeedError::Stopped => Self::Leaving,
-            FeedError::Store(error) => Self::Store(error),
         }
     }
 }
@@ -155,8 +148,8 @@ async fn converse(
     let mut is_leader = app.is_leader.subscribe();
     let replaced = seat.replaced.clone();
     let downwards = async {
-        let (told, follower) = begin(app, name, facts, &outgoing).await?;
-        tell(app, told, follower, seat, &outgoing).await
+        let (line, letters) = begin(app, name, facts, &outgoing).await?;
+        tell(line, letters, seat).await
     };
     let result = tokio::select! {
         result = downwards => result,
@@ -169,13 +162,22 @@ async fn converse(
     result.err().unwrap_or(End::Closed)
 }
 
+/// What a node is told, and how.
+struct Line<'a> {
+    app: &'a App,
+    told: Told,
+    /// What the node was told at first holds everything up to here.
+    since: Revision,
+    outgoing: &'a mpsc::Sender<ToNode>,
+}
+
 /// Registers the node and sends it everything that it should run.
-async fn begin(
-    app: &App,
+async fn begin<'a>(
+    app: &'a App,
     name: &NodeName,
     facts: NodeFacts,
-    outgoing: &mpsc::Sender<ToNode>,
-) -> Result<(Told, Follower), End> {
+    outgoing: &'a mpsc::Sender<ToNode>,
+) -> Result<(Line<'a>, mpsc::Receiver<Letter>), End> {
     if let Err(error) = app.store.node_register(name, facts, clock::now_ms()).await {
         let problem = Failure::from(error).0;
         push(outgoing, ToNode::Refused { problem }).await?;
@@ -183,8 +185,9 @@ async fn begin(
     }
     let server_version = env!("CARGO_PKG_VERSION").to_owned();
     push(outgoing, ToNode::Welcome { server_version }).await?;
-    // The position first: what is committed after it comes (again) with the feed.
-    let follower = app.feed.follow(app.store.revision().await?);
+    // The box first, then the revision: what is committed after it comes (again) as a letter.
+    let letters = app.mail.open(name);
+    let since = app.store.revision().await?;
     let units = app.store.node_assignments(name).await?;
     let (_, objects) = app.store.object_list(Kind::Unit, None).await?;
     let mut ended = ended_on(name, objects);
@@ -192,43 +195,57 @@ async fn begin(
     ended.retain(|ended| units.iter().all(|unit| unit.id != ended.id));
     let mut told = Told::new(name.clone());
     told.all(units.iter().chain(&ended));
+    app.mail.told(name, units.iter().chain(&ended));
     let mut units = with_texts(app, &units).await?;
     units.extend(ended.iter().map(|unit| assignment(unit, Texts::default())));
     push(outgoing, ToNode::Assignments { units }).await?;
-    Ok((told, follower))
+    Ok((Line { app, told, since, outgoing }, letters))
 }
 
 /// Sends what is new, and what others want of the node, for ever.
 async fn tell(
-    app: &App,
-    mut told: Told,
-    mut follower: Follower,
+    mut line: Line<'_>,
+    mut letters: mpsc::Receiver<Letter>,
     seat: &mut Seat,
-    outgoing: &mpsc::Sender<ToNode>,
 ) -> Result<(), End> {
     let mut early: Vec<Command> = Vec::new();
     loop {
+        let due = early.iter().map(|Command::OpenStream { not_before, .. }| *not_before).min();
         tokio::select! {
-            batch = follower.next() => {
-                let difference = told.take_over(&batch?.changes);
-                if !difference.withdraw.is_empty() {
-                    push(outgoing, ToNode::Withdraw { units: difference.withdraw }).await?;
-                }
-                if !difference.assign.is_empty() {
-                    let units = with_texts(app, &difference.assign).await?;
-                    push(outgoing, ToNode::Assign { units }).await?;
-                }
-            }
+            letter = letters.recv() => line.pass_on(&letter.ok_or(End::Behind)?).await?,
             command = seat.commands.recv() => early.push(command.ok_or(End::Replaced)?),
-        }
-        for command in std::mem::take(&mut early) {
-            let Command::OpenStream { stream, unit, request, not_before } = command;
-            if follower.position() >= not_before {
-                push(outgoing, ToNode::OpenStream { stream, unit, request }).await?;
-            } else {
-                early.push(Command::OpenStream { stream, unit, request, not_before });
+            delivered = line.app.mail.delivered(due.unwrap_or_default()), if due.is_some() => {
+                // What was delivered is in the box, and goes first.
+                while let Ok(letter) = letters.try_recv() {
+                    line.pass_on(&letter).await?;
+                }
+                for command in std::mem::take(&mut early) {
+                    let Command::OpenStream { stream, unit, request, not_before } = command;
+                    if not_before <= delivered {
+                        push(line.outgoing, ToNode::OpenStream { stream, unit, request }).await?;
+                    } else {
+                        early.push(Command::OpenStream { stream, unit, request, not_before });
+                    }
+                }
             }
         }
+    }
+}
+
+impl Line<'_> {
+    async fn pass_on(&mut self, letter: &Letter) -> Result<(), End> {
+        if letter.revision() <= self.since {
+            return Ok(());
+        }
+        let difference = self.told.take_over(letter.changes());
+        if !difference.withdraw.is_empty() {
+            push(self.outgoing, ToNode::Withdraw { units: difference.withdraw }).await?;
+        }
+        if !difference.assign.is_empty() {
+            let units = with_texts(self.app, &difference.assign).await?;
+            push(self.outgoing, ToNode::Assign { units }).await?;
+        }
+        Ok(())
     }
 }
 

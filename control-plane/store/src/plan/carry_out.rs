@@ -1,100 +1,80 @@
-//! One decision of a plan, carried out if its premise still holds.
+//! One decision of a plan, carried out if its premise still holds. Pure: what it is about has been read into the
+//! [`Scene`], and is written when all have been carried out.
 
+use brig_api::change::EventLevel;
 use brig_api::lifecycle::{Reason, UnitState};
-use brig_api::object::{Desired, JobState, NodeState, ObjectKey, Owner, Unit, UnitStatus};
+use brig_api::object::{Desired, JobState, Meta, NodeState, Owner, Unit, UnitStatus};
 use brig_api::placement::Grants;
-use brig_api::{Kind, NamespacePath, NodeName, Object, PlanSequence, ResourceName, UnitId};
+use brig_api::{Kind, NamespacePath, NodeName, ResourceName, UnitId};
 use brig_core::Decision;
 
-use crate::error::StoreError;
-use crate::node::{node_key, set_state};
-use crate::table::job::{job_get, job_put, job_remove};
-use crate::table::namespace::namespace_get;
-use crate::table::node::{node_get, node_put};
-use crate::table::service::{service_get, service_remove};
-use crate::table::unit::{
-    unit_by_id, unit_by_name, unit_count_of_owner, unit_insert, unit_remove, unit_update,
-};
-use crate::write::Write;
+use crate::node::{node_key, switch};
+use crate::object::key_in;
+use crate::plan::scene::Scene;
 
 /// Carries a decision out. Gives the unit that it was about when its premise no longer holds.
-pub(crate) async fn carry_out(
-    tx: &mut Write,
-    sequence: PlanSequence,
-    decision: &Decision,
-) -> Result<Option<UnitId>, StoreError> {
+pub(super) fn carry_out(scene: &mut Scene, decision: &Decision) -> Option<UnitId> {
     let (unit, done) = match decision {
-        Decision::NodeState { node, state } => (None, node_state(tx, node, *state).await?),
-        Decision::UnitCreate(unit) => (Some(&unit.id), unit_create(tx, unit).await?),
+        Decision::NodeState { node, state } => (None, node_state(scene, node, *state)),
+        Decision::UnitCreate(unit) => (Some(&unit.id), unit_create(scene, unit)),
         Decision::UnitPlace { unit, node, grants } => {
-            (Some(unit), unit_place(tx, sequence, unit, (node, grants)).await?)
+            (Some(unit), unit_place(scene, unit, node, grants))
         }
         Decision::UnitRefuse { unit, reason, message, promised } => {
-            (Some(unit), unit_refuse(tx, unit, (*reason, message), promised.as_ref()).await?)
+            (Some(unit), unit_refuse(scene, unit, (*reason, message), promised.as_ref()))
         }
         Decision::UnitStop { unit, desired, reason, message } => {
-            (Some(unit), unit_stop(tx, unit, *desired, (*reason, message.as_deref())).await?)
+            (Some(unit), unit_stop(scene, unit, *desired, (*reason, message.as_deref())))
         }
-        Decision::UnitEnd { unit, reason } => (Some(unit), unit_end(tx, unit, *reason).await?),
-        Decision::UnitLose { unit, message } => (Some(unit), unit_lose(tx, unit, message).await?),
-        Decision::UnitRemove { unit } => (Some(unit), unit_drop(tx, unit).await?),
+        Decision::UnitEnd { unit, reason } => (Some(unit), unit_end(scene, unit, *reason)),
+        Decision::UnitLose { unit, message } => (Some(unit), unit_lose(scene, unit, message)),
+        Decision::UnitRemove { unit } => (Some(unit), unit_drop(scene, unit)),
         Decision::JobProgress { namespace, name, state, succeeded, failed } => {
-            (None, job_progress(tx, namespace, name, (*state, *succeeded, *failed)).await?)
+            (None, job_progress(scene, namespace, name, (*state, *succeeded, *failed)))
         }
-        Decision::ServiceRemove { namespace, name } => {
-            (None, service_drop(tx, namespace, name).await?)
-        }
-        Decision::JobRemove { namespace, name } => (None, job_drop(tx, namespace, name).await?),
+        Decision::ServiceRemove { namespace, name } => (None, service_drop(scene, namespace, name)),
+        Decision::JobRemove { namespace, name } => (None, job_drop(scene, namespace, name)),
     };
-    Ok(if done { None } else { unit.cloned() })
+    if done { None } else { unit.cloned() }
 }
 
-fn key_of(kind: Kind, namespace: &NamespacePath, name: &ResourceName) -> ObjectKey {
-    ObjectKey { kind, namespace: Some(namespace.clone()), name: name.as_str().to_owned() }
-}
-
-async fn node_state(tx: &mut Write, name: &NodeName, state: NodeState) -> Result<bool, StoreError> {
-    let Some(mut node) = node_get(&mut tx.db, name.as_str()).await? else {
-        return Ok(false);
-    };
+fn node_state(scene: &mut Scene, name: &NodeName, state: NodeState) -> bool {
+    let Some(node) = scene.node(name) else { return false };
     if node.state == state {
-        return Ok(true);
+        return true;
     }
-    set_state(&mut node, state, tx);
-    node_put(&mut tx.db, &node).await?;
-    match state {
-        NodeState::Ready => tx.normal(node_key(name), "Ready", "is in touch again"),
-        NodeState::Unreachable => {
-            tx.warning(node_key(name), "Unreachable", "was silent for too long");
-        }
-    }
-    tx.changed(Object::Node(node));
-    Ok(true)
+    let mut node = node.clone();
+    switch(&mut node, state, scene.now_ms, scene.revision);
+    scene.node_changed(node);
+    let (level, reason, message) = match state {
+        NodeState::Ready => (EventLevel::Normal, "Ready", "is in touch again"),
+        NodeState::Unreachable => (EventLevel::Warning, "Unreachable", "was silent for too long"),
+    };
+    scene.event(node_key(name), level, reason, message);
+    true
 }
 
 /// May the owner still get units?
-async fn owner_is_live(tx: &mut Write, unit: &Unit) -> Result<bool, StoreError> {
-    Ok(match &unit.owner {
+fn owner_is_live(scene: &Scene, unit: &Unit) -> bool {
+    match &unit.owner {
         None => true,
         Some(Owner::Service { name, .. }) => {
-            let service = service_get(&mut tx.db, &unit.namespace, name.as_str()).await?;
-            service.is_some_and(|service| !service.is_deleting)
+            scene.service(&unit.namespace, name).is_some_and(|service| !service.is_deleting)
         }
-        Some(Owner::Job { name, .. }) => {
-            let job = job_get(&mut tx.db, &unit.namespace, name.as_str()).await?;
-            job.is_some_and(|job| !job.is_deleting && !job.state.is_final())
-        }
-    })
+        Some(Owner::Job { name, .. }) => scene
+            .job(&unit.namespace, name)
+            .is_some_and(|job| !job.is_deleting && !job.state.is_final()),
+    }
 }
 
-async fn unit_create(tx: &mut Write, unit: &Unit) -> Result<bool, StoreError> {
-    let has_namespace = namespace_get(&mut tx.db, unit.namespace.as_str()).await?.is_some();
-    let is_taken = unit_by_name(&mut tx.db, &unit.namespace, unit.name.as_str()).await?.is_some();
-    if !has_namespace || is_taken || !owner_is_live(tx, unit).await? {
-        return Ok(false);
+fn unit_create(scene: &mut Scene, unit: &Unit) -> bool {
+    let has_namespace = scene.has_namespace(&unit.namespace);
+    let is_taken = scene.has_unit_named(&unit.namespace, &unit.name);
+    if !has_namespace || is_taken || !owner_is_live(scene, unit) {
+        return false;
     }
     // Whatever the plan says of its life: a unit begins here.
-    let unit = Unit {
+    let created = Unit {
         desired: Desired::Run,
         node: None,
         promised: None,
@@ -102,87 +82,61 @@ async fn unit_create(tx: &mut Write, unit: &Unit) -> Result<bool, StoreError> {
         placed_ms: None,
         placed_by: None,
         status: UnitStatus { state: UnitState::Pending, ..UnitStatus::default() },
-        meta: tx.meta(),
+        meta: Meta { revision: scene.revision, created_ms: scene.now_ms },
         ..unit.clone()
     };
-    unit_insert(&mut tx.db, &unit).await?;
-    let key = key_of(Kind::Unit, &unit.namespace, &unit.name);
+    scene.unit_created(created);
     let owner =
         unit.owner.as_ref().map(|owner| format!(" for {} `{}`", owner.kind(), owner.name()));
-    tx.normal(key, "Created", format!("was created{}", owner.unwrap_or_default()));
-    tx.changed(Object::Unit(Box::new(unit)));
-    Ok(true)
-}
-
-/// The unit, if the premise holds for it.
-async fn unit_if(
-    tx: &mut Write,
-    id: &UnitId,
-    premise: impl Fn(&Unit) -> bool,
-) -> Result<Option<Unit>, StoreError> {
-    Ok(unit_by_id(&mut tx.db, id).await?.filter(premise))
-}
-
-/// Writes the unit as it is now; gives its key for an event.
-async fn unit_changed(tx: &mut Write, mut unit: Unit) -> Result<ObjectKey, StoreError> {
-    unit.meta.revision = tx.revision();
-    unit_update(&mut tx.db, &unit).await?;
-    let key = key_of(Kind::Unit, &unit.namespace, &unit.name);
-    tx.changed(Object::Unit(Box::new(unit)));
-    Ok(key)
+    let message = format!("was created{}", owner.unwrap_or_default());
+    scene.unit_event(&unit.id, EventLevel::Normal, "Created", message);
+    true
 }
 
 fn is_pending(unit: &Unit) -> bool {
     unit.status.state == UnitState::Pending
 }
 
-async fn unit_place(
-    tx: &mut Write,
-    sequence: PlanSequence,
-    id: &UnitId,
-    (name, grants): (&NodeName, &Grants),
-) -> Result<bool, StoreError> {
-    let is_wanted = |unit: &Unit| is_pending(unit) && unit.desired == Desired::Run;
-    let Some(mut unit) = unit_if(tx, id, is_wanted).await? else {
-        return Ok(false);
-    };
-    let node = node_get(&mut tx.db, name.as_str()).await?;
-    if node.is_none_or(|node| node.state != NodeState::Ready) {
-        return Ok(false);
+fn unit_place(scene: &mut Scene, id: &UnitId, name: &NodeName, grants: &Grants) -> bool {
+    let (sequence, now_ms) = (scene.sequence, scene.now_ms);
+    if !scene.node_is_ready(name) {
+        return false;
     }
+    let is_wanted = |unit: &Unit| is_pending(unit) && unit.desired == Desired::Run;
+    let Some(unit) = scene.unit_if(id, is_wanted) else { return false };
     unit.status.state = UnitState::Assigned;
     unit.status.reason = None;
     unit.status.message = None;
     unit.node = Some(name.clone());
-    unit.placed_by = Some(sequence);
-    unit.placed_ms = Some(tx.now_ms);
-    unit.grants = grants.clone();
     unit.promised = None;
-    let key = unit_changed(tx, unit).await?;
-    tx.normal(key, "Placed", format!("goes to node `{name}`"));
-    Ok(true)
+    unit.grants = grants.clone();
+    unit.placed_ms = Some(now_ms);
+    unit.placed_by = Some(sequence);
+    scene.unit_changed(id);
+    scene.unit_event(id, EventLevel::Normal, "Placed", format!("goes to node `{name}`"));
+    true
 }
 
-async fn unit_refuse(
-    tx: &mut Write,
+fn unit_refuse(
+    scene: &mut Scene,
     id: &UnitId,
     (reason, message): (Reason, &str),
     promised: Option<&NodeName>,
-) -> Result<bool, StoreError> {
-    let Some(mut unit) = unit_if(tx, id, is_pending).await? else {
-        return Ok(false);
-    };
+) -> bool {
+    let Some(unit) = scene.unit_if(id, is_pending) else { return false };
     let status = &mut unit.status;
     let says_the_same = status.reason == Some(reason) && status.message.as_deref() == Some(message);
     if says_the_same && unit.promised.as_ref() == promised {
-        return Ok(true);
+        return true;
     }
-    unit.promised = promised.cloned();
     status.reason = Some(reason);
     status.message = Some(message.to_owned());
-    let key = unit_changed(tx, unit).await?;
-    tx.warning(key, reason.as_str(), message);
-    Ok(true)
+    unit.promised = promised.cloned();
+    scene.unit_changed(id);
+    if !says_the_same {
+        scene.unit_event(id, EventLevel::Warning, reason.as_str(), message);
+    }
+    true
 }
 
 /// How much is wanted of a unit: nothing takes back a wish to stop or remove it.
@@ -194,129 +148,118 @@ fn finality(desired: Desired) -> u8 {
     }
 }
 
-async fn unit_stop(
-    tx: &mut Write,
+fn unit_stop(
+    scene: &mut Scene,
     id: &UnitId,
     desired: Desired,
     (reason, message): (Reason, Option<&str>),
-) -> Result<bool, StoreError> {
-    let Some(mut unit) = unit_if(tx, id, |_| true).await? else {
-        return Ok(false);
-    };
+) -> bool {
+    let Some(unit) = scene.unit_if(id, |_| true) else { return false };
     if finality(unit.desired) >= finality(desired) {
-        return Ok(true);
+        return true;
     }
     unit.desired = desired;
     let has_ended = unit.status.state.is_final();
     if !has_ended {
         unit.status.reason = Some(reason);
-        unit.status.message = message.map(str::to_owned);
+        if let Some(message) = message {
+            unit.status.message = Some(message.to_owned());
+        }
     }
-    let key = unit_changed(tx, unit).await?;
+    scene.unit_changed(id);
     if !has_ended {
-        tx.normal(key, "Stopping", format!("is to stop: {}", reason.as_str()));
+        let why = message.map(|message| format!(": {message}")).unwrap_or_default();
+        let message = format!("is to stop: {}{why}", reason.as_str());
+        scene.unit_event(id, EventLevel::Normal, "Stopping", message);
     }
-    Ok(true)
+    true
 }
 
-async fn unit_end(tx: &mut Write, id: &UnitId, reason: Reason) -> Result<bool, StoreError> {
-    let Some(mut unit) = unit_if(tx, id, is_pending).await? else {
-        return Ok(false);
-    };
+fn unit_end(scene: &mut Scene, id: &UnitId, reason: Reason) -> bool {
+    let now_ms = scene.now_ms;
+    let Some(unit) = scene.unit_if(id, is_pending) else { return false };
     unit.status.state = UnitState::Stopped;
     unit.status.reason = Some(reason);
     unit.status.message = None;
-    unit.status.finished_ms = Some(tx.now_ms);
-    let key = unit_changed(tx, unit).await?;
-    tx.normal(key, "Stopped", "was stopped before it had a node");
-    Ok(true)
+    unit.status.finished_ms = Some(now_ms);
+    unit.promised = None;
+    scene.unit_changed(id);
+    scene.unit_event(id, EventLevel::Normal, "Stopped", "was stopped before it had a node");
+    true
 }
 
-async fn unit_lose(tx: &mut Write, id: &UnitId, message: &str) -> Result<bool, StoreError> {
-    let Some(mut unit) = unit_if(tx, id, |unit| unit.status.state.is_on_node()).await? else {
-        return Ok(false);
-    };
+fn unit_lose(scene: &mut Scene, id: &UnitId, message: &str) -> bool {
+    let now_ms = scene.now_ms;
+    let is_on_node = |unit: &Unit| unit.status.state.is_on_node();
+    let Some(unit) = scene.unit_if(id, is_on_node) else { return false };
     unit.status.state = UnitState::Lost;
     unit.status.reason = Some(Reason::NodeLost);
     unit.status.message = Some(message.to_owned());
-    unit.status.finished_ms = Some(tx.now_ms);
-    let key = unit_changed(tx, unit).await?;
-    tx.warning(key, "Lost", message);
-    Ok(true)
+    unit.status.finished_ms = Some(now_ms);
+    scene.unit_changed(id);
+    scene.unit_event(id, EventLevel::Warning, "Lost", message);
+    true
 }
 
-async fn unit_drop(tx: &mut Write, id: &UnitId) -> Result<bool, StoreError> {
-    let Some(unit) = unit_if(tx, id, |unit| unit.status.state.is_final()).await? else {
-        return Ok(false);
-    };
-    unit_remove(&mut tx.db, id).await?;
-    let key = key_of(Kind::Unit, &unit.namespace, &unit.name);
-    tx.normal(key.clone(), "Deleted", "was removed");
-    tx.deleted(key);
-    Ok(true)
+fn unit_drop(scene: &mut Scene, id: &UnitId) -> bool {
+    if scene.unit_if(id, |unit| unit.status.state.is_final()).is_none() {
+        return false;
+    }
+    scene.unit_event(id, EventLevel::Normal, "Deleted", "was removed");
+    scene.unit_gone(id);
+    true
 }
 
-async fn job_progress(
-    tx: &mut Write,
+fn job_progress(
+    scene: &mut Scene,
     namespace: &NamespacePath,
     name: &ResourceName,
     (state, succeeded, failed): (JobState, u32, u32),
-) -> Result<bool, StoreError> {
-    let Some(mut job) = job_get(&mut tx.db, namespace, name.as_str()).await? else {
-        return Ok(false);
-    };
+) -> bool {
+    let Some(job) = scene.job(namespace, name) else { return false };
     // A job that a user stopped meanwhile stays stopped.
     let state = if job.state.is_final() { job.state } else { state };
     let has_ended = state != job.state;
     if (job.state, job.succeeded, job.failed) == (state, succeeded, failed) {
-        return Ok(true);
+        return true;
     }
+    let mut job = job.clone();
     (job.state, job.succeeded, job.failed) = (state, succeeded, failed);
-    job.meta.revision = tx.revision();
-    job_put(&mut tx.db, &job).await?;
-    let key = key_of(Kind::Job, namespace, name);
+    job.meta.revision = scene.revision;
     let counts = format!("{succeeded} of {} succeeded", job.spec.completions);
+    scene.job_changed(job);
+    let key = key_in(Kind::Job, namespace, name);
     match state {
-        JobState::Succeeded if has_ended => tx.normal(key, "Succeeded", counts),
+        JobState::Succeeded if has_ended => {
+            scene.event(key, EventLevel::Normal, "Succeeded", counts);
+        }
         JobState::Failed if has_ended => {
-            tx.warning(key, "Failed", format!("{counts}, {failed} attempts failed"));
+            let message = format!("{counts}, {failed} attempts failed");
+            scene.event(key, EventLevel::Warning, "Failed", message);
         }
         _ => {}
     }
-    tx.changed(Object::Job(job));
-    Ok(true)
+    true
 }
 
-async fn service_drop(
-    tx: &mut Write,
-    namespace: &NamespacePath,
-    name: &ResourceName,
-) -> Result<bool, StoreError> {
-    let service = service_get(&mut tx.db, namespace, name.as_str()).await?;
-    let units = unit_count_of_owner(&mut tx.db, namespace, Kind::Service, name).await?;
-    if !service.is_some_and(|service| service.is_deleting) || units > 0 {
-        return Ok(false);
+fn service_drop(scene: &mut Scene, namespace: &NamespacePath, name: &ResourceName) -> bool {
+    let is_deleting = scene.service(namespace, name).is_some_and(|service| service.is_deleting);
+    if !is_deleting || scene.has_units(namespace, Kind::Service, name) {
+        return false;
     }
-    service_remove(&mut tx.db, namespace, name.as_str()).await?;
-    let key = key_of(Kind::Service, namespace, name);
-    tx.normal(key.clone(), "Deleted", "was removed");
-    tx.deleted(key);
-    Ok(true)
+    let key = key_in(Kind::Service, namespace, name);
+    scene.event(key.clone(), EventLevel::Normal, "Deleted", "was removed");
+    scene.service_gone(key, (namespace.clone(), name.clone()));
+    true
 }
 
-async fn job_drop(
-    tx: &mut Write,
-    namespace: &NamespacePath,
-    name: &ResourceName,
-) -> Result<bool, StoreError> {
-    let job = job_get(&mut tx.db, namespace, name.as_str()).await?;
-    let units = unit_count_of_owner(&mut tx.db, namespace, Kind::Job, name).await?;
-    if !job.is_some_and(|job| job.is_deleting) || units > 0 {
-        return Ok(false);
+fn job_drop(scene: &mut Scene, namespace: &NamespacePath, name: &ResourceName) -> bool {
+    let is_deleting = scene.job(namespace, name).is_some_and(|job| job.is_deleting);
+    if !is_deleting || scene.has_units(namespace, Kind::Job, name) {
+        return false;
     }
-    job_remove(&mut tx.db, namespace, name.as_str()).await?;
-    let key = key_of(Kind::Job, namespace, name);
-    tx.normal(key.clone(), "Deleted", "was removed");
-    tx.deleted(key);
-    Ok(true)
+    let key = key_in(Kind::Job, namespace, name);
+    scene.event(key.clone(), EventLevel::Normal, "Deleted", "was removed");
+    scene.job_gone(key, (namespace.clone(), name.clone()));
+    true
 }

@@ -8,8 +8,10 @@ use super::kind;
 use crate::columns::{from_json, id, number, to_json, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
+use crate::many::{ROWS_MAX, execute_many};
 
-const CHANGE_INSERT: &str = "INSERT INTO changes (revision, position, kind, namespace, name, object) VALUES ($1, $2, $3, $4, $5, $6)";
+const CHANGES_INSERT: &str =
+    "INSERT INTO changes (revision, position, kind, namespace, name, object) VALUES {rows}";
 /// Whole revisions: up to and with that of the last of the first `$2` changes.
 const CHANGES_SINCE: &str = "SELECT revision, position, kind, namespace, name, object FROM changes \
     WHERE revision > $1 AND revision <= (SELECT MAX(revision) FROM (SELECT revision FROM changes \
@@ -44,25 +46,29 @@ impl TryFrom<ChangeRow> for Change {
 }
 
 /// Appends to the feed.
-pub(crate) async fn change_insert(
+pub(crate) async fn changes_insert(
     db: &mut Tx,
     revision: Revision,
-    position: i64,
-    key: &ObjectKey,
-    object: Option<&Object>,
+    changes: &[(ObjectKey, Option<Object>)],
 ) -> Result<(), StoreError> {
     let revision = number("revision", revision.0)?;
-    let object = object.map(|object| to_json("changes.object", object)).transpose()?;
-    on_db!(db, |connection| {
-        let query = sqlx::query(CHANGE_INSERT)
+    let mut position = 0i64;
+    // Chunk by chunk, so that not all texts are in memory at once.
+    for chunk in changes.chunks(ROWS_MAX) {
+        let mut rows = Vec::with_capacity(chunk.len());
+        for (key, object) in chunk {
+            let text = object.as_ref().map(|object| to_json("changes.object", object));
+            rows.push((position, key, text.transpose()?));
+            position += 1;
+        }
+        execute_many!(db, CHANGES_INSERT, 6, rows, |query, (position, key, object)| query
             .bind(revision)
-            .bind(position)
+            .bind(*position)
             .bind(key.kind.as_str())
             .bind(key.namespace.as_ref().map(NamespacePath::as_str))
             .bind(&key.name)
-            .bind(object.as_deref());
-        query.execute(connection).await.map(drop)
-    })?;
+            .bind(object.as_deref()));
+    }
     Ok(())
 }
 

@@ -8,10 +8,11 @@ use crate::columns::{cleaned, id, named, number, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
 use crate::event::EventFilter;
+use crate::many::execute_many;
 use crate::write::PendingEvent;
 
-const EVENT_INSERT: &str = "INSERT INTO events (revision, position, time_ms, level, kind, namespace, name, reason, \
-    message) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+const EVENTS_INSERT: &str = "INSERT INTO events (revision, position, time_ms, level, kind, namespace, name, reason, \
+    message) VALUES {rows}";
 const EVENTS_NEWEST: &str = "SELECT revision, position, time_ms, level, kind, namespace, name, reason, message \
     FROM events WHERE revision > $1 AND (CAST($2 AS TEXT) IS NULL OR kind = $2) \
     AND (CAST($3 AS TEXT) IS NULL OR name = $3) AND (CAST($4 AS TEXT) IS NULL OR namespace = $4 \
@@ -56,28 +57,24 @@ impl TryFrom<EventRow> for Event {
 }
 
 /// Records what happened.
-pub(crate) async fn event_insert(
+pub(crate) async fn events_insert(
     db: &mut Tx,
     revision: Revision,
-    position: i64,
     time_ms: i64,
-    event: &PendingEvent,
+    events: &[PendingEvent],
 ) -> Result<(), StoreError> {
     let revision = number("revision", revision.0)?;
-    let message = cleaned(&event.message);
-    on_db!(db, |connection| {
-        let query = sqlx::query(EVENT_INSERT)
-            .bind(revision)
-            .bind(position)
-            .bind(time_ms)
-            .bind(event.level.as_str())
-            .bind(event.about.kind.as_str())
-            .bind(event.about.namespace.as_ref().map(NamespacePath::as_str))
-            .bind(&event.about.name)
-            .bind(event.reason)
-            .bind(&*message);
-        query.execute(connection).await.map(drop)
-    })?;
+    let rows: Vec<(i64, &PendingEvent)> = (0..).zip(events).collect();
+    execute_many!(db, EVENTS_INSERT, 9, rows, |query, (position, event)| query
+        .bind(revision)
+        .bind(*position)
+        .bind(time_ms)
+        .bind(event.level.as_str())
+        .bind(event.about.kind.as_str())
+        .bind(event.about.namespace.as_ref().map(NamespacePath::as_str))
+        .bind(&event.about.name)
+        .bind(event.reason)
+        .bind(cleaned(&event.message).into_owned()));
     Ok(())
 }
 

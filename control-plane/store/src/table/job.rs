@@ -2,12 +2,13 @@
 
 use brig_api::object::{Job, JobState, Meta};
 use brig_api::spec::JobSpec;
-use brig_api::{NamespacePath, Revision};
+use brig_api::{NamespacePath, ResourceName, Revision};
 
 use super::{TemplateColumns, within};
 use crate::columns::{from_json, id, named, number, to_json, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
+use crate::many::{execute_many, fetch_many};
 
 macro_rules! select {
     ($tail:literal) => {
@@ -33,7 +34,15 @@ const JOB_PUT: &str = "INSERT INTO jobs (namespace, name, state, parallelism, co
     priority = excluded.priority, cpu_milli = excluded.cpu_milli, memory_bytes = excluded.memory_bytes, \
     disk_bytes = excluded.disk_bytes, labels = excluded.labels, template = excluded.template, \
     revision = excluded.revision";
-const JOB_REMOVE: &str = "DELETE FROM jobs WHERE namespace = $1 AND name = $2";
+const JOBS_NAMED: &str =
+    select!("WHERE (namespace, name) IN (SELECT column1, column2 FROM (VALUES {rows}) AS asked)");
+const JOBS_IN: &str = "SELECT COUNT(*) FROM jobs WHERE namespace = $1";
+const JOBS_ADVANCE: &str = "WITH progress (namespace, name, state, succeeded, failed, revision) AS (VALUES {rows}) \
+    UPDATE jobs SET state = progress.state, succeeded = progress.succeeded, failed = progress.failed, \
+    revision = progress.revision FROM progress \
+    WHERE jobs.namespace = progress.namespace AND jobs.name = progress.name";
+const JOBS_REMOVE: &str = "DELETE FROM jobs WHERE (namespace, name) IN \
+    (SELECT column1, column2 FROM (VALUES {rows}) AS asked)";
 
 #[derive(sqlx::FromRow)]
 struct JobRow {
@@ -141,15 +150,48 @@ pub(crate) async fn job_put(db: &mut Tx, job: &Job) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes a job's row.
-pub(crate) async fn job_remove(
+/// The jobs of those names that exist, in no order.
+pub(crate) async fn jobs_named(
     db: &mut Tx,
-    namespace: &NamespacePath,
-    name: &str,
-) -> Result<(), StoreError> {
-    on_db!(db, |connection| {
-        let query = sqlx::query(JOB_REMOVE).bind(namespace.as_str()).bind(name);
-        query.execute(connection).await.map(drop)
+    names: &[(&NamespacePath, &ResourceName)],
+) -> Result<Vec<Job>, StoreError> {
+    let rows = fetch_many!(db, JobRow, JOBS_NAMED, 2, names, |query, (namespace, name)| {
+        query.bind(namespace.as_str()).bind(name.as_str())
+    });
+    rows.into_iter().map(Job::try_from).collect()
+}
+
+/// How many jobs are in the namespace itself.
+pub(crate) async fn job_count(db: &mut Tx, namespace: &NamespacePath) -> Result<i64, StoreError> {
+    let (count,): (i64,) = on_db!(db, |connection| {
+        sqlx::query_as(JOBS_IN).bind(namespace.as_str()).fetch_one(connection).await
     })?;
+    Ok(count)
+}
+
+/// Writes how far jobs are, each named once; the rest of them stays.
+pub(crate) async fn jobs_advance(db: &mut Tx, jobs: &[&Job]) -> Result<(), StoreError> {
+    let mut rows = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        rows.push((job, number("revision", job.meta.revision.0)?));
+    }
+    execute_many!(db, JOBS_ADVANCE, 6, rows, |query, (job, revision)| query
+        .bind(job.spec.namespace.as_str())
+        .bind(job.spec.name.as_str())
+        .bind(job.state.as_str())
+        .bind(i64::from(job.succeeded))
+        .bind(i64::from(job.failed))
+        .bind(*revision));
+    Ok(())
+}
+
+/// Removes the jobs' rows.
+pub(crate) async fn jobs_remove(
+    db: &mut Tx,
+    names: &[(&NamespacePath, &ResourceName)],
+) -> Result<(), StoreError> {
+    execute_many!(db, JOBS_REMOVE, 2, names, |query, (namespace, name)| query
+        .bind(namespace.as_str())
+        .bind(name.as_str()));
     Ok(())
 }

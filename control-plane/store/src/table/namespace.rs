@@ -1,5 +1,7 @@
 //! The table `namespaces`, and the question whether anything is in one.
 
+use std::collections::HashSet;
+
 use brig_api::object::{Meta, Namespace};
 use brig_api::spec::NamespaceSpec;
 use brig_api::{Bytes, MilliCpu, NamespacePath, Resources, Revision};
@@ -8,6 +10,7 @@ use super::{amounts, within};
 use crate::columns::{from_json, id, number, text, to_json, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
+use crate::many::fetch_many;
 
 macro_rules! select {
     ($tail:literal) => {
@@ -35,6 +38,7 @@ const NAMESPACE_PUT: &str = "INSERT INTO namespaces (name, parent, description, 
     weight = excluded.weight, max_units = excluded.max_units, max_services = excluded.max_services, \
     max_jobs = excluded.max_jobs, \
     revision = excluded.revision";
+const NAMESPACES_EXISTING: &str = "SELECT name FROM namespaces WHERE name IN (VALUES {rows})";
 const NAMESPACE_REMOVE: &str = "DELETE FROM namespaces WHERE name = $1";
 /// One thing of each kind that is in the namespace.
 const NAMESPACE_CONTENT: &str = "SELECT 'namespace', MIN(name) FROM namespaces WHERE parent = $1 HAVING COUNT(*) > 0 \
@@ -138,6 +142,16 @@ pub(crate) async fn namespace_list(
         sqlx::query_as(NAMESPACES_WITHIN).bind(within(namespace)).fetch_all(connection).await
     })?;
     rows.into_iter().map(Namespace::try_from).collect()
+}
+
+/// Which of those namespaces exist.
+pub(crate) async fn namespaces_existing(
+    db: &mut Tx,
+    names: &[&NamespacePath],
+) -> Result<HashSet<NamespacePath>, StoreError> {
+    let rows = fetch_many!(db, (String,), NAMESPACES_EXISTING, 1, names, |query, name| query
+        .bind(name.as_str()));
+    rows.iter().map(|(name,)| id("namespaces.name", name)).collect()
 }
 
 /// Writes a namespace, new or changed.

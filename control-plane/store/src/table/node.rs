@@ -1,15 +1,16 @@
 //! The tables `nodes` and `node_attributes`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use brig_api::object::{Meta, Node, NodeFacts, NodeState};
 use brig_api::unit_spec::Runtime;
-use brig_api::{Bytes, MilliCpu, Resources, Revision};
+use brig_api::{Bytes, MilliCpu, NodeName, Resources, Revision};
 
 use super::amounts;
 use crate::columns::{from_json, id, named, number, text, to_json, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
+use crate::many::{execute_many, fetch_many};
 
 macro_rules! select {
     ($tail:literal) => {
@@ -32,6 +33,13 @@ const NODE_PUT: &str = "INSERT INTO nodes (name, state, state_since_ms, cpu_mill
     scalars = excluded.scalars, runs_wasm = excluded.runs_wasm, runs_oci = excluded.runs_oci, \
     address = excluded.address, agent_version = excluded.agent_version, boot_id = excluded.boot_id, \
     taints = excluded.taints, volumes = excluded.volumes, revision = excluded.revision";
+const NODES_NAMED: &str = select!("WHERE name IN (VALUES {rows})");
+const ATTRIBUTES_OF: &str =
+    "SELECT node, name, value FROM node_attributes WHERE node IN (VALUES {rows})";
+const NODE_STATES: &str = "SELECT name, state FROM nodes WHERE name IN (VALUES {rows})";
+const NODES_SWITCH: &str = "WITH switch (name, state, state_since_ms, revision) AS (VALUES {rows}) \
+    UPDATE nodes SET state = switch.state, state_since_ms = switch.state_since_ms, revision = switch.revision \
+    FROM switch WHERE nodes.name = switch.name";
 const ATTRIBUTES_REMOVE: &str = "DELETE FROM node_attributes WHERE node = $1";
 const ATTRIBUTE_INSERT: &str =
     "INSERT INTO node_attributes (node, name, value) VALUES ($1, $2, $3)";
@@ -93,11 +101,15 @@ fn node(row: NodeRow, attributes: &mut Attributes) -> Result<Node, StoreError> {
 async fn attributes(db: &mut Tx, node: Option<&str>) -> Result<Attributes, StoreError> {
     let rows: Vec<(String, String, String)> =
         on_db!(db, |connection| sqlx::query_as(ATTRIBUTES).bind(node).fetch_all(connection).await)?;
+    Ok(by_node(rows))
+}
+
+fn by_node(rows: Vec<(String, String, String)>) -> Attributes {
     let mut attributes = Attributes::new();
     for (node, name, value) in rows {
         attributes.entry(node).or_default().insert(name, value);
     }
-    Ok(attributes)
+    attributes
 }
 
 /// The node of that name.
@@ -118,6 +130,44 @@ pub(crate) async fn node_list(db: &mut Tx) -> Result<Vec<Node>, StoreError> {
         on_db!(db, |connection| sqlx::query_as(NODES).fetch_all(connection).await)?;
     let mut attributes = attributes(db, None).await?;
     rows.into_iter().map(|row| node(row, &mut attributes)).collect()
+}
+
+/// The nodes of those names that exist, in no order.
+pub(crate) async fn nodes_named(db: &mut Tx, names: &[&NodeName]) -> Result<Vec<Node>, StoreError> {
+    let rows =
+        fetch_many!(db, NodeRow, NODES_NAMED, 1, names, |query, name| query.bind(name.as_str()));
+    let found =
+        fetch_many!(db, (String, String, String), ATTRIBUTES_OF, 1, names, |query, name| query
+            .bind(name.as_str()));
+    let mut attributes = by_node(found);
+    rows.into_iter().map(|row| node(row, &mut attributes)).collect()
+}
+
+/// The states of the nodes of those names that exist.
+pub(crate) async fn node_states(
+    db: &mut Tx,
+    names: &[&NodeName],
+) -> Result<HashMap<NodeName, NodeState>, StoreError> {
+    let rows = fetch_many!(db, (String, String), NODE_STATES, 1, names, |query, name| query
+        .bind(name.as_str()));
+    let states = rows.iter().map(|(name, state)| {
+        Ok((id("nodes.name", name)?, named("nodes.state", NodeState::parse, state)?))
+    });
+    states.collect()
+}
+
+/// Writes the states of nodes, each named once; the rest of them stays.
+pub(crate) async fn nodes_switch(db: &mut Tx, nodes: &[&Node]) -> Result<(), StoreError> {
+    let mut rows = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        rows.push((node, number("revision", node.meta.revision.0)?));
+    }
+    execute_many!(db, NODES_SWITCH, 4, rows, |query, (node, revision)| query
+        .bind(node.name.as_str())
+        .bind(node.state.as_str())
+        .bind(node.state_since_ms)
+        .bind(*revision));
+    Ok(())
 }
 
 /// Writes a node without its attributes, new or changed.

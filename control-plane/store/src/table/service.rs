@@ -2,12 +2,13 @@
 
 use brig_api::object::{Meta, Service};
 use brig_api::spec::ServiceSpec;
-use brig_api::{NamespacePath, Revision};
+use brig_api::{NamespacePath, ResourceName, Revision};
 
 use super::{TemplateColumns, within};
 use crate::columns::{from_json, id, number, to_json, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
+use crate::many::{execute_many, fetch_many};
 
 macro_rules! select {
     ($tail:literal) => {
@@ -32,7 +33,11 @@ const SERVICE_PUT: &str = "INSERT INTO services (namespace, name, replicas, max_
     is_deleting = excluded.is_deleting, runtime = excluded.runtime, priority = excluded.priority, \
     cpu_milli = excluded.cpu_milli, memory_bytes = excluded.memory_bytes, disk_bytes = excluded.disk_bytes, \
     labels = excluded.labels, template = excluded.template, revision = excluded.revision";
-const SERVICE_REMOVE: &str = "DELETE FROM services WHERE namespace = $1 AND name = $2";
+const SERVICES_NAMED: &str =
+    select!("WHERE (namespace, name) IN (SELECT column1, column2 FROM (VALUES {rows}) AS asked)");
+const SERVICES_IN: &str = "SELECT COUNT(*) FROM services WHERE namespace = $1";
+const SERVICES_REMOVE: &str = "DELETE FROM services WHERE (namespace, name) IN \
+    (SELECT column1, column2 FROM (VALUES {rows}) AS asked)";
 
 #[derive(sqlx::FromRow)]
 struct ServiceRow {
@@ -124,15 +129,35 @@ pub(crate) async fn service_put(db: &mut Tx, service: &Service) -> Result<(), St
     Ok(())
 }
 
-/// Removes a service's row.
-pub(crate) async fn service_remove(
+/// The services of those names that exist, in no order.
+pub(crate) async fn services_named(
+    db: &mut Tx,
+    names: &[(&NamespacePath, &ResourceName)],
+) -> Result<Vec<Service>, StoreError> {
+    let rows = fetch_many!(db, ServiceRow, SERVICES_NAMED, 2, names, |query, (namespace, name)| {
+        query.bind(namespace.as_str()).bind(name.as_str())
+    });
+    rows.into_iter().map(Service::try_from).collect()
+}
+
+/// How many services are in the namespace itself.
+pub(crate) async fn service_count(
     db: &mut Tx,
     namespace: &NamespacePath,
-    name: &str,
-) -> Result<(), StoreError> {
-    on_db!(db, |connection| {
-        let query = sqlx::query(SERVICE_REMOVE).bind(namespace.as_str()).bind(name);
-        query.execute(connection).await.map(drop)
+) -> Result<i64, StoreError> {
+    let (count,): (i64,) = on_db!(db, |connection| {
+        sqlx::query_as(SERVICES_IN).bind(namespace.as_str()).fetch_one(connection).await
     })?;
+    Ok(count)
+}
+
+/// Removes the services' rows.
+pub(crate) async fn services_remove(
+    db: &mut Tx,
+    names: &[(&NamespacePath, &ResourceName)],
+) -> Result<(), StoreError> {
+    execute_many!(db, SERVICES_REMOVE, 2, names, |query, (namespace, name)| query
+        .bind(namespace.as_str())
+        .bind(name.as_str()));
     Ok(())
 }

@@ -1,13 +1,22 @@
 //! The table `units`.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, Meta, Owner, Unit, UnitStatus};
+use brig_api::spec::Labels;
+use brig_api::unit_spec::UnitTemplate;
 use brig_api::{Kind, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
+use futures::TryStreamExt as _;
+use serde::de::DeserializeOwned;
 
-use super::{TemplateColumns, within};
+use super::{TemplateColumns, kind, within};
 use crate::columns::{cleaned, corrupt, from_json, id, named, number, to_json, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
+use crate::many::{ROWS_MAX, execute_many, fetch_many};
 
 macro_rules! select {
     ($tail:literal) => {
@@ -29,18 +38,28 @@ const UNITS_WITHIN: &str = select!(
 const UNITS_ON_NODE: &str = select!(
     "WHERE node = $1 AND state NOT IN ('succeeded', 'failed', 'stopped', 'lost') ORDER BY id"
 );
-const UNITS_OF_OWNER: &str =
-    "SELECT COUNT(*) FROM units WHERE namespace = $1 AND owner_kind = $2 AND owner_name = $3";
-const UNIT_INSERT: &str = "INSERT INTO units (id, namespace, name, owner_kind, owner_name, owner_generation, \
+const UNITS_BY_IDS: &str = select!("WHERE id IN (VALUES {rows})");
+const UNITS_EXISTING: &str = "SELECT id FROM units WHERE id IN (VALUES {rows})";
+const UNIT_NAMES_TAKEN: &str = "SELECT namespace, name FROM units WHERE (namespace, name) IN \
+    (SELECT column1, column2 FROM (VALUES {rows}) AS asked)";
+const UNITS_OF_OWNERS: &str = "WITH asked (namespace, kind, name) AS (VALUES {rows}) \
+    SELECT asked.namespace, asked.kind, asked.name, (SELECT COUNT(*) FROM units \
+    WHERE units.namespace = asked.namespace AND units.owner_kind = asked.kind AND units.owner_name = asked.name) \
+    FROM asked";
+const UNITS_INSERT: &str = "INSERT INTO units (id, namespace, name, owner_kind, owner_name, owner_generation, \
     owner_index, owner_attempt, runtime, priority, cpu_milli, memory_bytes, disk_bytes, is_revocable, gang, \
-    remove_when_done, labels, template, created_ms, desired, state, reason, message, node, placed_by, restarts, exit_code, started_ms, \
-    finished_ms, status_sequence, endpoints, promised, grants, placed_ms, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-    $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35)";
+    remove_when_done, labels, template, created_ms, desired, state, reason, message, node, placed_by, restarts, \
+    exit_code, started_ms, finished_ms, status_sequence, endpoints, promised, grants, placed_ms, revision) \
+    VALUES {rows}";
 /// Everything else of a unit stays as it was created.
-const UNIT_UPDATE: &str = "UPDATE units SET desired = $2, state = $3, reason = $4, message = $5, node = $6, \
-    placed_by = $7, restarts = $8, exit_code = $9, started_ms = $10, finished_ms = $11, status_sequence = $12, \
-    endpoints = $13, promised = $14, grants = $15, placed_ms = $16, revision = $17 WHERE id = $1";
-const UNIT_REMOVE: &str = "DELETE FROM units WHERE id = $1";
+const UNITS_UPDATE: &str = "WITH life (id, desired, state, reason, message, node, placed_by, restarts, exit_code, \
+    started_ms, finished_ms, status_sequence, endpoints, promised, grants, placed_ms, revision) AS (VALUES {rows}) \
+    UPDATE units SET desired = life.desired, state = life.state, reason = life.reason, message = life.message, \
+    node = life.node, placed_by = life.placed_by, restarts = life.restarts, exit_code = life.exit_code, \
+    started_ms = life.started_ms, finished_ms = life.finished_ms, status_sequence = life.status_sequence, \
+    endpoints = life.endpoints, promised = life.promised, grants = life.grants, placed_ms = life.placed_ms, \
+    revision = life.revision FROM life WHERE units.id = life.id";
+const UNITS_REMOVE: &str = "DELETE FROM units WHERE id IN (VALUES {rows})";
 
 #[derive(sqlx::FromRow)]
 struct UnitRow {
@@ -109,18 +128,37 @@ fn desired_parse(text: &str) -> Option<Desired> {
         .find(|desired| desired_name(*desired) == text)
 }
 
-impl TryFrom<UnitRow> for Unit {
-    type Error = StoreError;
+/// What equal rows have in common: units of one service or job share their template and their labels.
+#[derive(Default)]
+struct Shared {
+    templates: HashMap<String, Arc<UnitTemplate>>,
+    labels: HashMap<String, Arc<Labels>>,
+}
 
-    fn try_from(row: UnitRow) -> Result<Self, StoreError> {
-        Ok(Self {
+/// The value of an equal text, read once.
+fn shared<T: DeserializeOwned>(
+    known: &mut HashMap<String, Arc<T>>,
+    what: &str,
+    text: String,
+) -> Result<Arc<T>, StoreError> {
+    if let Some(value) = known.get(&text) {
+        return Ok(Arc::clone(value));
+    }
+    let value = Arc::new(from_json(what, &text)?);
+    known.insert(text, Arc::clone(&value));
+    Ok(value)
+}
+
+impl Shared {
+    fn unit(&mut self, row: UnitRow) -> Result<Unit, StoreError> {
+        Ok(Unit {
             owner: owner(&row)?,
             status: status(&row)?,
             id: id("units.id", &row.id)?,
             name: id("units.name", &row.name)?,
             namespace: id("units.namespace", &row.namespace)?,
-            labels: from_json("units.labels", &row.labels)?,
-            template: from_json("units.template", &row.template)?,
+            labels: shared(&mut self.labels, "units.labels", row.labels)?,
+            template: shared(&mut self.templates, "units.template", row.template)?,
             desired: named("units.desired", desired_parse, &row.desired)?,
             remove_when_done: row.remove_when_done,
             node: row.node.map(|node| id("units.node", &node)).transpose()?,
@@ -136,6 +174,10 @@ impl TryFrom<UnitRow> for Unit {
                 created_ms: row.created_ms,
             },
         })
+    }
+
+    fn units(&mut self, rows: Vec<UnitRow>) -> Result<Vec<Unit>, StoreError> {
+        rows.into_iter().map(|row| self.unit(row)).collect()
     }
 }
 
@@ -204,7 +246,7 @@ pub(crate) async fn unit_by_id(db: &mut Tx, id: &UnitId) -> Result<Option<Unit>,
     let row: Option<UnitRow> = on_db!(db, |connection| {
         sqlx::query_as(UNIT_BY_ID).bind(id.as_str()).fetch_optional(connection).await
     })?;
-    row.map(Unit::try_from).transpose()
+    row.map(|row| Shared::default().unit(row)).transpose()
 }
 
 /// The unit of that name.
@@ -217,7 +259,7 @@ pub(crate) async fn unit_by_name(
         let query = sqlx::query_as(UNIT_BY_NAME).bind(namespace.as_str()).bind(name);
         query.fetch_optional(connection).await
     })?;
-    row.map(Unit::try_from).transpose()
+    row.map(|row| Shared::default().unit(row)).transpose()
 }
 
 /// All units, or those in a namespace and below it.
@@ -225,10 +267,16 @@ pub(crate) async fn unit_list(
     db: &mut Tx,
     namespace: Option<&NamespacePath>,
 ) -> Result<Vec<Unit>, StoreError> {
-    let rows: Vec<UnitRow> = on_db!(db, |connection| {
-        sqlx::query_as(UNITS_WITHIN).bind(within(namespace)).fetch_all(connection).await
-    })?;
-    rows.into_iter().map(Unit::try_from).collect()
+    let (mut shared, mut units) = (Shared::default(), Vec::new());
+    // Row by row: the templates of all units together are large, and most are equal.
+    on_db!(db, |connection| {
+        let query = sqlx::query_as::<_, UnitRow>(UNITS_WITHIN).bind(within(namespace));
+        let mut rows = query.fetch(connection);
+        while let Some(row) = rows.try_next().await? {
+            units.push(shared.unit(row)?);
+        }
+    });
+    Ok(units)
 }
 
 /// Units on a node that have not ended, by id.
@@ -237,90 +285,191 @@ pub(crate) async fn unit_list_on_node(db: &mut Tx, node: &str) -> Result<Vec<Uni
         .bind(node)
         .fetch_all(connection)
         .await)?;
-    rows.into_iter().map(Unit::try_from).collect()
+    Shared::default().units(rows)
 }
 
-/// How many units a service or job has, ended ones too.
-pub(crate) async fn unit_count_of_owner(
+/// The units of those ids that exist, in no order.
+pub(crate) async fn units_by_ids(db: &mut Tx, ids: &[&UnitId]) -> Result<Vec<Unit>, StoreError> {
+    let rows = fetch_many!(db, UnitRow, UNITS_BY_IDS, 1, ids, |query, id| query.bind(id.as_str()));
+    Shared::default().units(rows)
+}
+
+/// Which of those ids exist.
+pub(crate) async fn units_existing(
     db: &mut Tx,
-    namespace: &NamespacePath,
-    kind: Kind,
-    name: &ResourceName,
-) -> Result<i64, StoreError> {
-    let (count,): (i64,) = on_db!(db, |connection| {
-        let query = sqlx::query_as(UNITS_OF_OWNER)
-            .bind(namespace.as_str())
-            .bind(kind.as_str())
-            .bind(name.as_str());
-        query.fetch_one(connection).await
-    })?;
-    Ok(count)
+    ids: &[&UnitId],
+) -> Result<HashSet<UnitId>, StoreError> {
+    let rows =
+        fetch_many!(db, (String,), UNITS_EXISTING, 1, ids, |query, id| query.bind(id.as_str()));
+    rows.iter().map(|(text,)| id("units.id", text)).collect()
+}
+
+/// Which of those names units have.
+pub(crate) async fn unit_names_taken(
+    db: &mut Tx,
+    names: &[(&NamespacePath, &ResourceName)],
+) -> Result<HashSet<(NamespacePath, ResourceName)>, StoreError> {
+    let rows = fetch_many!(db, (String, String), UNIT_NAMES_TAKEN, 2, names, |query,
+                                                                              (
+        namespace,
+        name,
+    )| {
+        query.bind(namespace.as_str()).bind(name.as_str())
+    });
+    let taken = rows
+        .iter()
+        .map(|(namespace, name)| Ok((id("units.namespace", namespace)?, id("units.name", name)?)));
+    taken.collect()
+}
+
+/// How many units each of those services and jobs has, ended ones too.
+pub(crate) async fn unit_counts_of_owners(
+    db: &mut Tx,
+    owners: &[(&NamespacePath, Kind, &ResourceName)],
+) -> Result<HashMap<(NamespacePath, Kind, ResourceName), i64>, StoreError> {
+    let rows = fetch_many!(db, (String, String, String, i64), UNITS_OF_OWNERS, 3, owners, |query,
+                                                                                           (
+        namespace,
+        kind,
+        name,
+    )| {
+        query.bind(namespace.as_str()).bind(kind.as_str()).bind(name.as_str())
+    });
+    let counts = rows.iter().map(|(namespace, owner_kind, name, count)| {
+        let namespace = id("units.namespace", namespace)?;
+        Ok(((namespace, kind(owner_kind)?, id("units.owner_name", name)?), *count))
+    });
+    counts.collect()
+}
+
+/// The columns that stay as a unit was created, of equal templates and labels made once.
+struct NewColumns<'unit> {
+    unit: &'unit Unit,
+    template: Arc<TemplateColumns>,
+    labels: Arc<str>,
+    owner: OwnerColumns,
+    life: LifeColumns<'unit>,
+}
+
+/// The columns of templates and labels that units share, by the address of what they share: they are borrowed, so
+/// none is another's meanwhile.
+#[derive(Default)]
+struct SharedColumns {
+    templates: HashMap<usize, Arc<TemplateColumns>>,
+    labels: HashMap<usize, Arc<str>>,
+}
+
+impl SharedColumns {
+    fn row<'unit>(&mut self, unit: &'unit Unit) -> Result<NewColumns<'unit>, StoreError> {
+        let template = match self.templates.entry(Arc::as_ptr(&unit.template).addr()) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(new) => {
+                Arc::clone(new.insert(Arc::new(TemplateColumns::new(&unit.template)?)))
+            }
+        };
+        let labels = match self.labels.entry(Arc::as_ptr(&unit.labels).addr()) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(new) => Arc::clone(new.insert(to_json("labels", &*unit.labels)?.into())),
+        };
+        let owner = OwnerColumns::new(unit.owner.as_ref())?;
+        Ok(NewColumns { unit, template, labels, owner, life: LifeColumns::new(unit)? })
+    }
+}
+
+/// The numbers of a unit's owner.
+#[derive(Default)]
+struct OwnerColumns {
+    generation: Option<i64>,
+    index: Option<i64>,
+    attempt: Option<i64>,
+}
+
+impl OwnerColumns {
+    fn new(owner: Option<&Owner>) -> Result<Self, StoreError> {
+        Ok(match owner {
+            Some(Owner::Service { generation, .. }) => {
+                let generation = Some(number("generation", *generation)?);
+                Self { generation, ..Self::default() }
+            }
+            Some(Owner::Job { index, attempt, .. }) => {
+                let (index, attempt) = (Some(i64::from(*index)), Some(i64::from(*attempt)));
+                Self { generation: None, index, attempt }
+            }
+            None => Self::default(),
+        })
+    }
 }
 
 /// Writes a new unit.
 pub(crate) async fn unit_insert(db: &mut Tx, unit: &Unit) -> Result<(), StoreError> {
-    let template = TemplateColumns::new(&unit.template)?;
-    let life = LifeColumns::new(unit)?;
-    let labels = to_json("labels", &*unit.labels)?;
-    let owner_kind = unit.owner.as_ref().map(|owner| owner.kind().as_str());
-    let owner_name = unit.owner.as_ref().map(|owner| owner.name().as_str());
-    let (generation, index, attempt) = match &unit.owner {
-        Some(Owner::Service { generation, .. }) => {
-            (Some(number("generation", *generation)?), None, None)
+    units_insert(db, &[unit]).await
+}
+
+/// Writes new units.
+pub(crate) async fn units_insert(db: &mut Tx, units: &[&Unit]) -> Result<(), StoreError> {
+    let mut shared = SharedColumns::default();
+    for chunk in units.chunks(ROWS_MAX) {
+        let mut rows = Vec::with_capacity(chunk.len());
+        for unit in chunk {
+            rows.push(shared.row(unit)?);
         }
-        Some(Owner::Job { index, attempt, .. }) => {
-            (None, Some(i64::from(*index)), Some(i64::from(*attempt)))
-        }
-        None => (None, None, None),
-    };
-    on_db!(db, |connection| {
-        let query = sqlx::query(UNIT_INSERT)
-            .bind(unit.id.as_str())
-            .bind(unit.namespace.as_str())
-            .bind(unit.name.as_str())
-            .bind(owner_kind)
-            .bind(owner_name)
-            .bind(generation)
-            .bind(index)
-            .bind(attempt)
-            .bind(template.runtime)
-            .bind(template.priority)
-            .bind(template.cpu_milli)
-            .bind(template.memory_bytes)
-            .bind(template.disk_bytes)
-            .bind(template.is_revocable)
-            .bind(template.gang.as_deref())
-            .bind(unit.remove_when_done)
-            .bind(&labels)
-            .bind(&template.template)
-            .bind(unit.meta.created_ms)
-            .bind(life.desired)
-            .bind(life.state)
-            .bind(life.reason)
-            .bind(life.message.as_deref())
-            .bind(life.node)
-            .bind(life.placed_by)
-            .bind(life.restarts)
-            .bind(life.exit_code)
-            .bind(life.started_ms)
-            .bind(life.finished_ms)
-            .bind(life.status_sequence)
-            .bind(&life.endpoints)
-            .bind(life.promised)
-            .bind(&life.grants)
-            .bind(life.placed_ms)
-            .bind(life.revision);
-        query.execute(connection).await.map(drop)
-    })?;
+        execute_many!(db, UNITS_INSERT, 35, rows, |query, row| {
+            let NewColumns { unit, template, labels, owner, life } = row;
+            query
+                .bind(unit.id.as_str())
+                .bind(unit.namespace.as_str())
+                .bind(unit.name.as_str())
+                .bind(unit.owner.as_ref().map(|owner| owner.kind().as_str()))
+                .bind(unit.owner.as_ref().map(|owner| owner.name().as_str()))
+                .bind(owner.generation)
+                .bind(owner.index)
+                .bind(owner.attempt)
+                .bind(template.runtime)
+                .bind(template.priority)
+                .bind(template.cpu_milli)
+                .bind(template.memory_bytes)
+                .bind(template.disk_bytes)
+                .bind(template.is_revocable)
+                .bind(template.gang.as_deref())
+                .bind(unit.remove_when_done)
+                .bind(&**labels)
+                .bind(&template.template)
+                .bind(unit.meta.created_ms)
+                .bind(life.desired)
+                .bind(life.state)
+                .bind(life.reason)
+                .bind(life.message.as_deref())
+                .bind(life.node)
+                .bind(life.placed_by)
+                .bind(life.restarts)
+                .bind(life.exit_code)
+                .bind(life.started_ms)
+                .bind(life.finished_ms)
+                .bind(life.status_sequence)
+                .bind(&life.endpoints)
+                .bind(life.promised)
+                .bind(&life.grants)
+                .bind(life.placed_ms)
+                .bind(life.revision)
+        });
+    }
     Ok(())
 }
 
 /// Writes what changes in a unit's life.
 pub(crate) async fn unit_update(db: &mut Tx, unit: &Unit) -> Result<(), StoreError> {
-    let life = LifeColumns::new(unit)?;
-    on_db!(db, |connection| {
-        let query = sqlx::query(UNIT_UPDATE)
-            .bind(unit.id.as_str())
+    units_update(db, &[unit]).await
+}
+
+/// Writes what changes in the lives of units, each named once.
+pub(crate) async fn units_update(db: &mut Tx, units: &[&Unit]) -> Result<(), StoreError> {
+    for chunk in units.chunks(ROWS_MAX) {
+        let mut rows = Vec::with_capacity(chunk.len());
+        for unit in chunk {
+            rows.push((&unit.id, LifeColumns::new(unit)?));
+        }
+        execute_many!(db, UNITS_UPDATE, 17, rows, |query, (id, life)| query
+            .bind(id.as_str())
             .bind(life.desired)
             .bind(life.state)
             .bind(life.reason)
@@ -336,16 +485,13 @@ pub(crate) async fn unit_update(db: &mut Tx, unit: &Unit) -> Result<(), StoreErr
             .bind(life.promised)
             .bind(&life.grants)
             .bind(life.placed_ms)
-            .bind(life.revision);
-        query.execute(connection).await.map(drop)
-    })?;
+            .bind(life.revision));
+    }
     Ok(())
 }
 
-/// Removes a unit's row, and its explanation.
-pub(crate) async fn unit_remove(db: &mut Tx, id: &UnitId) -> Result<(), StoreError> {
-    on_db!(db, |connection| {
-        sqlx::query(UNIT_REMOVE).bind(id.as_str()).execute(connection).await.map(drop)
-    })?;
+/// Removes the units' rows, and their explanations.
+pub(crate) async fn units_remove(db: &mut Tx, ids: &[&UnitId]) -> Result<(), StoreError> {
+    execute_many!(db, UNITS_REMOVE, 1, ids, |query, id| query.bind(id.as_str()));
     Ok(())
 }

@@ -1,0 +1,109 @@
+//! The programs that are measured, and what the kernel says of one that runs.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The unit of times in `/proc`, whatever the kernel's own: proc(5).
+const TICKS_PER_SECOND: u64 = 100;
+
+/// The folder of the release build's programs: that of `BRIG_BIN_DIR`, else they are built.
+///
+/// # Errors
+/// When the build fails.
+pub fn build(root: &Path) -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("BRIG_BIN_DIR") {
+        return Ok(dir.into());
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status =
+        Command::new(cargo).args(["build", "--release", "--locked"]).current_dir(root).status()?;
+    ensure!(status.success(), "the build failed");
+    // The benchmark's own binary is in `release/deps`.
+    let own = std::env::current_exe()?;
+    Ok(own.parent().and_then(Path::parent).context("a target folder")?.to_path_buf())
+}
+
+/// A `brig dev`, `server` or `node` that is ready. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    /// Where its API is.
+    pub url: String,
+}
+
+impl Daemon {
+    /// Starts `brig` with these arguments and waits for its `ready URL`.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start(bin: &Path, arguments: &[&str], data: &Path) -> Result<Self> {
+        let mut child = Command::new(bin.join("brig"))
+            .args(arguments)
+            .args(["--listen", "127.0.0.1:0", "--data"])
+            .arg(data)
+            .env("BRIG_LOG", std::env::var_os("BRIG_LOG").unwrap_or_else(|| "warn".into()))
+            .env_remove("CARGO_PKG_NAME")
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{} can't be started", bin.join("brig").display()))?;
+        let lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
+        let url = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("ready ").map(str::to_owned));
+        Ok(Self { child, url: url.context("brig did not get ready")? })
+    }
+
+    /// Ends it as an operator would.
+    ///
+    /// # Errors
+    /// When it ends badly.
+    pub fn stop(mut self) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        ensure!(self.child.wait()?.success(), "brig ended badly");
+        Ok(())
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The processor time that it has used, of all its threads.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn cpu(&self) -> Result<Duration> {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
+        // The name before the last `)` may hold anything; user and system time are the 12th and 13th field after it.
+        let (_, rest) = text.rsplit_once(')').context("a line of /proc/PID/stat")?;
+        let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        let ticks: u64 = ticks.sum::<Result<u64, _>>()?;
+        Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
+    }
+
+    /// A line of its `/proc/PID/status` in bytes: `VmRSS` for what it has in memory now, `VmHWM` for the most it had.
+    ///
+    /// # Errors
+    /// When it has ended, or there is no such line.
+    pub fn memory(&self, line: &str) -> Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':'));
+        let value = value.with_context(|| format!("no {line} in /proc/PID/status"))?;
+        let kib = value.trim().strip_suffix("kB").context("an amount in kB")?;
+        Ok(kib.trim().parse::<u64>()? * 1024)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // After an error; else it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
