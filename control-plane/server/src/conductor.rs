@@ -252,6 +252,10 @@ impl Pass<'_> {
         }
         let committed = self.app.store.plan_commit(&plan, clock::now_ms()).await?;
         self.model.plan = committed.sequence;
+        if !committed.skipped.is_empty() {
+            // The world is not quite as the plan took it to be.
+            self.model.doubt_everything();
+        }
         tracing::debug!(
             plan.sequence = committed.sequence.0,
             plan.revision = committed.revision.0,

@@ -129,7 +129,7 @@ impl World {
     }
 
     fn plan(&self) -> Plan {
-        plan(&self.model, &Moment { now_ms: self.now_ms, silent: self.silent.clone() })
+        plan(&mut self.model.clone(), &Moment { now_ms: self.now_ms, silent: self.silent.clone() })
     }
 
     fn pass(&mut self) -> anyhow::Result<()> {
