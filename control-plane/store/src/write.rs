@@ -199,11 +199,17 @@ impl Write {
             let query = sqlx::query(CLUSTER_SET).bind(numbers.0).bind(numbers.1);
             query.execute(connection).await.map(drop)
         })?;
-        self.db.commit().await?;
-        if has_changes {
-            store.announce(revision);
-        }
-        Ok(revision)
+        // In a task of its own: who asked may go away at any moment (a client that hangs up, a time-out), and then a
+        // commit that is under way still takes effect. Nobody would look for it if it were not announced.
+        let (db, store) = (self.db, store.clone());
+        let committed = tokio::spawn(async move {
+            db.commit().await?;
+            if has_changes {
+                store.announce(revision);
+            }
+            Ok(revision)
+        });
+        committed.await.unwrap_or_else(|gone| Err(StoreError::Database(gone.into())))
     }
 
     async fn append_to_feed(&mut self, revision: Revision) -> Result<(), StoreError> {

@@ -11,6 +11,7 @@ use super::harness::{Fresh, NOW, lone_unit, manifests, on_both};
 
 on_both!(
     an_abandoned_write_leaves_nothing,
+    an_abandoned_write_that_was_committed_is_announced,
     a_killed_writer_leaves_whole_transactions,
     a_newer_database_is_refused,
     a_damaged_row_is_named,
@@ -67,6 +68,23 @@ async fn an_abandoned_write_leaves_nothing(Fresh { store, .. }: Fresh) {
     }
     store.apply(&manifests(&batch("last", SIZE)), NOW).await.unwrap();
     check_whole(&store, SIZE).await;
+}
+
+async fn an_abandoned_write_that_was_committed_is_announced(Fresh { store, .. }: Fresh) {
+    let mut committed = store.subscribe();
+    for round in 0..60_u32 {
+        let (writer, spec) = (store.clone(), lone_unit(&format!("u{round}")));
+        let write = tokio::spawn(async move { writer.unit_create(spec, NOW).await });
+        // Somewhere between its begin and its end; most often in its commit, which takes the longest.
+        tokio::time::sleep(Duration::from_micros(u64::from(round) * 100)).await;
+        write.abort();
+        let _ = write.await;
+        // On SQLite this waits for its turn behind the commit.
+        store.leader_try("me", NOW, 0).await.unwrap();
+        let newest = store.revision().await.unwrap();
+        let heard = committed.wait_for(|revision| *revision >= newest);
+        tokio::time::timeout(PATIENCE, heard).await.expect("whoever waits hears of it").unwrap();
+    }
 }
 
 /// Not a case: what the next one starts in a process of its own, to kill it.
