@@ -1,5 +1,6 @@
 //! What a crash leaves, what an operator is told, and that both databases have the same tables.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -159,6 +160,22 @@ async fn a_locked_file_is_named_with_the_way_out() {
     assert_eq!(store.revision().await.unwrap(), Revision(1), "reading goes on");
     lock.rollback().await.unwrap();
     store.unit_create(lone_unit("web"), NOW).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_new_file_is_for_its_owner_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("brig.db");
+    let store = Store::open(&format!("sqlite:{}", path.display())).await.unwrap();
+    store.unit_create(lone_unit("web"), NOW).await.unwrap();
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
+        names.push(entry.file_name());
+    }
+    assert!(names.len() > 1, "the write-ahead log too: {names:?}");
     store.close().await;
 }
 
