@@ -9,6 +9,7 @@ use crate::error::StoreError;
 
 const PLAN_INSERT: &str = "INSERT INTO plans (sequence, revision, based_on, decisions, skipped, committed_ms) \
     VALUES ($1, $2, $3, $4, $5, $6)";
+const PLANS_REMOVE: &str = "DELETE FROM plans WHERE revision <= $1";
 const EXPLANATION_GET: &str = "SELECT explanation FROM explanations WHERE unit_id = $1";
 /// A unit that is gone needs no explanation.
 const EXPLANATION_PUT: &str = "INSERT INTO explanations (unit_id, plan, decided_ms, verdict, node, message, \
@@ -45,6 +46,15 @@ pub(crate) async fn plan_insert(db: &mut Tx, plan: &PlanRow) -> Result<(), Store
             .bind(skipped)
             .bind(plan.committed_ms);
         query.execute(connection).await.map(drop)
+    })?;
+    Ok(())
+}
+
+/// Forgets the plans up to and with a revision.
+pub(crate) async fn plans_remove(db: &mut Tx, until: Revision) -> Result<(), StoreError> {
+    let until = number("revision", until.0)?;
+    on_db!(db, |connection| {
+        sqlx::query(PLANS_REMOVE).bind(until).execute(connection).await.map(drop)
     })?;
     Ok(())
 }

@@ -74,6 +74,7 @@ async fn the_feed_is_resumed_in_pieces(Fresh { store, .. }: Fresh) {
 }
 
 async fn a_trimmed_feed_asks_to_list_again(Fresh { store, .. }: Fresh) {
+    placed_unit(&store, "web", "node-1").await;
     for index in 0..10 {
         store.unit_create(lone_unit(&format!("u{index}")), NOW).await.unwrap();
     }
@@ -91,6 +92,8 @@ async fn a_trimmed_feed_asks_to_list_again(Fresh { store, .. }: Fresh) {
     let error = store.changes_since(Revision(newest.0 + 1), 10).await.unwrap_err();
     assert!(too_old(&error), "a revision from before a restored backup: {error}");
     assert_eq!(store.event_list(&EventFilter::default()).await.unwrap().len(), 3);
+    let plans = store.sql("select sequence from plans", 10).await.unwrap();
+    assert_eq!(plans.rows, Vec::<Vec<serde_json::Value>>::new(), "forgotten too");
     store.changes_trim(100).await.unwrap();
     assert_eq!(store.changes_since(oldest, 10).await.unwrap().len(), 3);
 }
