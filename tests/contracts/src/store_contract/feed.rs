@@ -144,6 +144,8 @@ async fn events_are_filtered(Fresh { store, .. }: Fresh) {
     assert_eq!(reasons(default).await, all[1..3]);
     let named = EventFilter { name: Some("team".to_owned()), ..Default::default() };
     assert_eq!(reasons(named).await, all[3..]);
+    let impossible = EventFilter { name: Some("te\0am".to_owned()), ..Default::default() };
+    assert_eq!(reasons(impossible).await, [""; 0]);
 }
 
 async fn tags_are_set_and_removed(Fresh { store, .. }: Fresh) {
