@@ -108,7 +108,20 @@ impl Feed {
     async fn hand_out(&self) -> Result<(), StoreError> {
         loop {
             let after = self.position();
-            let changes = self.store.changes_since(after, FEED_READ_MAX).await?;
+            let changes = match self.store.changes_since(after, FEED_READ_MAX).await {
+                // This process stood still for longer than the feed is kept. It goes on from where the feed does;
+                // its followers find that something is missing, ask SQL and are told to list again.
+                Err(StoreError::RevisionTooOld { oldest }) if oldest != after => {
+                    tracing::warn!(
+                        feed.position = after.0,
+                        feed.start = oldest.0,
+                        "the change feed was lost sight of"
+                    );
+                    self.position.send_replace(oldest);
+                    continue;
+                }
+                changes => changes?,
+            };
             let is_all = changes.len() < FEED_READ_MAX;
             for batch in batches(after, changes) {
                 self.position.send_replace(batch.revision);
@@ -189,5 +202,34 @@ mod tests {
             found.iter().map(|b| (b.after.0, b.revision.0, b.changes.len())).collect();
         assert_eq!(shape, [(3, 4, 2), (4, 6, 1)]);
         assert!(batches(Revision(3), Vec::new()).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_feed_that_was_trimmed_meanwhile_goes_on_and_its_followers_are_told_to_list_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("brig.db").display());
+        let store = Store::open(&url).await.unwrap();
+        let feed = Feed::new(store.clone()).await.unwrap();
+        let mut follower = feed.follow(feed.position());
+        let tag = |tag: &str| brig_store::NewArtifact {
+            repository: "a".into(),
+            tag: tag.into(),
+            digest: brig_api::Digest::of_sha256(&[7; 32]),
+            media_type: String::new(),
+            kind: brig_api::object::ArtifactKind::Other,
+            size_bytes: 0,
+        };
+        for name in ["1", "2", "3", "4"] {
+            store.artifact_put(tag(name), 1).await.unwrap();
+        }
+        store.changes_trim(2).await.unwrap();
+        feed.hand_out().await.unwrap();
+        assert_eq!(feed.position(), store.revision().await.unwrap());
+        let told = follower.next().await;
+        assert!(
+            matches!(told, Err(FeedError::Store(StoreError::RevisionTooOld { .. }))),
+            "{told:?}"
+        );
+        store.close().await;
     }
 }
