@@ -8,6 +8,10 @@ use std::time::Duration;
 pub(crate) const CONNECTIONS_MAX: usize = 4_096;
 /// Time for a request's head to arrive: a slow one would hold a connection for nothing.
 pub(crate) const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+/// A peer that says nothing is asked whether it is there after this time, and again after it.
+pub(crate) const KEEPALIVE_PERIOD: Duration = Duration::from_secs(30);
+/// Questions without an answer after which a peer counts as gone.
+pub(crate) const KEEPALIVES_MAX: u32 = 4;
 /// Time for a request that is no stream, its body included.
 pub(crate) const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// Time for open requests to finish when the server stops.
