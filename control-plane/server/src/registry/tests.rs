@@ -194,6 +194,32 @@ async fn what_is_not_as_announced_leaves_nothing_behind() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_added_to_an_upload_that_ends_does_not_get_into_the_blob() {
+    let fixture = fixture().await;
+    for round in 0_u32..100 {
+        let begun = fixture.ask("POST", "/v2/a/blobs/uploads/", "").await;
+        let place = header(&begun, "location").to_owned();
+        let bytes = format!("blob {round}");
+        assert_eq!(
+            fixture.ask("PATCH", &place, bytes.clone()).await.status(),
+            StatusCode::ACCEPTED
+        );
+        let digest = digest(bytes.as_bytes());
+        let end = format!("{place}?digest={digest}");
+        let (ended, added) =
+            tokio::join!(fixture.ask("PUT", &end, ""), fixture.ask("PATCH", &place, "more"));
+        // Whichever came first, the other one is told.
+        if ended.status() == StatusCode::CREATED {
+            assert_eq!(added.status(), StatusCode::NOT_FOUND);
+            assert_eq!(std::fs::read(fixture.blob(&digest)).unwrap(), bytes.as_bytes());
+        } else {
+            assert_eq!(ended.status(), StatusCode::BAD_REQUEST);
+            assert!(!fixture.blob(&digest).exists());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_manifest_is_taken_only_with_all_that_it_names() {
     let fixture = fixture().await;
