@@ -1,8 +1,10 @@
 //! Manifests: taken only when all that they name is there, found by tag or by digest, related by `subject`.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use brig_api::Digest;
-use brig_api::oci::{Descriptor, Document, MANIFEST_BYTES_MAX};
+use brig_api::oci::{ACCEPTED, Descriptor, Document, InvalidDocument, MANIFEST_BYTES_MAX};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -11,6 +13,11 @@ use super::blobs::blocking;
 use super::error::RegistryError;
 use super::index::NewArtifact;
 use super::path::Wanted;
+
+/// Time for a manifest to arrive.
+const MANIFEST_TIME_MAX: Duration = Duration::from_secs(60);
+/// Characters of a media type that an error repeats.
+const MEDIA_TYPE_SHOWN_MAX: usize = 100;
 
 /// A manifest that was taken.
 #[derive(Debug)]
@@ -37,10 +44,17 @@ impl Inner {
         body: Body,
     ) -> Result<Taken, RegistryError> {
         let limit = usize::try_from(MANIFEST_BYTES_MAX).unwrap_or(usize::MAX);
-        let bytes = axum::body::to_bytes(body, limit)
+        let bytes = tokio::time::timeout(MANIFEST_TIME_MAX, axum::body::to_bytes(body, limit))
             .await
+            .map_err(|_| RegistryError::Receive("a manifest"))?
             .map_err(|_| RegistryError::TooLarge { bytes_max: MANIFEST_BYTES_MAX })?;
         let document = Document::parse(&bytes, content_type)?;
+        // It is given out under this type, from the address of the API: as a web page, say.
+        if !ACCEPTED.contains(&document.media_type()) {
+            let expected = ACCEPTED.join("` or `");
+            let found = document.media_type().chars().take(MEDIA_TYPE_SHOWN_MAX).collect();
+            return Err(InvalidDocument::MediaType { expected, found }.into());
+        }
         let digest = Digest::of_sha256(&Sha256::digest(&bytes).into());
         if let Wanted::Digest(expected) = &wanted
             && *expected != digest

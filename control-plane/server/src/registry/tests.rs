@@ -221,6 +221,16 @@ async fn what_is_added_to_an_upload_that_ends_does_not_get_into_the_blob() {
 }
 
 #[tokio::test]
+async fn a_manifest_is_no_web_page() {
+    let fixture = fixture().await;
+    let config = fixture.push_blob(b"{}").await;
+    let page = image_of(&config, 2).replace(&format!("\"{MANIFEST}\""), "\"text/html\"");
+    let refused = fixture.ask("PUT", "/v2/a/manifests/1", page).await;
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+    assert!(body(refused).await.contains("MANIFEST_INVALID"));
+}
+
+#[tokio::test]
 async fn a_manifest_is_taken_only_with_all_that_it_names() {
     let fixture = fixture().await;
     let image = image_of(&digest(b"{}"), 2);
