@@ -63,7 +63,7 @@ struct Inner {
     referrers: PathBuf,
     config: RegistryConfig,
     /// Pushes of manifests share it, the collector has it alone: what a push found stays until it is committed.
-    sweep: tokio::sync::RwLock<()>,
+    sweep: Arc<tokio::sync::RwLock<()>>,
 }
 
 /// What a reference of the built-in registry names.
@@ -94,7 +94,7 @@ impl Registry {
         let referrers = root.join("referrers");
         std::fs::create_dir_all(&referrers)
             .map_err(|source| RegistryError::storage(&referrers, source))?;
-        let sweep = tokio::sync::RwLock::new(());
+        let sweep = Arc::default();
         Ok(Self { inner: Arc::new(Inner { blobs, uploads, index, referrers, config, sweep }) })
     }
 

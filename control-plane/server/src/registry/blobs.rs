@@ -160,6 +160,11 @@ impl BlobStore {
         RegistryError::CorruptBlob { digest: digest.clone(), found, aside }
     }
 
+    /// When the blob was touched last.
+    pub(crate) fn touched(&self, digest: &Digest) -> Option<SystemTime> {
+        std::fs::metadata(self.path(digest)).and_then(|metadata| metadata.modified()).ok()
+    }
+
     /// Removes a blob; the bytes that it had.
     pub(crate) fn remove(&self, digest: &Digest) -> Result<u64, RegistryError> {
         let path = self.path(digest);

@@ -7,17 +7,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use brig_api::Digest;
-use brig_api::object::ArtifactKind;
+use brig_api::object::{Artifact, ArtifactKind};
 use brig_api::oci::{Descriptor, MANIFEST};
 use brig_api::reference::Reference;
 use brig_client::registry::{
     ContentStore, Quiet, RegistryClient, RegistryError as ClientError, RegistryOptions,
 };
+use futures::FutureExt as _;
 use http::{Request, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 use tower::Service as _;
 
-use super::{GARBAGE_AGE_MIN, MemoryIndex, Registry, RegistryConfig, router};
+use super::{
+    ArtifactIndex, GARBAGE_AGE_MIN, IndexFuture, MemoryIndex, NewArtifact, Registry,
+    RegistryConfig, router,
+};
 
 /// A core module with nothing in it.
 const MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -328,6 +332,41 @@ async fn garbage_goes_when_it_is_old_and_nothing_names_it() {
     assert_eq!((collected.blobs, collected.uploads), (2, 1));
     let is_there = |digest: &Digest| fixture.blob(digest).exists();
     assert!(is_there(&kept) && is_there(&pinned) && !is_there(&lost));
+}
+
+/// An index in whose listing a client is told that the registry has a blob.
+struct Asked(PathBuf);
+
+impl ArtifactIndex for Asked {
+    fn put(&self, _: NewArtifact) -> IndexFuture<'_, ()> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn get<'a>(&'a self, _: &'a str, _: &'a str) -> IndexFuture<'a, Option<Artifact>> {
+        async { Ok(None) }.boxed()
+    }
+
+    fn list<'a>(&'a self, _: Option<&'a str>) -> IndexFuture<'a, Vec<Artifact>> {
+        let blob = std::fs::File::options().append(true).open(&self.0).unwrap();
+        blob.set_modified(far_ahead()).unwrap();
+        async { Ok(Vec::new()) }.boxed()
+    }
+
+    fn delete<'a>(&'a self, _: &'a str, _: &'a str) -> IndexFuture<'a, bool> {
+        async { Ok(false) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_is_asked_for_while_garbage_is_collected_stays() {
+    let fixture = fixture().await;
+    let blob = fixture.push_blob(b"asked for").await;
+    let path = fixture.blob(&blob);
+    let data = fixture.dir.path().to_owned();
+    let config = RegistryConfig { data, blob_bytes_max: 1, now: far_ahead };
+    let registry = Registry::open(config, Arc::new(Asked(path.clone()))).unwrap();
+    assert_eq!(registry.collect(&[], GARBAGE_AGE_MIN).await.unwrap().blobs, 0);
+    assert!(path.exists());
 }
 
 #[tokio::test]
