@@ -50,14 +50,8 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!("brig/", env!("CARGO_PKG_VERSION")));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = if url.scheme() == "http" {
-            // Reading the system's certificates takes longer than `brig ps` does otherwise.
-            let tls = rustls::ClientConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions();
-            let tls =
-                tls.map_err(|_| invalid())?.with_root_certificates(rustls::RootCertStore::empty());
-            builder.tls_backend_preconfigured(tls.with_no_client_auth())
+            without_certificates(builder).map_err(|_| invalid())?
         } else {
             // Already there when another client was made before: the same one.
             let _ = rustls::crypto::CryptoProvider::install_default(
@@ -155,6 +149,17 @@ impl Client {
     pub(crate) fn unexpected(&self, what: String) -> ClientError {
         ClientError::UnexpectedAnswer { server: self.server.to_string(), what }
     }
+}
+
+/// For plain http alone: reading the system's certificates takes longer than `brig ps` does otherwise.
+pub(crate) fn without_certificates(
+    builder: reqwest::ClientBuilder,
+) -> Result<reqwest::ClientBuilder, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(rustls::RootCertStore::empty());
+    Ok(builder.tls_backend_preconfigured(tls.with_no_client_auth()))
 }
 
 /// The path of a list.

@@ -39,7 +39,9 @@ impl RegistryClient {
     pub async fn manifest(&self, reference: &Reference) -> Result<FetchedManifest, RegistryError> {
         let endpoint = self.inner.endpoint(reference)?;
         let url = endpoint.url(&format!("manifests/{}", reference.wanted()));
-        let request = || self.inner.http.get(&url).header(header::ACCEPT, oci::ACCEPTED.join(", "));
+        let request = |http: &reqwest::Client| {
+            http.get(&url).header(header::ACCEPT, oci::ACCEPTED.join(", "))
+        };
         let response = self.inner.send(&endpoint, Access::Pull, request).await?;
         if response.status() == StatusCode::NOT_FOUND {
             let (reference, registry) = (reference.to_string(), endpoint.registry);
@@ -187,8 +189,8 @@ impl RegistryClient {
     ) -> Result<(Partial, Try), RegistryError> {
         let url = endpoint.url(&format!("blobs/{}", blob.digest));
         let offset = partial.length;
-        let request = || {
-            let request = self.inner.http.get(&url);
+        let request = |http: &reqwest::Client| {
+            let request = http.get(&url);
             match offset {
                 0 => request,
                 offset => request.header(header::RANGE, format!("bytes={offset}-")),

@@ -196,3 +196,19 @@ async fn what_is_not_there_is_said_with_the_name_and_the_way_out() {
     let error = client().manifest(&builtin).await.unwrap_err().to_string();
     assert!(error.contains("no server is configured"), "{error}");
 }
+
+#[tokio::test]
+async fn the_clusters_own_registry_needs_neither_certificates_nor_a_proxy() {
+    let manifest = br#"{"schemaVersion":2,"manifests":[]}"#;
+    let (asked, address) =
+        server(Box::new(|_| reply("200 OK", "", manifest.len(), manifest))).await;
+    let options = RegistryOptions {
+        builtin: Some(format!("http://{address}")),
+        builtin_token: Some("t0k".to_owned()),
+        ..RegistryOptions::default()
+    };
+    let client = RegistryClient::new(options).unwrap();
+    client.manifest(&"team/app:1".parse().unwrap()).await.unwrap();
+    assert!(asked.lock().unwrap()[0].contains("authorization: Bearer t0k"));
+    assert!(client.inner.is_for_the_cluster_alone(), "the client of other registries was made");
+}

@@ -1,7 +1,7 @@
 //! Requests to registries: TLS, redirects, logging in, and errors in words.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{StatusCode, header};
@@ -12,6 +12,7 @@ use super::auth::{Challenge, TOKEN_ANSWER_BYTES_MAX, TokenAnswer};
 use super::credentials::Credential;
 use super::endpoint::{Endpoint, is_loopback};
 use super::error::{RegistryError, causes};
+use crate::http::without_certificates;
 
 /// A registry that accepts no connection for so long is not reachable.
 const CONNECT_MAX: Duration = Duration::from_secs(15);
@@ -46,34 +47,51 @@ type Scope = (String, String, Access);
 #[derive(Debug)]
 pub(crate) struct Transport {
     pub(crate) options: RegistryOptions,
-    pub(crate) http: reqwest::Client,
+    /// To the cluster's own registry: as directly as the API is spoken to, past any proxy.
+    builtin: Option<reqwest::Client>,
+    /// To all others. Made when it is first needed: reading the system's certificates takes longer than a small push.
+    others: OnceLock<reqwest::Client>,
     /// The `Authorization` that worked last.
     logins: Mutex<HashMap<Scope, String>>,
 }
 
 impl Transport {
     pub(crate) fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
-        // Somebody else in the process may have installed one before; any will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let redirect = reqwest::redirect::Policy::custom(|attempt| {
-            let left_tls = attempt.url().scheme() != "https"
-                && attempt.previous().iter().any(|url| url.scheme() == "https");
-            if attempt.previous().len() > REDIRECTS_MAX {
-                attempt.error("too many redirects")
-            } else if left_tls {
-                attempt.error("a redirect from https to plain http is not followed")
-            } else {
-                attempt.follow()
+        let setup = |error: &dyn std::error::Error| RegistryError::Setup(causes(error));
+        let builtin = match options.builtin.as_deref() {
+            Some(url) if url.starts_with("https://") => Some(builder().no_proxy()),
+            Some(_) => {
+                Some(without_certificates(builder().no_proxy()).map_err(|error| setup(&error))?)
             }
-        });
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_MAX)
-            .read_timeout(IDLE_MAX)
-            .redirect(redirect)
-            .user_agent(concat!("brig/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| RegistryError::Setup(causes(&error)))?;
-        Ok(Self { options, http, logins: Mutex::default() })
+            None => None,
+        };
+        let builtin = builtin
+            .map(reqwest::ClientBuilder::build)
+            .transpose()
+            .map_err(|error| setup(&error))?;
+        Ok(Self { options, builtin, others: OnceLock::new(), logins: Mutex::default() })
+    }
+
+    /// The connections on which requests to `endpoint` go.
+    pub(crate) fn http(&self, endpoint: &Endpoint) -> Result<&reqwest::Client, RegistryError> {
+        match &self.builtin {
+            Some(builtin) if endpoint.is_builtin => Ok(builtin),
+            _ => self.others(),
+        }
+    }
+
+    /// No other registry was asked for yet.
+    #[cfg(test)]
+    pub(crate) fn is_for_the_cluster_alone(&self) -> bool {
+        self.others.get().is_none()
+    }
+
+    fn others(&self) -> Result<&reqwest::Client, RegistryError> {
+        if let Some(others) = self.others.get() {
+            return Ok(others);
+        }
+        let others = builder().build().map_err(|error| RegistryError::Setup(causes(&error)))?;
+        Ok(self.others.get_or_init(|| others))
     }
 
     /// Sends a request without a body (or with one that can be made again), logging in when asked to. Answers
@@ -82,9 +100,10 @@ impl Transport {
         &self,
         endpoint: &Endpoint,
         access: Access,
-        request: impl Fn() -> RequestBuilder,
+        request: impl Fn(&reqwest::Client) -> RequestBuilder,
     ) -> Result<Response, RegistryError> {
-        let response = self.send_once(endpoint, access, request()).await?;
+        let http = self.http(endpoint)?;
+        let response = self.send_once(endpoint, access, request(http)).await?;
         if response.status() != StatusCode::UNAUTHORIZED || endpoint.is_builtin {
             return Ok(response);
         }
@@ -101,7 +120,7 @@ impl Transport {
             return Ok(response);
         };
         self.logins().insert(scope(endpoint, access), login);
-        self.send_once(endpoint, access, request()).await
+        self.send_once(endpoint, access, request(http)).await
     }
 
     /// Sends a request as it is, with the login that worked before.
@@ -161,7 +180,7 @@ impl Transport {
             url.query_pairs_mut().append_pair("service", &service);
         }
         url.query_pairs_mut().append_pair("scope", &wanted);
-        let mut request = self.http.get(url);
+        let mut request = self.others()?.get(url);
         if let Some(credential) = credential {
             request = request.header(header::AUTHORIZATION, credential.basic());
         }
@@ -181,6 +200,27 @@ impl Transport {
     fn logins(&self) -> std::sync::MutexGuard<'_, HashMap<Scope, String>> {
         self.logins.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    // Somebody else in the process may have installed one before; any will do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let redirect = reqwest::redirect::Policy::custom(|attempt| {
+        let left_tls = attempt.url().scheme() != "https"
+            && attempt.previous().iter().any(|url| url.scheme() == "https");
+        if attempt.previous().len() > REDIRECTS_MAX {
+            attempt.error("too many redirects")
+        } else if left_tls {
+            attempt.error("a redirect from https to plain http is not followed")
+        } else {
+            attempt.follow()
+        }
+    });
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_MAX)
+        .read_timeout(IDLE_MAX)
+        .redirect(redirect)
+        .user_agent(concat!("brig/", env!("CARGO_PKG_VERSION")))
 }
 
 impl Credential {
