@@ -11,10 +11,10 @@ use reqwest::Response;
 use sha2::{Digest as _, Sha256};
 
 use super::endpoint::Endpoint;
-use super::error::{RegistryError, causes};
+use super::error::RegistryError;
 use super::progress::Progress;
 use super::store::{ContentStore, Partial, blocking};
-use super::transport::{Access, read_capped, refusal};
+use super::transport::{Access, broke_because, read_capped, refusal};
 use super::{FetchedManifest, RegistryClient, Transferred};
 
 /// Broken transfers in a row, without a byte of progress, after which a pull gives up.
@@ -262,7 +262,7 @@ async fn receive(
             Ok(Some(_)) => {}
             Ok(None) if partial.length == blob.size => return Ok((partial, Try::Whole)),
             Ok(None) => return Ok((partial, Try::Broke("the transfer ended early".to_owned()))),
-            Err(error) => return Ok((partial, Try::Broke(causes(&error)))),
+            Err(error) => return Ok((partial, Try::Broke(broke_because(error)))),
         }
     }
 }

@@ -198,6 +198,19 @@ async fn what_is_not_there_is_said_with_the_name_and_the_way_out() {
 }
 
 #[tokio::test]
+async fn an_error_does_not_tell_the_signature_of_a_redirect() {
+    let (_, address) = server(Box::new(|head| {
+        if head.starts_with("GET /signed?") {
+            return Vec::new();
+        }
+        reply("307 Temporary Redirect", "Location: /signed?signature=s3cret\r\n", 0, b"")
+    }))
+    .await;
+    let error = client().manifest(&reference(&address)).await.unwrap_err().to_string();
+    assert!(error.contains("/signed") && !error.contains("s3cret"), "{error}");
+}
+
+#[tokio::test]
 async fn the_clusters_own_registry_needs_neither_certificates_nor_a_proxy() {
     let manifest = br#"{"schemaVersion":2,"manifests":[]}"#;
     let (asked, address) =

@@ -139,7 +139,7 @@ impl Transport {
             Some(login) => request.header(header::AUTHORIZATION, login),
             None => request,
         };
-        request.send().await.map_err(|error| unreachable_because(endpoint, &error))
+        request.send().await.map_err(|error| unreachable_because(endpoint, error))
     }
 
     async fn log_in(
@@ -185,7 +185,7 @@ impl Transport {
             request = request.header(header::AUTHORIZATION, credential.basic());
         }
         let response =
-            request.send().await.map_err(|error| unreachable_because(endpoint, &error))?;
+            request.send().await.map_err(|error| unreachable_because(endpoint, error))?;
         let status = response.status();
         if !status.is_success() {
             return Err(refused(format!("its token service answered {status}")));
@@ -244,8 +244,16 @@ fn may_see_password(url: &Url, endpoint: &Endpoint) -> bool {
 }
 
 /// The error for a request that got no answer.
-pub(crate) fn unreachable_because(endpoint: &Endpoint, error: &reqwest::Error) -> RegistryError {
-    RegistryError::Unreachable { registry: endpoint.registry.clone(), why: causes(error) }
+pub(crate) fn unreachable_because(endpoint: &Endpoint, error: reqwest::Error) -> RegistryError {
+    RegistryError::Unreachable { registry: endpoint.registry.clone(), why: broke_because(error) }
+}
+
+/// Why a transfer broke. Without the query of its URL: what a registry redirects to is often signed there, and
+/// this text ends up in logs and events.
+pub(crate) fn broke_because(error: reqwest::Error) -> String {
+    let Some(mut url) = error.url().cloned() else { return causes(&error) };
+    url.set_query(None);
+    causes(&error.with_url(url))
 }
 
 /// At most `bytes_max` bytes of a body; what could be read, when it breaks.
