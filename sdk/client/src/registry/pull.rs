@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use brig_api::Digest;
-use brig_api::oci::{self, Descriptor, Document, MANIFEST_BYTES_MAX};
+use brig_api::oci::{self, Descriptor, Document, InvalidDocument, MANIFEST_BYTES_MAX};
 use brig_api::reference::Reference;
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -14,7 +14,7 @@ use super::endpoint::Endpoint;
 use super::error::RegistryError;
 use super::progress::Progress;
 use super::store::{ContentStore, Partial, blocking};
-use super::transport::{Access, broke_because, read_capped, refusal};
+use super::transport::{Access, broke_because, read_whole, refusal, unreachable_because};
 use super::{FetchedManifest, RegistryClient, Transferred};
 
 /// Broken transfers in a row, without a byte of progress, after which a pull gives up.
@@ -56,7 +56,14 @@ impl RegistryClient {
             .and_then(|value| value.to_str().ok())
             .map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
         let limit = usize::try_from(MANIFEST_BYTES_MAX).unwrap_or(usize::MAX);
-        let bytes = Bytes::from(read_capped(response, limit).await);
+        let bytes = read_whole(response, limit)
+            .await
+            .map_err(|error| unreachable_because(&endpoint, error))?
+            .ok_or_else(|| RegistryError::Manifest {
+                reference: reference.to_string(),
+                source: InvalidDocument::TooLarge(MANIFEST_BYTES_MAX.saturating_add(1)),
+            })?;
+        let bytes = Bytes::from(bytes);
         let digest = Digest::of_sha256(&Sha256::digest(&bytes).into());
         if let Some(expected) = reference.digest.as_ref().filter(|expected| **expected != digest) {
             return Err(mismatch(&endpoint, expected, digest));

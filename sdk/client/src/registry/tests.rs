@@ -198,6 +198,22 @@ async fn what_is_not_there_is_said_with_the_name_and_the_way_out() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_breaks_off_is_a_broken_connection_not_a_corrupt_manifest() {
+    let manifest = br#"{"schemaVersion":2,"manifests":[]}"#;
+    let (_, address) =
+        server(Box::new(|_| reply("200 OK", "", manifest.len(), &manifest[..10]))).await;
+    let reference = reference(&address);
+    for reference in [reference.pinned(digest(manifest)), reference] {
+        let error = client().manifest(&reference).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
+    }
+    let (_, address) =
+        server(Box::new(|_| reply("200 OK", "", (4 << 20) + 1, &vec![0; (4 << 20) + 1]))).await;
+    let error = client().manifest(&self::reference(&address)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Manifest { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn an_error_does_not_tell_the_signature_of_a_redirect() {
     let (_, address) = server(Box::new(|head| {
         if head.starts_with("GET /signed?") {

@@ -256,6 +256,21 @@ pub(crate) fn broke_because(error: reqwest::Error) -> String {
     causes(&error.with_url(url))
 }
 
+/// A whole body; None when it is longer than `bytes_max`.
+pub(crate) async fn read_whole(
+    mut response: Response,
+    bytes_max: usize,
+) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await? {
+        if body.len() + piece.len() > bytes_max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(Some(body))
+}
+
 /// At most `bytes_max` bytes of a body; what could be read, when it breaks.
 pub(crate) async fn read_capped(mut response: Response, bytes_max: usize) -> Vec<u8> {
     let mut body = Vec::new();
