@@ -100,14 +100,14 @@ impl RegistryClient {
         let was_begun = partial.length > 0;
         progress.begin(&blob.digest, partial.length.min(blob.size), blob.size);
         let before = partial.length;
-        let mut partial = self.fetch(&endpoint, blob, partial, progress).await?;
-        let mut found = finish(store, blob, &mut partial)?;
+        let partial = self.fetch(&endpoint, blob, partial, progress).await?;
+        let mut found = finish(store, blob, partial).await?;
         if found.is_some() && was_begun {
             // The bytes of the earlier try may be the wrong ones: once more, all of it.
             let again = (store.clone(), blob.digest.clone());
             let fresh = blocking(move || again.0.begin(&again.1)).await?;
-            partial = self.fetch(&endpoint, blob, fresh, progress).await?;
-            found = finish(store, blob, &mut partial)?;
+            let fresh = self.fetch(&endpoint, blob, fresh, progress).await?;
+            found = finish(store, blob, fresh).await?;
         }
         match found {
             Some(found) => Err(mismatch(&endpoint, &blob.digest, found)),
@@ -291,12 +291,14 @@ async fn write(
     .await
 }
 
-fn finish(
+/// Flushes to the disk, which takes seconds for a large blob.
+async fn finish(
     store: &ContentStore,
     blob: &Descriptor,
-    partial: &mut Partial,
+    mut partial: Partial,
 ) -> Result<Option<Digest>, RegistryError> {
-    store.finish(&blob.digest, partial)
+    let (store, digest) = (store.clone(), blob.digest.clone());
+    blocking(move || store.finish(&digest, &mut partial)).await
 }
 
 fn starts_at(response: &Response, offset: u64) -> bool {
