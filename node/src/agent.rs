@@ -199,8 +199,8 @@ impl Agent {
     }
 
     fn hear_connected(&mut self, shim: &ShimId, tasks: Vec<TaskView>) {
-        let missing: Vec<_> =
-            self.live_keys(shim).filter(|key| !tasks.iter().any(|view| view.key == *key)).collect();
+        let there: BTreeSet<_> = tasks.iter().map(|view| view.key.clone()).collect();
+        let missing: Vec<_> = self.live_keys(shim).filter(|key| !there.contains(key)).collect();
         for view in tasks {
             let seen = match view.state {
                 TaskState::Starting => TaskSeen::Starting,

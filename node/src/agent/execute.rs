@@ -172,9 +172,8 @@ impl Agent {
         self.collecting += 1;
         let (shims, disk, events) = (self.shims.clone(), self.disk.clone(), self.events.clone());
         tokio::spawn(async move {
-            shims.ask(&shim, Request::Remove { task: key.clone() }).await;
+            shims.dismiss(&shim, key.clone()).await;
             if matches!(shim, ShimId::Oci(_)) {
-                shims.ask(&shim, Request::Shutdown).await;
                 shims.forget(&shim);
             }
             remove_task(&disk, &key).await;
