@@ -159,9 +159,9 @@ impl Agent {
             // Decided again when the shim has answered; else the stop might overtake the start.
             return;
         }
-        let is_killed = how == StopSignal::Kill;
+        let killed_ms = (how == StopSignal::Kill).then_some(now_ms);
         let since_ms = unit.stops.get(task).map_or(now_ms, |stop| stop.since_ms);
-        unit.stops.insert(task.clone(), StopSent { since_ms, is_killed });
+        unit.stops.insert(task.clone(), StopSent { since_ms, killed_ms });
         let key = unit.key(task);
         let shim = unit.shim_of(&key);
         self.ask(&shim, Request::Stop { task: key, how });
