@@ -6,6 +6,8 @@ mod execute;
 mod recover;
 mod report;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -18,7 +18,7 @@
 //! Only the record of an exit is also flushed to the disk ([`Disk::write_record`]): after it the shim's own record
 //! is removed, and if the machine lost power then, nobody would know how the task ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -216,6 +216,22 @@ impl Disk {
     pub fn remove_unit(&self, unit: &UnitId) -> io::Result<()> {
         remove_dir(&self.secrets(unit))?;
         remove_dir(&self.unit(unit))
+    }
+
+    /// Removes the files of secrets of all units but these.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn retain_secrets<'a>(&self, kept: impl IntoIterator<Item = &'a UnitId>) -> io::Result<()> {
+        let kept: BTreeSet<_> = kept.into_iter().map(UnitId::as_str).collect();
+        let there = match names(&self.secrets) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            there => there?,
+        };
+        for name in there.iter().filter(|name| !kept.contains(name.as_str())) {
+            remove_dir(&self.secrets.join(name))?;
+        }
+        Ok(())
     }
 
     /// Writes what a unit is to run. The texts of secrets are left out.

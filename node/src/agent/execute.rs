@@ -123,7 +123,13 @@ impl Agent {
         run: u32,
         outcome: Result<Vec<StartTask>, Fault>,
     ) {
-        let Some(unit) = self.units.get_mut(id) else { return };
+        let Some(unit) = self.units.get_mut(id) else {
+            // Withdrawn meanwhile: what was put in place after that (files of secrets) belongs to nobody.
+            if let Err(error) = self.disk.remove_unit(id) {
+                tracing::warn!(unit.id = %id, error = %error, "can't remove a unit's files");
+            }
+            return;
+        };
         if unit.record.run != run || unit.preparation != Preparation::Underway {
             return;
         }
