@@ -33,6 +33,8 @@ use crate::shims::{ShimEvent, ShimId, Shims};
 const RESEND: Duration = Duration::from_secs(10);
 /// Longest wait for units to end at shutdown, beyond the longest grace of any of them.
 const SHUTDOWN_SLACK_MS: i64 = 10_000;
+/// Longest wait for shims to take the word that they may end; one that does not hear it ends by itself when idle.
+const SHIMS_END_WAIT: Duration = Duration::from_secs(30);
 /// Records that one decision may lead to in a row; it is a fault of the plan if there are more.
 const STEPS_MAX: usize = 16;
 
@@ -146,7 +148,13 @@ impl Agent {
             }
         }
         if self.is_pausing {
-            self.end_shims().await;
+            // What is said meanwhile is heard and dropped: who says it waits for room, and an answer waits behind it.
+            let drain = async { while heard.recv().await.is_some() {} };
+            tokio::select! {
+                () = self.end_shims() => {}
+                () = drain => {}
+                () = tokio::time::sleep(SHIMS_END_WAIT) => {}
+            }
         }
     }
 
@@ -367,9 +375,9 @@ impl Agent {
     }
 
     async fn end_shims(&self) {
-        for shim in self.shims.known() {
-            self.shims.ask(&shim, Request::Shutdown).await;
-        }
+        let known = self.shims.known();
+        let asks = known.iter().map(|shim| self.shims.ask(shim, Request::Shutdown));
+        futures::future::join_all(asks).await;
     }
 }
 
