@@ -11,7 +11,7 @@ use brig_client::Client;
 use brig_node::{CancellationToken, NodeConfig};
 use brig_server::ServerConfig;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{Dev, NodeAgent, Server};
@@ -37,6 +37,7 @@ pub(crate) fn dev(arguments: Dev, context: &Context) -> Result<(), Failure> {
     let name = host_name();
     start_logging();
     runtime()?.block_on(async {
+        let mut signals = StopSignals::listen()?;
         let stop_server = CancellationToken::new();
         let stop_node = CancellationToken::new();
         let config = ServerConfig {
@@ -64,14 +65,14 @@ pub(crate) fn dev(arguments: Dev, context: &Context) -> Result<(), Failure> {
         let mut node = tokio::spawn(brig_node::run(node, stop_node.clone()));
         let outcome = tokio::select! {
             ended = &mut node => Err(node_ended(ended)),
-            signalled = asked_to_stop() => signalled,
+            () = signals.received() => Ok(()),
             ready = ready(&url, context.token.as_deref(), &name) => match ready {
                 Err(failure) => Err(failure),
                 Ok(()) => {
                     announce(&url)?;
                     tokio::select! {
                         ended = &mut node => Err(node_ended(ended)),
-                        signalled = asked_to_stop() => signalled,
+                        () = signals.received() => Ok(()),
                     }
                 }
             },
@@ -92,6 +93,7 @@ pub(crate) fn server(arguments: Server, context: &Context) -> Result<(), Failure
     let data = absolute(&arguments.data)?;
     start_logging();
     runtime()?.block_on(async {
+        let mut signals = StopSignals::listen()?;
         let stop = CancellationToken::new();
         let config = ServerConfig {
             listen: arguments.listen,
@@ -101,10 +103,10 @@ pub(crate) fn server(arguments: Server, context: &Context) -> Result<(), Failure
         };
         let server = brig_server::run(config, stop.clone()).await.map_err(failed)?;
         announce(&format!("http://{}", server.address))?;
-        let outcome = asked_to_stop().await;
+        signals.received().await;
         stop.cancel();
         server.stopped().await;
-        outcome
+        Ok(())
     })
 }
 
@@ -126,15 +128,16 @@ pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failur
         stops_units_at_shutdown: false,
     };
     runtime()?.block_on(async {
+        let mut signals = StopSignals::listen()?;
         let stop = CancellationToken::new();
         let mut node = tokio::spawn(brig_node::run(config, stop.clone()));
-        let outcome = tokio::select! {
+        tokio::select! {
             ended = &mut node => return Err(node_ended(ended)),
-            signalled = asked_to_stop() => signalled,
-        };
+            () = signals.received() => {}
+        }
         stop.cancel();
         let _ = node.await;
-        outcome
+        Ok(())
     })
 }
 
@@ -167,14 +170,25 @@ fn start_logging() {
     };
 }
 
-async fn asked_to_stop() -> Result<(), Failure> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT. Listened for before `ready` is said: who waits for that may end us at once.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// Waits for one; one that came before is not missed.
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// `ready URL`, alone on a line: scripts wait for it.
