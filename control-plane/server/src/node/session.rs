@@ -26,10 +26,15 @@ use crate::app::App;
 use crate::clock;
 use crate::extract::Upgrade;
 use crate::feed::{FeedError, Follower};
-use crate::limits::{HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX};
-use crate::node::assignment::{Told, assignment, ended_on, names_texts};
+use crate::limits::{
+    ASSIGNMENTS_BYTES_MAX, HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX,
+};
+use crate::node::assignment::{Told, assignment, ended_on, names_texts, parts};
 use crate::node::contact::{Command, Seat};
 use crate::problem::{Failure, chain};
+
+/// Most bytes of one assignment: the rest of a message is for the names of many others.
+const ALONE_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (2 << 20);
 
 /// Why a session ended; the text goes into the close frame, where it may be 123 bytes long.
 #[derive(Debug, thiserror::Error)]
@@ -189,7 +194,13 @@ async fn begin(
     told.all(units.iter().chain(&ended));
     let mut units = with_texts(app, &units).await?;
     units.extend(ended.iter().map(|unit| assignment(unit, Texts::default())));
-    push(outgoing, ToNode::Assignments { units }).await?;
+    let mut parts = parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX);
+    let last = parts.pop().unwrap_or_default();
+    let others = parts.iter().flatten().map(|one| one.unit.clone()).collect();
+    for units in parts {
+        push(outgoing, ToNode::Assign { units }).await?;
+    }
+    push(outgoing, ToNode::Assignments { units: last, others }).await?;
     Ok((told, follower))
 }
 
@@ -211,7 +222,9 @@ async fn tell(
                 }
                 if !difference.assign.is_empty() {
                     let units = with_texts(app, &difference.assign).await?;
-                    push(outgoing, ToNode::Assign { units }).await?;
+                    for units in parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX) {
+                        push(outgoing, ToNode::Assign { units }).await?;
+                    }
                 }
             }
             command = seat.commands.recv() => early.push(command.ok_or(End::Replaced)?),
