@@ -19,9 +19,10 @@
 //! is removed, and if the machine lost power then, nobody would know how the task ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use brig_api::session::{Assignment, Texts};
@@ -98,7 +99,14 @@ impl Disk {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse(root)),
             Err(error) => return Err(failed(error.into())),
         }
-        for dir in ["units", "tasks", "scratch", "shims/wasm", "shims/oci", "wasm-cache"] {
+        for dir in ["units", "tasks", "scratch", "shims", "wasm-cache", "artifacts"] {
+            let dir = root.join(dir);
+            std::fs::create_dir_all(&dir).map_err(failed)?;
+            // Images and containers bring programs that run as their owner, root: on the machine itself nobody but
+            // the agent may reach them. Nor what units are told and say.
+            std::fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(failed)?;
+        }
+        for dir in ["shims/wasm", "shims/oci"] {
             std::fs::create_dir_all(root.join(dir)).map_err(failed)?;
         }
         let secrets = secrets_dir(&root);
