@@ -10,6 +10,7 @@ use brig_api::{Kind, NodeName, Resources};
 use brig_client::Client;
 use brig_node::{CancellationToken, NodeConfig};
 use brig_server::ServerConfig;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -154,7 +155,18 @@ fn node_ended(ended: Result<Result<(), brig_node::RunError>, tokio::task::JoinEr
 }
 
 fn runtime() -> Result<Runtime, Failure> {
+    raise_open_files();
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Lets the process open as many files as it may: each container, connection and log that is followed takes one, and
+/// the limit that programs begin with (1024) is for those that could not count further.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        crate::say(&format!("brig: the limit of open files can't be raised: {error}"));
+    }
 }
 
 /// Standard error, as lines for people, or as JSON where BRIG_LOG_FORMAT says so.
@@ -257,6 +269,13 @@ fn host_name() -> NodeName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_machine_allows() {
+        raise_open_files();
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
+    }
 
     #[test]
     fn a_machine_has_a_node_name() {
