@@ -29,6 +29,7 @@ use brig_api::session::{Assignment, Texts};
 use brig_api::{NamespacePath, ResourceName, UnitId};
 use brig_shim::message::{LogTarget, TaskKey};
 use rustix::fs::FlockOperation;
+use brig_shim::tree;
 
 use crate::record::UnitRecord;
 use crate::shims::ShimId;
@@ -211,10 +212,10 @@ impl Disk {
     /// # Errors
     /// Those of the filesystem.
     pub fn remove_task(&self, key: &TaskKey) -> io::Result<()> {
-        remove_dir(&self.scratch(key))?;
-        remove_dir(&self.shim(&ShimId::Oci(key.clone())))?;
+        tree::remove(&self.scratch(key))?;
+        tree::remove(&self.shim(&ShimId::Oci(key.clone())))?;
         // Last: as long as it is there, the run is known to have been.
-        remove_dir(&self.task(key))
+        tree::remove(&self.task(key))
     }
 
     /// Removes everything of a unit.
@@ -222,8 +223,8 @@ impl Disk {
     /// # Errors
     /// Those of the filesystem.
     pub fn remove_unit(&self, unit: &UnitId) -> io::Result<()> {
-        remove_dir(&self.secrets(unit))?;
-        remove_dir(&self.unit(unit))
+        tree::remove(&self.secrets(unit))?;
+        tree::remove(&self.unit(unit))
     }
 
     /// Removes the files of secrets of all units but these.
@@ -329,13 +330,6 @@ fn replace(path: &Path, bytes: &[u8], flush: bool) -> io::Result<()> {
         file.sync_data()?;
     }
     std::fs::rename(&temporary, path)
-}
-
-fn remove_dir(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {

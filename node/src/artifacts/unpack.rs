@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use brig_api::Digest;
+use brig_shim::tree;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
     XattrFlags,
@@ -458,9 +459,9 @@ fn remove(place: &Place<'_>) -> Result<(), UnpackError> {
         return rustix::fs::unlinkat(&place.parent, place.name, AtFlags::empty())
             .map_err(|error| place.fails(error));
     }
-    // The standard library's removal follows no links; the parent is named by its descriptor.
+    // The removal follows no links; the parent is named by its descriptor.
     let parent = PathBuf::from(format!("/proc/self/fd/{}", place.parent.as_raw_fd()));
-    std::fs::remove_dir_all(parent.join(place.name)).map_err(|error| place.fails(error))
+    tree::remove(&parent.join(place.name)).map_err(|error| place.fails(error))
 }
 
 fn open_folder(place: &Place<'_>) -> Result<OwnedFd, UnpackError> {

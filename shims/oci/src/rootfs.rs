@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use brig_api::lifecycle::Reason;
 use brig_shim::message::{BindMount, StartOci};
+use brig_shim::tree;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -42,7 +43,7 @@ impl RootFs {
 
     /// Mounts the overlay of `program` in its scratch directory.
     pub(crate) fn mount(program: &StartOci) -> Result<Self, Failure> {
-        clear(&program.scratch)
+        tree::clear(&program.scratch)
             .map_err(|error| Failure::system("clearing the scratch directory", error))?;
         let path = program.scratch.join("root");
         let layers = layers(program)?;
@@ -175,30 +176,6 @@ fn mount_overlay(layers: &[PathBuf], scratch: &Path, at: &Path) -> Result<(), Er
     move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-/// Removes everything in `scratch`, but not itself.
-pub(crate) fn clear(scratch: &Path) -> io::Result<()> {
-    let entries = match std::fs::read_dir(scratch) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let mut result = Ok(());
-    for entry in entries {
-        let entry = entry?;
-        let removed = if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())
-        } else {
-            std::fs::remove_file(entry.path())
-        };
-        // One that can't be removed must not keep the others.
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(error),
-            _ => {}
-        }
-    }
-    result
-}
-
 /// Checks what a unit wants mounted: sources are there, targets are clean paths that cover nothing of ours.
 pub(crate) fn check_mounts(mounts: &[BindMount]) -> Result<(), Failure> {
     for mount in mounts {
@@ -291,15 +268,5 @@ mod tests {
         assert_eq!(host_name("web-1/main"), "web-1-main");
         assert_eq!(host_name("/"), "container");
         assert_eq!(host_name(&"x".repeat(100)).len(), 63);
-    }
-
-    #[test]
-    fn a_scratch_directory_is_emptied_and_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
-        std::fs::write(dir.path().join("c"), "x").unwrap();
-        clear(dir.path()).unwrap();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        clear(&dir.path().join("absent")).unwrap();
     }
 }

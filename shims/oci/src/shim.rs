@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use brig_shim::exit::ExitRecord;
 use brig_shim::message::{FromShim, StartProgram, StartTask, TaskKey, TaskState, Usage};
+use brig_shim::tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions};
 
@@ -23,7 +24,7 @@ use crate::connection::Connection;
 use crate::container::Directories;
 use crate::failure::Failure;
 use crate::record::Record;
-use crate::rootfs::{self, RootFs};
+use crate::rootfs::RootFs;
 use crate::task::{self, ExitStatus, Task};
 use crate::{clock, exec, sys};
 
@@ -389,11 +390,8 @@ pub(crate) fn clean_up(dir: &Path, cgroup: &str, scratch: &Path) -> std::io::Res
     let cgroups = Hierarchies::of_this_machine()?.of_container(cgroup);
     cgroups.kill()?;
     cgroups.remove()?;
-    rootfs::clear(scratch)?;
+    tree::clear(scratch)?;
     Directories::of(dir).remove()?;
-    match std::fs::remove_dir_all(dir.join("etc")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    tree::remove(&dir.join("etc"))?;
     Record::remove(dir)
 }
