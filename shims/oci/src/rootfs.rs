@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use brig_api::lifecycle::Reason;
 use brig_shim::message::{BindMount, StartOci};
 use brig_shim::tree;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
@@ -70,6 +70,26 @@ impl RootFs {
     /// The root directory.
     pub(crate) fn directory(&self) -> &OwnedFd {
         &self.directory
+    }
+
+    /// Refuses an image in which a directory of [`RESERVED`] is a link. The library mounts on it as the container would
+    /// find it, but then fills /dev by its path on the host, where the link would lead to a directory of the host.
+    pub(crate) fn check_own_directories(&self) -> Result<(), Failure> {
+        for at in RESERVED {
+            let name = at.trim_start_matches('/');
+            match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => {}
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
+                Ok(_) => {
+                    let message = format!("the image's {at} is not a directory: rebuild the image");
+                    return Err(Failure::new(Reason::InvalidArtifact, message));
+                }
+                Err(error) => {
+                    return Err(Failure::system(&format!("looking at the image's {at}"), error));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the working directory where the image has none, never outside the root. What lies below a mount is

@@ -101,6 +101,7 @@ impl Task {
         let hierarchies = Hierarchies::of_this_machine()
             .map_err(|error| Failure::system("finding the cgroup hierarchies", error))?;
         let root = RootFs::mount(program)?;
+        root.check_own_directories()?;
         let identity = user::resolve(root.directory(), &program.user)?;
         root.make_working_dir(&program.working_dir, &start.mounts)?;
         let host_name = rootfs::host_name(&start.title);

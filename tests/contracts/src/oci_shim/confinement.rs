@@ -129,6 +129,26 @@ fn links_in_the_image_lead_nowhere_outside() {
 }
 
 #[test]
+fn an_image_whose_dev_is_a_link_touches_nothing_of_the_host() {
+    for name in ["dev", "proc", "sys"] {
+        let Some((fixture, task)) = script("true") else { return };
+        // The same path on the host and in the image, so that the link leads somewhere on both.
+        let outside = fixture.base.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("ptmx"), "kept").unwrap();
+        let layer = fixture.base.path().join("layer");
+        std::fs::create_dir_all(layer.join(outside.strip_prefix("/").unwrap())).unwrap();
+        std::os::unix::fs::symlink(&outside, layer.join(name)).unwrap();
+        let (record, _) = run(&fixture, &task);
+        let left: Vec<_> =
+            std::fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["ptmx"], "{name}");
+        assert_eq!(record.reason, Some(Reason::InvalidArtifact), "{record:?}");
+        assert!(record.message.unwrap().contains(&format!("/{name} is not a directory")));
+    }
+}
+
+#[test]
 fn a_working_directory_is_made_where_the_image_has_none() {
     let Some((fixture, mut task)) = script("pwd") else { return };
     oci(&mut task).working_dir = "/srv/app/data".to_owned();
