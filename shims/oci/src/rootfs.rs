@@ -92,6 +92,28 @@ impl RootFs {
         Ok(())
     }
 
+    /// Removes links to nothing from where `files` will be mounted: the library makes a file to mount on, but none
+    /// through a link. Images of whole systems have such a link for /etc/resolv.conf.
+    pub(crate) fn make_way_for(&self, files: &[BindMount]) -> Result<(), Failure> {
+        for BindMount { at, .. } in files {
+            let failed = |error: Errno| {
+                Failure::system(&format!("making room for the container's {at}"), error)
+            };
+            let Some((parent, name)) = at.rsplit_once('/') else { continue };
+            if !matches!(open_in_root(&self.directory, at, OFlags::PATH), Err(Errno::NOENT)) {
+                continue;
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            match open_in_root(&self.directory, parent, flags)
+                .and_then(|parent| rustix::fs::unlinkat(parent, name, AtFlags::empty()))
+            {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the working directory where the image has none, never outside the root. What lies below a mount is
     /// left to the mount.
     pub(crate) fn make_working_dir(&self, dir: &str, mounts: &[BindMount]) -> Result<(), Failure> {

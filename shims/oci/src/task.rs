@@ -106,6 +106,7 @@ impl Task {
         root.make_working_dir(&program.working_dir, &start.mounts)?;
         let host_name = rootfs::host_name(&start.title);
         let files = rootfs::write_network_files(&dir.join("etc"), &host_name)?;
+        root.make_way_for(&files)?;
         let cgroup = cgroup::name(&start.key, dir);
         let spec = spec::build(Plan {
             start,

@@ -149,6 +149,17 @@ fn an_image_whose_dev_is_a_link_touches_nothing_of_the_host() {
 }
 
 #[test]
+fn a_link_to_nothing_does_not_keep_the_containers_own_files_out() {
+    let Some((fixture, task)) = script("cat /etc/resolv.conf >/tmp/x && echo there") else {
+        return;
+    };
+    let link = fixture.base.path().join("layer/etc/resolv.conf");
+    std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", link).unwrap();
+    let (record, output) = run(&fixture, &task);
+    assert_eq!((record.code, output.as_str()), (0, "there\n"), "{record:?}");
+}
+
+#[test]
 fn a_working_directory_is_made_where_the_image_has_none() {
     let Some((fixture, mut task)) = script("pwd") else { return };
     oci(&mut task).working_dir = "/srv/app/data".to_owned();
