@@ -22,8 +22,8 @@ fn system_calls_and_privileges_beyond_the_default_are_refused() {
     for expected in [
         "Seccomp:\t2",
         "NoNewPrivs:\t1",
-        "CapEff:\t00000000a00425fb",
-        "CapBnd:\t00000000a00425fb",
+        "CapEff:\t00000000a00405fb",
+        "CapBnd:\t00000000a00405fb",
         "CapAmb:\t0000000000000000",
         "no-mknod",
         "no-mount",
