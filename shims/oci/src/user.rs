@@ -11,6 +11,8 @@ use crate::failure::Failure;
 
 /// Largest passwd or group file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// How often opening a file of the image is tried.
+const OPEN_TRIES_MAX: usize = 64;
 /// Most supplementary groups, the kernel's own limit.
 const GROUPS_MAX: usize = 65_536;
 
@@ -59,13 +61,21 @@ fn read(root: impl AsFd, path: &str) -> Result<String, Failure> {
 }
 
 /// Opens a path of a file tree as a program that has the tree as its root would.
+///
+/// The kernel may ask for another try when anything on the machine is renamed or mounted while it follows a `..`.
 pub(crate) fn open_in_root(
     root: impl AsFd,
     path: &str,
     flags: OFlags,
 ) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    let mut tries = 0;
+    loop {
+        match rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN) if tries < OPEN_TRIES_MAX => tries += 1,
+            outcome => return outcome,
+        }
+    }
 }
 
 struct User<'a> {
