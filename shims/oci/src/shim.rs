@@ -201,8 +201,8 @@ impl Shim {
             };
         }
         if !is_there {
-            if let Some(mut session) = self.connections.remove(&id).and_then(|gone| gone.session) {
-                session.hang_up();
+            if let Some(mut gone) = self.connections.remove(&id) {
+                gone.hang_up();
             }
             return;
         }
@@ -282,7 +282,11 @@ impl Shim {
         }
         self.connections.retain(|_, connection| {
             let is_there = connection.flush();
-            is_there && (connection.has_output() || !connection.is_ending)
+            let is_kept = is_there && (connection.has_output() || !connection.is_ending);
+            if !is_kept {
+                connection.hang_up();
+            }
+            is_kept
         });
     }
 
