@@ -240,6 +240,17 @@ fn bombs_are_stopped() {
     let stream = std::io::Read::chain(header.as_bytes().as_slice(), std::io::repeat(b'a'));
     let error = unpack(stream, &place.root, limits).unwrap_err();
     assert!(error.to_string().contains("extension header"), "{error}");
+    // Any number of extension headers may come before an entry, and what they say is kept until then.
+    let mut endless = Tar::default();
+    for number in 0..8 {
+        // The length is that of the whole record, its own digits included.
+        let record = format!("200010 {number:02}={}\n", "x".repeat(199_999));
+        assert_eq!(record.len(), 200_010);
+        endless = endless.put(EntryType::XHeader, "pax", "", 0, record.as_bytes());
+    }
+    let endless = endless.file("a", b"").end();
+    let error = place.unpack(&endless).unwrap_err();
+    assert!(error.to_string().contains("extension headers"), "{error}");
     // Zeros after the end are hashed, not kept; but not for ever.
     let bomb = std::io::Read::chain(many.as_slice(), std::io::repeat(0));
     let store =

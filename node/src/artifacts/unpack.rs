@@ -35,6 +35,9 @@ const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const OPAQUE: &str = "trusted.overlay.opaque";
 /// Longest path or link; the kernel takes no longer one either.
 const PATH_BYTES_MAX: usize = 4096;
+/// Most memory for the times of folders. It is enough for those of 500,000 folders, and a hostile tar can name
+/// millions with the longest paths.
+const FOLDER_TIMES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// `openat2` may ask to be called again when something is renamed meanwhile.
 const OPEN_TRIES_MAX: usize = 64;
 
@@ -124,7 +127,7 @@ pub(crate) fn unpack(
     let folder = rustix::fs::open(root, flags, Mode::empty()).map_err(|error| at(error.into()))?;
     let is_root = rustix::process::geteuid().is_root();
     let mut unpacker =
-        Unpacker { root: folder, is_root, limits, made: 0, folder_times: Vec::new() };
+        Unpacker { root: folder, is_root, limits, made: 0, folder_times: FolderTimes::default() };
     let mut tar = TarStream::new(reader);
     while let Some(entry) = tar.next_entry()? {
         unpacker.count()?;
@@ -140,8 +143,25 @@ struct Unpacker {
     is_root: bool,
     limits: UnpackLimits,
     made: u64,
-    /// Folders' times are set last: each file made in one changes it.
-    folder_times: Vec<(PathBuf, i64)>,
+    folder_times: FolderTimes,
+}
+
+/// Folders' times are set last: each file made in one changes it.
+#[derive(Default)]
+struct FolderTimes {
+    kept: Vec<(PathBuf, i64)>,
+    bytes: usize,
+}
+
+impl FolderTimes {
+    /// Beyond what is kept, folders have the time at which they were unpacked.
+    fn keep(&mut self, path: &Path, mtime: i64) {
+        let bytes = path.as_os_str().len() + size_of::<(PathBuf, i64)>();
+        if self.bytes + bytes <= FOLDER_TIMES_BYTES_MAX {
+            self.bytes += bytes;
+            self.kept.push((path.to_owned(), mtime));
+        }
+    }
 }
 
 /// The entry that is being made, for messages.
@@ -243,7 +263,7 @@ impl Unpacker {
         let place = Place { parent, name: OsStr::new("."), path: Path::new("/") };
         let folder = open_folder(&place)?;
         self.attributes(&folder, entry, &place)?;
-        self.folder_times.push((PathBuf::new(), entry.mtime));
+        self.folder_times.keep(Path::new(""), entry.mtime);
         Ok(())
     }
 
@@ -263,7 +283,7 @@ impl Unpacker {
             set_opaque(&folder, place)?;
         }
         self.attributes(&folder, entry, place)?;
-        self.folder_times.push((place.path.to_owned(), entry.mtime));
+        self.folder_times.keep(place.path, entry.mtime);
         Ok(())
     }
 
@@ -391,7 +411,7 @@ impl Unpacker {
 
     /// A folder that is gone again has no time to set, and a wrong time is no reason to fail.
     fn set_folder_times(&self) {
-        for (path, mtime) in self.folder_times.iter().rev() {
+        for (path, mtime) in self.folder_times.kept.iter().rev() {
             if let Ok(folder) = self.open(path) {
                 let _ = rustix::fs::utimensat(&folder, ".", &times(*mtime), AtFlags::empty());
             }
@@ -499,5 +519,21 @@ fn copy(
             return Ok(());
         }
         std::io::Write::write_all(to, &piece[..count]).map_err(|error| place.fails(error))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_times_of_folders_take_no_more_memory_than_their_limit() {
+        let path = PathBuf::from("x".repeat(PATH_BYTES_MAX));
+        let mut times = FolderTimes::default();
+        let fit = FOLDER_TIMES_BYTES_MAX / (PATH_BYTES_MAX + size_of::<(PathBuf, i64)>());
+        for _ in 0..fit + 1000 {
+            times.keep(&path, 0);
+        }
+        assert_eq!(times.kept.len(), fit);
     }
 }
