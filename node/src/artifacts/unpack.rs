@@ -228,26 +228,27 @@ impl Unpacker {
 
     /// The folder that `path` is in; made where it is missing, if wanted.
     fn parent(&mut self, path: &Path, make: bool) -> Result<OwnedFd, UnpackError> {
-        let parent = path.parent().unwrap_or_else(|| Path::new(""));
         let fails =
             |error: Errno| UnpackError::Write { path: path.to_owned(), source: error.into() };
-        match self.open(parent) {
-            Err(Errno::NOENT) if make => {}
-            other => return other.map_err(fails),
-        }
-        let mut folder = self.open(Path::new("")).map_err(fails)?;
-        let mut prefix = PathBuf::new();
-        for part in parent {
-            prefix.push(part);
-            folder = match self.open(&prefix) {
-                Err(Errno::NOENT) => {
-                    self.count()?;
-                    rustix::fs::mkdirat(&folder, part, Mode::from_raw_mode(0o755))
-                        .map_err(fails)?;
-                    self.open(&prefix).map_err(fails)?
+        let mut there = path.parent().unwrap_or_else(|| Path::new(""));
+        // From the end: mostly nothing or the last folder is missing, and a long path is not walked once for each part.
+        let mut missing = Vec::new();
+        let mut folder = loop {
+            match (self.open(there), there.file_name(), there.parent()) {
+                (Ok(folder), ..) => break folder,
+                (Err(Errno::NOENT), Some(name), Some(above)) if make => {
+                    missing.push(name);
+                    there = above;
                 }
-                other => other.map_err(fails)?,
-            };
+                (Err(error), ..) => return Err(fails(error)),
+            }
+        };
+        let mut made = there.to_owned();
+        for name in missing.into_iter().rev() {
+            self.count()?;
+            rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o755)).map_err(fails)?;
+            made.push(name);
+            folder = self.open(&made).map_err(fails)?;
         }
         Ok(folder)
     }
