@@ -36,6 +36,9 @@ pub enum ClientError {
     /// Nobody listens there, or the connection broke.
     #[error("the shim is not there")]
     Gone(#[source] io::Error),
+    /// It is there and closed the connection instead of answering.
+    #[error("the shim is there and does not answer this connection")]
+    TurnedAway,
     /// It said something that is not of this protocol.
     #[error("the shim does not speak the protocol")]
     Frame(#[from] FrameError),
@@ -87,13 +90,19 @@ pub struct Connected {
 /// Connects to the shim whose state directory is `dir`.
 ///
 /// # Errors
-/// [`ClientError`]
+/// [`ClientError`]. [`ClientError::Gone`] means that nobody listens: a caller may start another shim in its place.
 pub async fn connect(dir: &Path) -> Result<Connected, ClientError> {
     let (mut stream, mut decoder) = dial(dir).await?;
     let hello = Request::Hello { version: PROTOCOL_VERSION };
-    let Reply::Hello { version, pid, tasks } = ask(&mut stream, &mut decoder, hello).await? else {
-        return Err(closed());
+    let answer = match ask(&mut stream, &mut decoder, hello).await {
+        // It ended just now; or it has too many connections, and its tasks must not lose it to a second shim.
+        Err(ClientError::Gone(error)) => match dial(dir).await {
+            Ok(_) => return Err(ClientError::TurnedAway),
+            Err(_) => return Err(ClientError::Gone(error)),
+        },
+        answer => answer?,
     };
+    let Reply::Hello { version, pid, tasks } = answer else { return Err(closed()) };
     if version != PROTOCOL_VERSION {
         return Err(ClientError::Version(version));
     }
@@ -455,6 +464,22 @@ mod tests {
             let answer = answer.expect("nobody waits for ever").unwrap();
             assert!(matches!(answer, Err(ClientError::Silent)), "{answer:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_turns_a_connection_away_is_there_and_one_that_ends_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+        let server = tokio::spawn(async move {
+            for _ in 0..2 {
+                drop(listener.accept().await.unwrap());
+            }
+            drop(listener.accept().await.unwrap());
+            drop(listener);
+        });
+        assert!(matches!(connect(dir.path()).await, Err(ClientError::TurnedAway)));
+        assert!(matches!(connect(dir.path()).await, Err(ClientError::Gone(_))));
+        server.await.unwrap();
     }
 
     #[tokio::test]
