@@ -175,7 +175,7 @@ impl Server {
         let title = format!("{} {}", request.method(), request.uri().path());
         let (sender, receiver) = oneshot::channel();
         let guest = self.running.spawn(Arc::clone(&self).run_guest(request, sender, permit));
-        let mut guest = EndedOnDrop { guest, patience: Duration::ZERO };
+        let mut guest = EndedOnDrop { guest: Some(guest), patience: Duration::ZERO };
         match tokio::time::timeout(wait, receiver).await {
             Ok(Ok(Ok(response))) => {
                 guest.patience = AFTER_RESPONSE_MAX;
@@ -185,20 +185,22 @@ impl Server {
                 self.task.log.note(&format!("{title}: the program answered with an error: {code}"));
                 Ok(plain(StatusCode::BAD_GATEWAY, "the program answered with an error"))
             }
-            Ok(Err(_)) => Ok(self.failed(&title, &mut guest.guest).await),
-            Err(_) => {
-                self.task.log.note(&format!("{title}: no response within {wait:?}"));
-                Ok(plain(StatusCode::GATEWAY_TIMEOUT, "the program took too long"))
-            }
+            // There will be no response; how the guest ends says why. It may go on without giving one.
+            Ok(Err(_)) => Ok(match tokio::time::timeout(wait, guest.ended()).await {
+                Ok(outcome) => self.failed(&title, &outcome),
+                Err(_) => self.too_late(&title, wait),
+            }),
+            Err(_) => Ok(self.too_late(&title, wait)),
         }
     }
 
+    fn too_late(&self, title: &str, wait: Duration) -> Response<ServedBody> {
+        self.task.log.note(&format!("{title}: no response within {wait:?}"));
+        plain(StatusCode::GATEWAY_TIMEOUT, "the program took too long")
+    }
+
     /// The answer for a guest that ended without a response of its own.
-    async fn failed(&self, title: &str, guest: &mut JoinHandle<Outcome>) -> Response<ServedBody> {
-        let outcome = match guest.await {
-            Ok(outcome) => outcome,
-            Err(error) => Outcome::host_failed(&error.to_string()),
-        };
+    fn failed(&self, title: &str, outcome: &Outcome) -> Response<ServedBody> {
         let says = outcome.message.as_deref().unwrap_or("it ended without a response");
         self.task.log.note(&format!("{title}: {says}"));
         match outcome.reason {
@@ -249,22 +251,37 @@ impl Server {
 
 /// A guest whose client waits for it: when that is over, the guest's time is, too.
 struct EndedOnDrop {
-    guest: JoinHandle<Outcome>,
+    /// None once its time is over.
+    guest: Option<JoinHandle<Outcome>>,
     /// How much longer it may run.
     patience: Duration,
 }
 
+impl EndedOnDrop {
+    /// How the guest ended.
+    async fn ended(&mut self) -> Outcome {
+        match &mut self.guest {
+            Some(guest) => match guest.await {
+                Ok(outcome) => outcome,
+                Err(error) => Outcome::host_failed(&error.to_string()),
+            },
+            None => std::future::pending().await,
+        }
+    }
+}
+
 impl Drop for EndedOnDrop {
     fn drop(&mut self) {
-        if self.guest.is_finished() {
-            return;
-        }
-        let (guest, patience) = (self.guest.abort_handle(), self.patience);
+        let Some(guest) = self.guest.take().filter(|guest| !guest.is_finished()) else { return };
+        let patience = self.patience;
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if !patience.is_zero() => {
+                // Most guests end at once: whoever waited for each to the end of its time would be many.
                 runtime.spawn(async move {
-                    tokio::time::sleep(patience).await;
-                    guest.abort();
+                    let abort = guest.abort_handle();
+                    if tokio::time::timeout(patience, guest).await.is_err() {
+                        abort.abort();
+                    }
                 });
             }
             _ => guest.abort(),
@@ -304,4 +321,36 @@ fn plain(status: StatusCode, text: &'static str) -> Response<ServedBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_guest_that_ends_after_its_response() {
+        let (end, ended) = oneshot::channel::<()>();
+        let guest = tokio::spawn(async move {
+            let _ = ended.await;
+            Outcome::exited(0)
+        });
+        drop(EndedOnDrop { guest: Some(guest), patience: AFTER_RESPONSE_MAX });
+        end.send(()).unwrap();
+        let metrics = tokio::runtime::Handle::current().metrics();
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(metrics.num_alive_tasks(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_goes_on_after_its_response_is_ended_in_time() {
+        let (alive, is_gone) = oneshot::channel::<()>();
+        let guest = tokio::spawn(async move {
+            let _alive = alive;
+            std::future::pending::<Outcome>().await
+        });
+        drop(EndedOnDrop { guest: Some(guest), patience: Duration::from_millis(20) });
+        assert!(is_gone.await.is_err());
+    }
 }
