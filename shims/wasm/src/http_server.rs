@@ -62,9 +62,13 @@ pub(crate) async fn run(
     on_running: impl FnOnce(Option<SocketAddr>) + Send,
 ) -> Outcome {
     let stop = Arc::clone(&task.control.stop);
-    let room = match try_out(&task, pre).await {
-        Ok(room) => room,
-        Err(outcome) => return outcome,
+    let room = tokio::select! {
+        biased;
+        () = stop.asked() => return Outcome::stopped(stop.code()),
+        room = try_out(&task, pre) => match room {
+            Ok(room) => room,
+            Err(outcome) => return outcome,
+        },
     };
     let (listener, local) = match listen(address) {
         Ok(listening) => listening,
@@ -103,7 +107,7 @@ async fn try_out(task: &Arc<Task>, pre: &ProxyPre<ComponentHost>) -> Result<usiz
     let instance = async {
         match pre.instantiate_async(&mut store).await {
             Ok(_) => Outcome::exited(0),
-            Err(error) => Outcome::of_instantiation_error(&error),
+            Err(error) => task.outcome_of_instantiation(&error),
         }
     };
     let outcome = task.run_guest(&slice, instance).await;
@@ -238,7 +242,7 @@ impl Server {
         };
         let proxy = match self.pre.instantiate_async(&mut store).await {
             Ok(proxy) => proxy,
-            Err(error) => return Outcome::of_instantiation_error(&error),
+            Err(error) => return self.task.outcome_of_instantiation(&error),
         };
         let called = async {
             let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;

@@ -147,6 +147,22 @@ fn a_deadline_ends_a_spinner() {
 }
 
 #[test]
+fn a_program_that_is_stopped_before_it_begins_ends_without_blame() {
+    let module = r#"(module (func $set_up (loop $again (br $again))) (start $set_up)
+        (func (export "_start")))"#;
+    let fixture = Fixture::new(&Wasm);
+    let mut client = fixture.shim.connect();
+    let bytes = wat::parse_str(module).unwrap();
+    let program = wasm(&fixture.base.path().join("program.wasm"), &bytes);
+    let task = fixture.task("task", StartProgram::Wasm(program));
+    client.start(&task);
+    wait_until("its start function runs", || client.usage(&task.key).cpu_ns > 20_000_000);
+    client.stop(&task.key, StopSignal::Terminate);
+    let record = client.wait_exited(&task.key);
+    assert_eq!((record.code, record.reason), (143, None), "{record:?}");
+}
+
+#[test]
 fn damaged_compiled_code_is_compiled_again() {
     let bytes = wat::parse_str(r#"(module (func (export "_start")))"#).unwrap();
     let base = tempfile::tempdir().unwrap();
