@@ -11,8 +11,8 @@ use brig_shim::exit::ExitRecord;
 use brig_shim::message::{StartProgram, StartTask, StartWasm, StopSignal};
 use sha2::Digest as _;
 
-use crate::shim_client::{ShimClient, WAIT, wait_until};
-use crate::shim_contract::{Fixture, output};
+use crate::shim_client::{ShimClient, ShimProcess, WAIT, shim_binary, wait_until};
+use crate::shim_contract::{Does, Fixture, Runtime as _, output};
 use crate::wasm_shim::{Wasm, wasm};
 
 /// A program from `BRIG_TEST_GUESTS`, which `tests/setup/guests` fills.
@@ -232,6 +232,31 @@ fn many_tasks_share_a_shim_and_a_failing_one_harms_nobody() {
             assert_eq!(record.code, 0, "{record:?}");
             assert!(output(&task.log, Stream::Stdout).ends_with("line 200\n"));
         }
+    }
+}
+
+#[test]
+fn tasks_are_not_limited_by_the_files_that_a_process_usually_may_open() {
+    let base = tempfile::tempdir().unwrap();
+    let dir = base.path().join("shim");
+    std::fs::create_dir(&dir).unwrap();
+    let mut command = std::process::Command::new("/bin/sh");
+    command
+        .args(["-c", "ulimit -S -n 64; exec \"$0\" \"$@\""])
+        .arg(shim_binary("brig-shim-wasm"))
+        .arg("--dir")
+        .arg(&dir)
+        .arg("--cache")
+        .arg(base.path().join("cache"));
+    let fixture = Fixture { shim: ShimProcess::start(command, &dir), base };
+    let mut client = fixture.shim.connect();
+    let program = Wasm.program(fixture.base.path(), &Does::Sleep);
+    let tasks: Vec<_> = (0..100)
+        .map(|index| fixture.task(&format!("task{index}"), program.clone()))
+        .inspect(|task| client.start(task))
+        .collect();
+    for task in &tasks {
+        client.wait_running(&task.key);
     }
 }
 
