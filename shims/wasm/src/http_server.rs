@@ -18,6 +18,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
@@ -38,8 +39,10 @@ const BACKLOG: u32 = 1_024;
 const RESPONSE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a guest may go on after its response has ended, or its client has gone, where the task has no deadline.
 const AFTER_RESPONSE_MAX: Duration = Duration::from_secs(60);
-/// Longest time a client takes to send the head of a request.
+/// Longest time a client takes to send the head of a request, and to answer whether it is still there.
 const HEAD_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest time a client takes nothing of what it is sent, in milliseconds.
+const TAKE_WAIT_MAX_MS: u32 = 60_000;
 /// Pause after a connection could not be accepted (no descriptors left, for instance).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -148,14 +151,26 @@ impl Server {
 
     async fn serve(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
         let stop = Arc::clone(&self.task.control.stop);
+        // Else a client that does not read holds a guest for ever. A streaming answer has no other limit of time.
+        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, TAKE_WAIT_MAX_MS) {
+            tracing::debug!(error = %error, "a time-out could not be set");
+        }
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT_MAX);
-        builder.http2().timer(TokioTimer::new());
-        let service = hyper::service::service_fn(move |request| Arc::clone(&self).answer(request));
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_WAIT_MAX);
+        let asked = CancellationToken::new();
+        let service = hyper::service::service_fn({
+            let asked = asked.clone();
+            move |request| {
+                asked.cancel();
+                Arc::clone(&self).answer(request)
+            }
+        });
         let mut connection =
             Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
         let result = tokio::select! {
             result = &mut connection => result,
+            () = never_asks(&asked) => return,
             () = stop.cut() => return,
             () = stop.asked() => {
                 connection.as_mut().graceful_shutdown();
@@ -250,6 +265,14 @@ impl Server {
             proxy.wasi_http_incoming_handler().call_handle(&mut store, request, response).await
         };
         called.await.map_or_else(|error| self.task.outcome_of(&error), |()| Outcome::exited(0))
+    }
+}
+
+/// Ends when nothing was asked on a connection in time. The time-out for heads does not run before the version of
+/// HTTP is known, and not in version 2.
+async fn never_asks(asked: &CancellationToken) {
+    if tokio::time::timeout(HEAD_WAIT_MAX, asked.cancelled()).await.is_ok() {
+        std::future::pending().await
     }
 }
 
