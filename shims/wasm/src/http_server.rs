@@ -186,6 +186,9 @@ impl Server {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<ServedBody>, Infallible> {
+        if !names_its_host(&request) {
+            return Ok(plain(StatusCode::BAD_REQUEST, "the request names no host"));
+        }
         let wait = self.task.deadline_ms.map_or(RESPONSE_WAIT_MAX, Duration::from_millis);
         let guests = Arc::clone(&self.guests);
         let Ok(Ok(permit)) = tokio::time::timeout(wait, guests.acquire_owned()).await else {
@@ -340,6 +343,12 @@ impl Body for WatchedBody {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// A request of wasi:http has an authority: without one it can't be given to a guest.
+fn names_its_host(request: &Request<Incoming>) -> bool {
+    let host = request.headers().get(hyper::header::HOST);
+    request.uri().authority().is_some() || host.is_some_and(|host| host.to_str().is_ok())
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<ServedBody> {

@@ -376,6 +376,20 @@ fn an_http_service_answers_each_request_with_a_fresh_instance() {
 }
 
 #[test]
+fn a_request_that_names_no_host_is_its_clients_fault() {
+    let service = Service::start(|_| ());
+    for head in ["GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\nhost: \u{fc}\r\n\r\n"] {
+        let mut stream = TcpStream::connect(service.address).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some("400"), "{answer}");
+    }
+    assert_eq!(service.notes(), "", "the program is not to blame");
+}
+
+#[test]
 fn a_request_beyond_the_memory_limit_fails_alone() {
     let service = Service::start(|_| ());
     let (status, _) = service.get("/eat?mib=500");
