@@ -105,6 +105,19 @@ fn each_import_that_nobody_grants_is_named() {
 }
 
 #[test]
+fn every_exit_code_of_a_module_is_told() {
+    let fixture = Fixture::new(&Wasm);
+    let mut client = fixture.shim.connect();
+    for (given, told) in [(125, 125), (126, 126), (255, 255), (-1, 255), (256, 255)] {
+        let program = Wasm.program(fixture.base.path(), &Does::Exit(given));
+        let task = fixture.task(&format!("task{given}"), program);
+        client.start(&task);
+        let record = client.wait_exited(&task.key);
+        assert_eq!((record.code, record.reason), (told, Some(Reason::ExitedNonZero)), "{record:?}");
+    }
+}
+
+#[test]
 fn a_component_that_returns_is_a_command() {
     for (result, code) in [(0, 0), (1, 1)] {
         let record = run_text(&format!(
