@@ -121,6 +121,26 @@ impl Client {
         self.json(response).await
     }
 
+    /// Sends bytes as they are; true when the server took them, false when it had something against it.
+    pub(crate) async fn put_bytes(
+        &self,
+        path: &str,
+        media_type: &str,
+        body: bytes::Bytes,
+    ) -> Result<bool, ClientError> {
+        let request = self
+            .request(Method::PUT, path)
+            .timeout(ANSWER_TIME_MAX)
+            .header(reqwest::header::CONTENT_TYPE, media_type)
+            .body(body);
+        match self.send(request).await {
+            // Read to its end, so that the connection can be used again.
+            Ok(response) => self.bytes(response).await.map(|_| true),
+            Err(ClientError::Problem(_) | ClientError::UnexpectedAnswer { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
         let bytes = self.bytes(response).await?;
         serde_json::from_slice(&bytes).map_err(|error| self.unexpected(error.to_string()))
