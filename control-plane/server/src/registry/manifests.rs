@@ -64,8 +64,14 @@ impl Inner {
         }
         // The collector waits: what is found here is still there when the tag names it.
         let _no_sweep = self.sweep.read().await;
-        for child in document.children() {
-            self.check_child(child).await?;
+        let children: Vec<_> = document.children().collect();
+        let sizes = self.blobs.sizes(children.iter().map(|child| child.digest.clone())).await?;
+        children.iter().zip(sizes).try_for_each(|(child, size)| check_child(child, size))?;
+        if let Wanted::Tag(tag) = &wanted
+            && self.is_named(&repository, tag, &document, &digest, &bytes).await?
+        {
+            let subject = document.subject().map(|subject| subject.digest.clone());
+            return Ok(Taken { digest, subject });
         }
         let size_bytes = self.size_of(&document, bytes.len()).await;
         self.blobs.write(&digest, bytes, self.uploads.scratch()).await?;
@@ -82,21 +88,21 @@ impl Inner {
         Ok(Taken { digest, subject })
     }
 
-    async fn check_child(&self, child: &Descriptor) -> Result<(), RegistryError> {
-        match self.blobs.size(&child.digest).await? {
-            Some(found) if found == child.size => Ok(()),
-            Some(found) => Err(RegistryError::SizeMismatch {
-                digest: child.digest.clone(),
-                expected: child.size,
-                found,
-            }),
-            // A layer that may not be distributed stays where its URLs say.
-            None if !child.urls.is_empty() => Ok(()),
-            None => Err(RegistryError::ManifestBlobUnknown {
-                digest: child.digest.clone(),
-                media_type: child.media_type.clone(),
-            }),
-        }
+    /// Does the tag name this manifest already, and is it there? Then nothing has to be written, and nothing to be
+    /// synced: a tag is committed after the manifest that it names was on the disk.
+    async fn is_named(
+        &self,
+        repository: &str,
+        tag: &str,
+        document: &Document,
+        digest: &Digest,
+        bytes: &Bytes,
+    ) -> Result<bool, RegistryError> {
+        let Some(named) = self.index.get(repository, tag).await? else { return Ok(false) };
+        let is_same = named.digest == *digest
+            && named.media_type == document.media_type()
+            && named.kind == document.kind();
+        Ok(is_same && self.blobs.renew(digest, bytes.clone(), (self.config.now)()).await?)
     }
 
     /// Bytes of a manifest and all that it names. For an index that includes what its manifests name.
@@ -229,5 +235,23 @@ impl Inner {
             }
         }
         Ok(found)
+    }
+}
+
+/// A blob that a manifest names, and its size on disk if it is there.
+fn check_child(child: &Descriptor, size: Option<u64>) -> Result<(), RegistryError> {
+    match size {
+        Some(found) if found == child.size => Ok(()),
+        Some(found) => Err(RegistryError::SizeMismatch {
+            digest: child.digest.clone(),
+            expected: child.size,
+            found,
+        }),
+        // A layer that may not be distributed stays where its URLs say.
+        None if !child.urls.is_empty() => Ok(()),
+        None => Err(RegistryError::ManifestBlobUnknown {
+            digest: child.digest.clone(),
+            media_type: child.media_type.clone(),
+        }),
     }
 }

@@ -1,5 +1,6 @@
 //! The registry under real clients: ours over loopback, skopeo where it is installed, and bare requests.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use brig_api::Digest;
 use brig_api::object::{Artifact, ArtifactKind};
 use brig_api::oci::{Descriptor, MANIFEST};
 use brig_api::reference::Reference;
+use brig_client::registry::wasm::WasmPackage;
 use brig_client::registry::{
     ContentStore, Quiet, RegistryClient, RegistryError as ClientError, RegistryOptions,
 };
@@ -258,6 +260,51 @@ async fn a_manifest_is_taken_only_with_all_that_it_names() {
     }
     let junk = fixture.ask("PUT", "/v2/a/manifests/1", "junk").await;
     assert!(body(junk).await.contains("MANIFEST_INVALID"));
+}
+
+#[tokio::test]
+async fn a_manifest_that_its_tag_names_already_is_renewed_and_not_written_again() {
+    let fixture = fixture().await;
+    let config = fixture.push_blob(b"{}").await;
+    let image = image_of(&config, 2);
+    let path = "/v2/a/manifests/1";
+    let put = async |registry: &Registry| {
+        let request = Request::put(path).body(Body::from(image.clone())).unwrap();
+        let answer = router(registry.clone()).call(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        Digest::new(header(&answer, "docker-content-digest")).unwrap()
+    };
+    let blob = fixture.blob(&put(&fixture.registry).await);
+    let file = || std::fs::metadata(&blob).unwrap();
+    let first = file();
+    let later = open(fixture.dir.path(), &fixture.index, far_ahead);
+    put(&later).await;
+    assert_eq!(file().ino(), first.ino());
+    assert_eq!(file().modified().unwrap(), far_ahead(), "the collector leaves it alone");
+    for damaged in ["", "{}", &format!("{image} ")] {
+        std::fs::write(&blob, damaged).unwrap();
+        put(&later).await;
+        assert_eq!(std::fs::read_to_string(&blob).unwrap(), image, "it is healed");
+    }
+    std::fs::remove_file(fixture.blob(&config)).unwrap();
+    let without = fixture.ask("PUT", path, image.clone()).await;
+    assert!(body(without).await.contains("MANIFEST_BLOB_UNKNOWN"));
+}
+
+#[tokio::test]
+async fn a_wasm_program_that_is_there_is_named_by_one_request() {
+    let fixture = fixture().await;
+    let path = fixture.file("app.wasm", MODULE);
+    let package = WasmPackage::read(&path).await.unwrap();
+    let client = brig_client::Client::new(&format!("http://{}", fixture.address), None).unwrap();
+    let (name, other) = (reference("team/app:1"), reference("run/app:latest"));
+    assert!(!client.wasm_name(&package, &name).await.unwrap(), "it has to be pushed");
+    let pushed = fixture.client().push_wasm_package(&package, &name, &Quiet).await.unwrap();
+    assert_eq!(&pushed.digest, package.digest());
+    for name in [name, other] {
+        assert!(client.wasm_name(&package, &name).await.unwrap());
+        assert_eq!(fixture.registry.resolve(&name).await.unwrap().as_ref(), Some(package.digest()));
+    }
 }
 
 #[tokio::test]
