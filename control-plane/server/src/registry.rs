@@ -126,10 +126,21 @@ impl Registry {
         &self,
         reference: &Reference,
     ) -> Result<Option<Described>, RegistryError> {
-        let Some(digest) = self.resolve(reference).await? else { return Ok(None) };
-        let Some((bytes, document)) = self.inner.manifest_by_digest(&digest).await? else {
-            return Ok(None);
+        let (digest, found) = match &reference.digest {
+            Some(digest) if reference.registry.is_none() => {
+                match self.inner.manifest_by_digest(digest).await {
+                    // As when it had never been pushed: the next push brings it again.
+                    Err(RegistryError::CorruptBlob { .. }) => return Ok(None),
+                    found => (digest.clone(), found?),
+                }
+            }
+            _ => {
+                let Some(digest) = self.resolve(reference).await? else { return Ok(None) };
+                let found = self.inner.manifest_by_digest(&digest).await?;
+                (digest, found)
+            }
         };
+        let Some((bytes, document)) = found else { return Ok(None) };
         Ok(Some(Described {
             media_type: document.media_type().to_owned(),
             kind: document.kind(),
