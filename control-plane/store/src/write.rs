@@ -8,7 +8,7 @@ use crate::columns::{number, unsigned};
 use crate::database::{Sql, Tx, on_db};
 use crate::error::StoreError;
 use crate::store::Store;
-use crate::table::change::change_insert;
+use crate::table::change::{ChangeRow, change_insert};
 use crate::table::event::event_insert;
 
 /// The lock that makes writers take turns. On SQLite the transaction holds the file's lock already.
@@ -190,9 +190,7 @@ impl Write {
             return Ok(self.newest);
         }
         let revision = if has_changes { self.revision() } else { self.newest };
-        if has_changes {
-            self.append_to_feed(revision).await?;
-        }
+        let written = if has_changes { self.append_to_feed(revision).await? } else { Vec::new() };
         let plan = self.next_plan.unwrap_or(self.plan);
         let numbers = (number("revision", revision.0)?, number("plan", plan.0)?);
         on_db!(&mut self.db, |connection| {
@@ -206,20 +204,23 @@ impl Write {
             db.commit().await?;
             if has_changes {
                 store.announce(revision);
+                store.hand_out(written);
             }
             Ok(revision)
         });
         committed.await.unwrap_or_else(|gone| Err(StoreError::Database(gone.into())))
     }
 
-    async fn append_to_feed(&mut self, revision: Revision) -> Result<(), StoreError> {
+    async fn append_to_feed(&mut self, revision: Revision) -> Result<Vec<ChangeRow>, StoreError> {
+        let mut written = Vec::with_capacity(self.changes.len());
         for (position, (key, object)) in (0..).zip(&self.changes) {
-            change_insert(&mut self.db, revision, position, key, object.as_ref()).await?;
+            let object = object.as_ref();
+            written.push(change_insert(&mut self.db, revision, position, key, object).await?);
         }
         for (position, event) in (0..).zip(&self.events) {
             event_insert(&mut self.db, revision, position, self.now_ms, event).await?;
         }
-        Ok(())
+        Ok(written)
     }
 
     /// Rolls back because of `error`, which matters more than whether that succeeds.

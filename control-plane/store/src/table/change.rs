@@ -2,7 +2,7 @@
 
 use brig_api::change::Change;
 use brig_api::object::ObjectKey;
-use brig_api::{NamespacePath, Object, Revision};
+use brig_api::{Object, Revision};
 
 use super::kind;
 use crate::columns::{from_json, id, number, to_json, unsigned};
@@ -18,8 +18,9 @@ const CHANGES_REMOVE: &str = "DELETE FROM changes WHERE revision <= $1";
 const FEED_START: &str = "SELECT feed_start FROM cluster WHERE id = 1";
 const FEED_START_SET: &str = "UPDATE cluster SET feed_start = $1 WHERE id = 1";
 
-#[derive(sqlx::FromRow)]
-struct ChangeRow {
+/// A row, as it was written or read.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct ChangeRow {
     revision: i64,
     position: i64,
     kind: String,
@@ -43,27 +44,33 @@ impl TryFrom<ChangeRow> for Change {
     }
 }
 
-/// Appends to the feed.
+/// Appends to the feed; gives what was written.
 pub(crate) async fn change_insert(
     db: &mut Tx,
     revision: Revision,
     position: i64,
     key: &ObjectKey,
     object: Option<&Object>,
-) -> Result<(), StoreError> {
-    let revision = number("revision", revision.0)?;
-    let object = object.map(|object| to_json("changes.object", object)).transpose()?;
+) -> Result<ChangeRow, StoreError> {
+    let row = ChangeRow {
+        revision: number("revision", revision.0)?,
+        position,
+        kind: key.kind.as_str().to_owned(),
+        namespace: key.namespace.as_ref().map(|namespace| namespace.as_str().to_owned()),
+        name: key.name.clone(),
+        object: object.map(|object| to_json("changes.object", object)).transpose()?,
+    };
     on_db!(db, |connection| {
         let query = sqlx::query(CHANGE_INSERT)
-            .bind(revision)
-            .bind(position)
-            .bind(key.kind.as_str())
-            .bind(key.namespace.as_ref().map(NamespacePath::as_str))
-            .bind(&key.name)
-            .bind(object.as_deref());
+            .bind(row.revision)
+            .bind(row.position)
+            .bind(&row.kind)
+            .bind(row.namespace.as_deref())
+            .bind(&row.name)
+            .bind(row.object.as_deref());
         query.execute(connection).await.map(drop)
     })?;
-    Ok(())
+    Ok(row)
 }
 
 /// What follows a revision, in order.

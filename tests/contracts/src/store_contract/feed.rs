@@ -13,6 +13,7 @@ on_both!(
     the_feed_is_resumed_in_pieces,
     a_trimmed_feed_asks_to_list_again,
     subscribers_wake_after_a_commit,
+    commits_are_told_as_the_feed_has_them,
     a_write_that_changes_nothing_takes_no_revision,
     events_are_filtered,
     tags_are_set_and_removed,
@@ -108,6 +109,22 @@ async fn subscribers_wake_after_a_commit(Fresh { store, .. }: Fresh) {
     assert_eq!(store.changes_since(Revision(seen.0 - 1), 10).await.unwrap().len(), 1);
     store.unit_create(lone_unit("web"), NOW).await.unwrap_err();
     assert!(!watch.has_changed().unwrap(), "nothing was committed");
+}
+
+async fn commits_are_told_as_the_feed_has_them(Fresh { store, .. }: Fresh) {
+    let mut commits = store.commits();
+    let before = store.revision().await.unwrap();
+    placed_unit(&store, "web", "node-1").await;
+    let yaml = "{kind: secret, name: s, data: {k: v}}\n---\n{kind: config, name: c, data: {}}";
+    store.apply(&manifests(yaml), NOW).await.unwrap();
+    store.object_delete(&key(Kind::Config, "c"), NOW).await.unwrap();
+    let feed = store.changes_since(before, 100).await.unwrap();
+    let mut told = Vec::new();
+    while let Ok(changes) = commits.try_recv() {
+        assert!(changes.iter().all(|change| change.revision == changes[0].revision));
+        told.extend(changes.iter().cloned());
+    }
+    assert_eq!(told, feed);
 }
 
 async fn a_write_that_changes_nothing_takes_no_revision(Fresh { store, .. }: Fresh) {
