@@ -380,6 +380,27 @@ async fn wasm_is_fetched_once_and_again_when_its_file_was_changed() {
 }
 
 #[tokio::test]
+async fn a_program_that_was_looked_at_needs_only_its_file() {
+    let fixture = fixture().await;
+    let file = fixture.dir.path().join("a.wasm");
+    std::fs::write(&file, b"\0asm\x01\0\0\0").unwrap();
+    let name = reference("team/a:1");
+    let pushed = fixture.client.push_wasm(&file, &name, &Quiet).await.unwrap();
+    let (artifacts, pinned) = (fixture.artifacts(), name.pinned(pushed.digest));
+    let first = artifacts.fetch_wasm(&pinned, &Quiet).await.unwrap();
+    fixture.server.abort();
+    let manifest = first.path.with_file_name(first.manifest.hex());
+    std::fs::remove_file(manifest).unwrap();
+    let again = artifacts.fetch_wasm(&pinned, &Quiet).await.unwrap();
+    assert_eq!((again.path, again.digest), (first.path.clone(), first.digest));
+    let error = artifacts.fetch_image(&pinned, &Quiet).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::InvalidArtifact);
+    std::fs::remove_file(first.path).unwrap();
+    let error = artifacts.fetch_wasm(&pinned, &Quiet).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::PullFailed, "it is looked for again: {error}");
+}
+
+#[tokio::test]
 async fn an_image_is_unpacked_once_for_all_who_ask() {
     let fixture = fixture().await;
     let tar = Tar::default().file("a", b"hello").end();
