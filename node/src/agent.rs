@@ -31,6 +31,9 @@ use crate::shims::{ShimEvent, ShimId, Shims};
 
 /// Statuses that were not acknowledged are sent again after this time.
 const RESEND: Duration = Duration::from_secs(10);
+/// A unit that is set up within this time is never reported as `preparing`: to commit what is over in a moment would
+/// make the disk and the database busy just when the unit starts.
+const PREPARING_UNTOLD: Duration = Duration::from_millis(50);
 /// Longest wait for units to end at shutdown, beyond the longest grace of any of them.
 const SHUTDOWN_SLACK_MS: i64 = 10_000;
 /// Longest wait for shims to take the word that they may end; one that does not hear it ends by itself when idle.
@@ -74,6 +77,9 @@ pub(crate) struct Agent {
     /// Runs that are being removed.
     collecting: usize,
     wakes: BTreeSet<(i64, UnitId)>,
+    /// Units that began to be prepared and were not reported yet, and since when there is any.
+    untold: BTreeSet<UnitId>,
+    untold_since: Option<Instant>,
     session: Option<mpsc::Sender<FromNode>>,
     events: mpsc::Sender<Event>,
     token: Option<String>,
@@ -104,6 +110,8 @@ impl Agent {
             strays: BTreeSet::new(),
             collecting: 0,
             wakes: BTreeSet::new(),
+            untold: BTreeSet::new(),
+            untold_since: None,
             session: None,
             events: parts.events,
             token: parts.token,
@@ -130,12 +138,14 @@ impl Agent {
                 break;
             }
             let wake = self.next_wake(give_up_ms);
+            let tell_at = self.untold_since.map(|since| since + PREPARING_UNTOLD);
             tokio::select! {
                 event = heard.recv() => match event {
                     Some(event) => self.hear(event),
                     None => break,
                 },
                 () = tokio::time::sleep(wake) => self.wake(),
+                () = until(tell_at) => self.tell_preparing(),
                 _ = resend.tick() => self.send_unacknowledged(),
                 () = shutdown.cancelled(), if !self.is_pausing => {
                     if !stops_units {
@@ -378,6 +388,14 @@ impl Agent {
         let known = self.shims.known();
         let asks = known.iter().map(|shim| self.shims.ask(shim, Request::Shutdown));
         futures::future::join_all(asks).await;
+    }
+}
+
+/// Waits until that moment; for ever when there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

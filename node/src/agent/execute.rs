@@ -98,7 +98,7 @@ impl Agent {
         let is_over = unit.record.phase == Phase::Ended;
         unit.is_over.send_if_modified(|over| std::mem::replace(over, is_over) != is_over);
         if is_report {
-            self.send_status(id);
+            self.report(id);
         }
         true
     }
