@@ -340,7 +340,7 @@ mod tests {
             streams: Streams::default(),
             registry: Registry::open(config, Arc::new(MemoryIndex::default())).unwrap(),
             questions: Default::default(),
-            mail: Default::default(),
+            mail: crate::node::mail::Mail::new(brig_api::Revision(0)),
             is_leader: watch::Sender::new(false),
             openapi: Arc::default(),
             stop: CancellationToken::new(),
