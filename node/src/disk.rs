@@ -238,7 +238,7 @@ impl Disk {
             there => there?,
         };
         for name in there.iter().filter(|name| !kept.contains(name.as_str())) {
-            remove_dir(&self.secrets.join(name))?;
+            tree::remove(&self.secrets.join(name))?;
         }
         Ok(())
     }
