@@ -28,8 +28,8 @@ use std::path::{Path, PathBuf};
 use brig_api::session::{Assignment, Texts};
 use brig_api::{NamespacePath, ResourceName, UnitId};
 use brig_shim::message::{LogTarget, TaskKey};
-use rustix::fs::FlockOperation;
 use brig_shim::tree;
+use rustix::fs::FlockOperation;
 
 use crate::record::UnitRecord;
 use crate::shims::ShimId;

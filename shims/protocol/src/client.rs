@@ -129,11 +129,7 @@ impl ShimClient {
         self.request_within(REPLY_WAIT, request).await
     }
 
-    async fn request_within(
-        &self,
-        wait: Duration,
-        request: Request,
-    ) -> Result<Reply, ClientError> {
+    async fn request_within(&self, wait: Duration, request: Request) -> Result<Reply, ClientError> {
         let (reply_tx, reply) = oneshot::channel();
         // A shim that does not read holds up those that wait for their turn, too.
         let answer = async {

@@ -33,7 +33,14 @@ impl LogWriter {
     pub fn open(target: LogTarget) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(&target.path)?;
         let size = file.metadata()?.len();
-        Ok(Self { target, file: Some(file), size, is_torn: false, dropped_bytes: 0, buffer: Vec::new() })
+        Ok(Self {
+            target,
+            file: Some(file),
+            size,
+            is_torn: false,
+            dropped_bytes: 0,
+            buffer: Vec::new(),
+        })
     }
 
     /// Appends output as it came from the program. A last line without newline is written at once (flag `P`), so

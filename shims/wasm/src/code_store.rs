@@ -255,8 +255,7 @@ mod tests {
     #[test]
     fn what_was_not_used_for_longest_makes_room_whatever_it_was_compiled_for() {
         let cache = tempfile::tempdir().unwrap();
-        let [old, new] =
-            ["old", "new"].map(|name| CodeStore::open(cache.path(), name).unwrap());
+        let [old, new] = ["old", "new"].map(|name| CodeStore::open(cache.path(), name).unwrap());
         let [first, second, third] = ["1", "2", "3"].map(|text| digest(text.as_bytes()));
         for (store, module, used) in [(&old, &first, 10), (&old, &second, 20), (&new, &third, 30)] {
             store.put(module, BinaryKind::Module, b"0123456789").unwrap();
