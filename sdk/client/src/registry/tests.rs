@@ -223,7 +223,7 @@ async fn an_error_does_not_tell_the_signature_of_a_url() {
     let url = format!("http://{address}/signed?signature=s3cret");
     let error = http.get(url).send().await.unwrap_err();
     assert!(error.to_string().contains("s3cret"), "as the library says it: {error}");
-    let text = broke_because(error);
+    let text = transport::broke_because(error);
     assert!(text.contains("/signed") && !text.contains("s3cret"), "{text}");
 }
 
