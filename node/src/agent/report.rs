@@ -158,7 +158,7 @@ mod tests {
         agent
             .units
             .insert(id.clone(), Unit::new(assignment("u1", "never"), UnitRecord::assigned()));
-        let mut become_ = |agent: &mut Agent, state| {
+        let become_ = |agent: &mut Agent, state| {
             agent.units.get_mut(&id).unwrap().record.report(state, None, None);
             agent.report(&id);
         };

@@ -311,7 +311,7 @@ async fn ask(
     frame::encode_message(&ToShim { id: 0, request }, &mut bytes)?;
     let answer = async {
         stream.write_all(&bytes).await?;
-        let mut bytes = [0; 8 << 10];
+        let mut bytes = vec![0; 8 << 10];
         loop {
             while let Some(message) = decoder.next_message()? {
                 if let FromShim::Reply { reply, .. } = message {

@@ -275,7 +275,7 @@ impl Server {
 /// HTTP is known, and not in version 2.
 async fn never_asks(asked: &CancellationToken) {
     if tokio::time::timeout(HEAD_WAIT_MAX, asked.cancelled()).await.is_ok() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
