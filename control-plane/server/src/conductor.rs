@@ -69,13 +69,14 @@ async fn lead(app: &App, holder: &str) -> Result<(), FeedError> {
         }
         return Ok(());
     }
+    // Before nodes come: what they and others ask waits for the model instead of loading one each.
+    let questions = app.questions.receive();
     if !app.is_leader.send_replace(true) {
         app.nodes.restart_grace(Instant::now());
         tracing::info!("this server plans now");
     }
     let model = app.store.model_load().await?;
     let follower = app.feed.follow(model.revision);
-    let questions = app.questions.receive();
     let model = Box::new(model);
     let pass = Pass {
         app,

@@ -109,7 +109,10 @@ fn plan_shows_what_apply_would_do_and_does_nothing() {
     let manifest = "kind: service\nname: x\nreplicas: 2\nunit: {wasm: {artifact: 'probe:1', args: [ticker]}}\n";
     let ran = cluster.with_input(&["plan", "-f", "-"], manifest);
     assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(ran.stdout.contains("service `x` in namespace `default`: 2 units would run on"), "{ran:#?}");
+    assert!(
+        ran.stdout.contains("service `x` in namespace `default`: 2 units would run on"),
+        "{ran:#?}"
+    );
     assert!(ran.stdout.contains("asks for: task `main`: memory none -> 64Mi"), "{ran:#?}");
     assert_eq!(cluster.ok(&["get", "services", "-o", "json"]).trim(), "[]");
     cluster.apply(manifest);
