@@ -1,12 +1,12 @@
 //! What committing a plan does to the cluster: the reference for the store, used by tests and the simulator.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use brig_api::lifecycle::{Reason, UnitState};
-use brig_api::object::{Desired, Job, Meta, Service, Unit};
-use brig_api::{NamespacePath, PlanSequence, ResourceName, Revision, UnitId};
+use brig_api::object::{Desired, Meta, Node, Object, Unit};
+use brig_api::{PlanSequence, Revision, UnitId};
 
+use crate::index::is_waiting;
 use crate::{Decision, Model, Plan};
 
 /// Another plan was committed since the one that this plan was made after.
@@ -39,20 +39,17 @@ fn step(model: &mut Model, decision: &Decision, now_ms: i64) {
     let (revision, sequence) = (model.revision, model.plan);
     match decision {
         Decision::NodeState { node, state } => {
-            if let Some(node) = model.nodes.get_mut(node) {
-                node.state = *state;
-                node.state_since_ms = now_ms;
-                node.meta.revision = revision;
+            if let Some(node) = model.node(node).cloned() {
+                let meta = Meta { revision, ..node.meta };
+                let node = Node { state: *state, state_since_ms: now_ms, meta, ..node };
+                model.put(Object::Node(node));
             }
         }
         Decision::UnitCreate(unit) => {
-            let is_name_taken = model
-                .units
-                .values()
-                .any(|other| other.name == unit.name && other.namespace == unit.namespace);
-            if !is_name_taken && !model.units.contains_key(&unit.id) {
+            let is_name_taken = model.index.is_name_taken(&unit.namespace, &unit.name);
+            if !is_name_taken && model.unit(&unit.id).is_none() {
                 let meta = Meta { revision, ..unit.meta.clone() };
-                model.units.insert(unit.id.clone(), Arc::new(Unit { meta, ..(**unit).clone() }));
+                model.unit_put(Arc::new(Unit { meta, ..(**unit).clone() }));
             }
         }
         Decision::UnitPlace { unit, node, grants } => with_unit(model, unit, is_waiting, |unit| {
@@ -86,26 +83,27 @@ fn step(model: &mut Model, decision: &Decision, now_ms: i64) {
             });
         }
         Decision::UnitRemove { unit } => {
-            if model.units.get(unit).is_some_and(|unit| unit.status.state.is_final()) {
-                model.units.remove(unit);
+            if model.unit(unit).is_some_and(|unit| unit.status.state.is_final()) {
+                model.unit_remove(unit);
             }
         }
         Decision::JobProgress { namespace, name, state, succeeded, failed } => {
-            if let Some(job) = job(model, namespace, name) {
+            if let Some(mut job) = model.job(namespace, name).cloned() {
                 // A user may have stopped it meanwhile; that stays.
                 job.state = if job.state.is_final() { job.state } else { *state };
                 (job.succeeded, job.failed) = (*succeeded, *failed);
                 job.meta.revision = revision;
+                model.put(Object::Job(job));
             }
         }
         Decision::ServiceRemove { namespace, name } => {
-            if let Some(names) = model.services.get_mut(namespace) {
-                names.retain(|other, service: &mut Service| other != name || !service.is_deleting);
+            if model.service(namespace, name).is_some_and(|service| service.is_deleting) {
+                model.service_remove(namespace, name);
             }
         }
         Decision::JobRemove { namespace, name } => {
-            if let Some(names) = model.jobs.get_mut(namespace) {
-                names.retain(|other, job: &mut Job| other != name || !job.is_deleting);
+            if model.job(namespace, name).is_some_and(|job| job.is_deleting) {
+                model.job_remove(namespace, name);
             }
         }
     }
@@ -115,15 +113,12 @@ fn is_pending(unit: &Unit) -> bool {
     unit.status.state == UnitState::Pending
 }
 
-fn is_waiting(unit: &Unit) -> bool {
-    is_pending(unit) && unit.desired == Desired::Run
-}
-
 fn end(unit: &mut Unit, state: UnitState, reason: Reason, message: Option<String>, now_ms: i64) {
     unit.status.state = state;
     unit.status.reason = Some(reason);
     unit.status.message = message;
     unit.status.finished_ms = Some(now_ms);
+    unit.promised = None;
 }
 
 /// Changes a unit if it exists and the premise holds.
@@ -134,17 +129,9 @@ fn with_unit(
     change: impl FnOnce(&mut Unit),
 ) {
     let revision = model.revision;
-    if let Some(unit) = model.units.get_mut(id).filter(|unit| premise(unit)) {
-        let unit = Arc::make_mut(unit);
-        change(unit);
+    if let Some(mut unit) = model.unit(id).filter(|unit| premise(unit)).cloned() {
+        change(&mut unit);
         unit.meta.revision = revision;
+        model.unit_put(Arc::new(unit));
     }
-}
-
-fn job<'m>(
-    model: &'m mut Model,
-    namespace: &NamespacePath,
-    name: &ResourceName,
-) -> Option<&'m mut Job> {
-    model.jobs.get_mut(namespace).and_then(|names: &mut BTreeMap<_, _>| names.get_mut(name))
 }

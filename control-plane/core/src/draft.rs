@@ -8,8 +8,11 @@ use brig_api::object::{Desired, Meta, Owner, Unit, UnitStatus};
 use brig_api::placement::Grants;
 use brig_api::spec::Labels;
 use brig_api::unit_spec::UnitTemplate;
-use brig_api::{Kind, NamespacePath, PlanSequence, ResourceName, UnitId};
+use brig_api::{Kind, NamespacePath, NodeName, PlanSequence, ResourceName, UnitId};
 
+use crate::agenda::Concern;
+use crate::index::{Index, NodeSlot};
+use crate::model::Objects;
 use crate::names::Names;
 use crate::{Decision, Model, Moment};
 
@@ -20,19 +23,27 @@ pub(crate) const CREATIONS_MAX: usize = 20_000;
 /// A plan in the making.
 pub(crate) struct Draft<'a> {
     /// What is planned on.
-    pub(crate) model: &'a Model,
+    pub(crate) objects: &'a Objects,
+    /// The same.
+    pub(crate) index: &'a Index,
     /// Unix milliseconds.
     pub(crate) now_ms: i64,
     /// The number that this plan will have.
     pub(crate) sequence: PlanSequence,
     /// So far.
     pub(crate) decisions: Vec<Decision>,
-    /// When to plan again although nothing changed.
-    pub(crate) wake_at_ms: Option<i64>,
-    ended: BTreeSet<&'a UnitId>,
-    owned: BTreeMap<(&'a NamespacePath, Kind, &'a ResourceName), Vec<&'a Unit>>,
+    /// What is looked at now.
+    concern: Option<Concern>,
+    /// When to look again although nothing changed.
+    pub(crate) reminders: BTreeMap<Concern, i64>,
+    /// Pending units that end with this plan.
+    pub(crate) ended: BTreeSet<UnitId>,
+    /// Units that are told to stop.
+    pub(crate) stopped: BTreeMap<UnitId, Desired>,
+    /// Units that are made.
+    pub(crate) created: Vec<Arc<Unit>>,
+    revision: brig_api::Revision,
     names: Names<'a>,
-    creations: usize,
     next_index: usize,
 }
 
@@ -43,33 +54,34 @@ pub(crate) struct NewUnit<'a> {
     /// For whom.
     pub(crate) owner: Owner,
     /// With its owner's labels.
-    pub(crate) labels: &'a Labels,
+    pub(crate) labels: &'a Arc<Labels>,
     /// What it runs.
-    pub(crate) template: &'a UnitTemplate,
+    pub(crate) template: &'a Arc<UnitTemplate>,
 }
 
 impl<'a> Draft<'a> {
     /// Nothing decided.
     pub(crate) fn new(model: &'a Model, moment: &Moment) -> Self {
-        let mut owned: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for unit in model.units() {
-            if let Some(owner) = &unit.owner {
-                let key = (&unit.namespace, owner.kind(), owner.name());
-                owned.entry(key).or_default().push(unit);
-            }
-        }
         Self {
-            model,
+            objects: &model.objects,
+            index: &model.index,
             now_ms: moment.now_ms,
             sequence: PlanSequence(model.plan.0.saturating_add(1)),
             decisions: Vec::new(),
-            wake_at_ms: None,
+            concern: None,
+            reminders: BTreeMap::new(),
             ended: BTreeSet::new(),
-            owned,
-            names: Names::new(model),
-            creations: 0,
+            stopped: BTreeMap::new(),
+            created: Vec::new(),
+            revision: model.revision,
+            names: Names::new(&model.index),
             next_index: 0,
         }
+    }
+
+    /// From here on this is looked at.
+    pub(crate) fn turn_to(&mut self, concern: Concern) {
+        self.concern = Some(concern);
     }
 
     /// Adds a decision.
@@ -77,10 +89,13 @@ impl<'a> Draft<'a> {
         self.decisions.push(decision);
     }
 
-    /// Asks for a pass at `at_ms`, if that is still to come.
+    /// Asks to look at the same again at `at_ms`, if that is still to come.
     pub(crate) fn wake_at(&mut self, at_ms: i64) {
-        if at_ms > self.now_ms {
-            self.wake_at_ms = Some(self.wake_at_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));
+        if at_ms > self.now_ms
+            && let Some(concern) = &self.concern
+        {
+            let due = self.reminders.entry(concern.clone()).or_insert(at_ms);
+            *due = at_ms.min(*due);
         }
     }
 
@@ -91,66 +106,91 @@ impl<'a> Draft<'a> {
         self.now_ms >= due_ms
     }
 
-    /// The units that a service or job made.
+    /// The units that a service or job made, by id.
     pub(crate) fn units_of(
         &self,
-        namespace: &'a NamespacePath,
+        namespace: &NamespacePath,
         kind: Kind,
-        name: &'a ResourceName,
-    ) -> Vec<&'a Unit> {
-        self.owned.get(&(namespace, kind, name)).cloned().unwrap_or_default()
+        name: &ResourceName,
+    ) -> Vec<&'a Arc<Unit>> {
+        let key = (namespace.clone(), kind, name.clone());
+        let mut units: Vec<_> = self.index.units_of(&key).map(|(_, unit)| unit).collect();
+        units.sort_unstable_by(|left, right| left.id.cmp(&right.id));
+        units
+    }
+
+    /// Where a node is.
+    pub(crate) fn node(&self, name: &NodeName) -> Option<NodeSlot> {
+        self.index.nodes.slot(name)
+    }
+
+    /// Does it run where it can be reached?
+    pub(crate) fn runs_in_reach(&self, unit: &Unit) -> bool {
+        let node = unit.node.as_ref().and_then(|node| self.node(node));
+        unit.status.state == UnitState::Running
+            && node.is_some_and(|node| self.index.nodes.is_ready[node])
     }
 
     /// Wants a unit no more. One that waits for a node ends at once.
-    pub(crate) fn stop(&mut self, unit: &'a Unit, desired: Desired, reason: Reason) {
-        if unit.desired == desired || unit.desired == Desired::Remove {
+    pub(crate) fn stop(&mut self, unit: &Unit, desired: Desired, reason: Reason) {
+        self.stop_saying(unit, desired, reason, None);
+    }
+
+    /// The same, with something to say to people.
+    pub(crate) fn stop_saying(
+        &mut self,
+        unit: &Unit,
+        desired: Desired,
+        reason: Reason,
+        message: Option<String>,
+    ) {
+        let decided = self.stopped.get(&unit.id).copied().unwrap_or(unit.desired);
+        if decided == desired || decided == Desired::Remove {
             return;
         }
-        self.decide(Decision::UnitStop { unit: unit.id.clone(), desired, reason, message: None });
+        self.stopped.insert(unit.id.clone(), desired);
+        self.decide(Decision::UnitStop { unit: unit.id.clone(), desired, reason, message });
         self.end_if_pending(unit, reason);
     }
 
     /// Ends a unit that waits for a node.
-    pub(crate) fn end_if_pending(&mut self, unit: &'a Unit, reason: Reason) {
-        if unit.status.state == UnitState::Pending && self.ended.insert(&unit.id) {
+    pub(crate) fn end_if_pending(&mut self, unit: &Unit, reason: Reason) {
+        if unit.status.state == UnitState::Pending && self.ended.insert(unit.id.clone()) {
             self.decide(Decision::UnitEnd { unit: unit.id.clone(), reason });
         }
     }
 
-    /// Does the unit still wait for a node, after what was decided so far?
-    pub(crate) fn is_waiting(&self, unit: &Unit) -> bool {
-        unit.status.state == UnitState::Pending
-            && unit.desired == Desired::Run
-            && !self.ended.contains(&unit.id)
-    }
-
     /// Makes a unit; false when this pass has made enough.
     pub(crate) fn create(&mut self, new: NewUnit<'_>) -> bool {
-        if self.creations >= CREATIONS_MAX {
+        if self.created.len() >= CREATIONS_MAX {
+            // The next pass goes on with it.
+            self.wake_at(self.now_ms.saturating_add(1));
             return false;
         }
         let id = self.next_id();
         let Some(name) = self.names.of_new_unit(new.namespace, &new.owner, &id) else {
+            self.wake_at(self.now_ms.saturating_add(1));
             return false;
         };
-        self.creations += 1;
-        self.decide(Decision::UnitCreate(Box::new(Unit {
+        let unit = Arc::new(Unit {
             id,
             name,
             namespace: new.namespace.clone(),
             owner: Some(new.owner),
-            labels: Arc::new(new.labels.clone()),
-            template: Arc::new(new.template.clone()),
+            labels: Arc::clone(new.labels),
+            template: Arc::clone(new.template),
             desired: Desired::Run,
             remove_when_done: false,
             node: None,
-            placed_by: None,
             promised: None,
             grants: Grants::default(),
             placed_ms: None,
+            placed_by: None,
             status: UnitStatus::default(),
-            meta: Meta { revision: self.model.revision, created_ms: self.now_ms },
-        })));
+            meta: Meta { revision: self.revision, created_ms: self.now_ms },
+        });
+        self.created.push(Arc::clone(&unit));
+        self.decide(Decision::UnitCreate(unit));
         true
     }
 
@@ -159,7 +199,7 @@ impl<'a> Draft<'a> {
         loop {
             let id = UnitId::of_plan(self.sequence, self.next_index);
             self.next_index += 1;
-            if !self.model.units.contains_key(&id) {
+            if self.index.slot(&id).is_none() {
                 return id;
             }
         }

@@ -4,19 +4,37 @@
 //! units: it changes only when the kind of obstacle does, so that a long queue does not write to the database with
 //! every unit that ends. The *message* of the explanation has the exact numbers of its pass.
 
+mod nearest;
+
 use std::collections::BTreeSet;
 
+use brig_api::Kind;
 use brig_api::constraint::Constraint;
 use brig_api::explain::Refusal;
 use brig_api::lifecycle::Reason;
+use brig_api::object::Unit;
+use brig_api::placement::{Concurrency, Gang};
+use brig_api::{Bytes, Milli, MilliCpu};
 
-use crate::filter::{Obstacle, Shape};
-use crate::room::{Amount, NodeRoom, Quota, Room, amounts};
+use crate::index::shapes::Shape;
+use crate::index::tenants::TenantId;
+use crate::index::{Index, NodeSlot, OwnerKey, UnitSlot};
+use crate::judge::{Question, Without};
+use crate::model::Objects;
+use crate::obstacle::Obstacle;
+use crate::vector::{Entry, Vector};
+
+pub(crate) use nearest::obstacle_detail;
 
 /// Longest text about one unit, in bytes: constraints may be long, and there may be thousands of units.
 const TEXT_BYTES_MAX: usize = 600;
+/// Longest exact text of an amount of bytes; longer ones are cut to a tenth of the largest unit.
+const EXACT_BYTES_TEXT_MAX: usize = 6;
+/// Most units or ways out that a text lists.
+const LISTED_MAX: usize = 3;
 
-/// Why a shape was refused.
+/// Why a unit was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refused {
     /// For programs.
     pub(crate) reason: Reason,
@@ -28,19 +46,127 @@ pub(crate) struct Refused {
     pub(crate) refusals: Vec<Refusal>,
 }
 
+impl Refused {
+    fn plain(reason: Reason, text: String) -> Self {
+        let text = cut(text);
+        Self { reason, status: text.clone(), message: text, refusals: Vec::new() }
+    }
+
+    /// For a unit that is in no index.
+    pub(crate) fn unknown() -> Self {
+        Self::plain(Reason::Unschedulable, "is not known to the scheduler yet".to_owned())
+    }
+}
+
+/// `64Gi of memory` and so on.
+fn with_name(index: &Index, entry: Entry, amount: u64) -> String {
+    format!("{} of {}", readable(entry, amount), name(index, entry))
+}
+
+/// `cpu`, `memory`, `disk` or the scalar's name.
+fn name(index: &Index, entry: Entry) -> &str {
+    match entry {
+        Entry::Cpu => "cpu",
+        Entry::Memory => "memory",
+        Entry::Disk => "disk",
+        Entry::Scalar(id) => index.scalars.name(id),
+    }
+}
+
+/// The amount as people read it; bytes that are no round number are cut to a tenth of the largest unit.
+fn readable(entry: Entry, amount: u64) -> String {
+    match entry {
+        Entry::Cpu => MilliCpu(amount).to_string(),
+        Entry::Memory | Entry::Disk => readable_bytes(amount, false),
+        Entry::Scalar(_) => Milli(amount).to_string(),
+    }
+}
+
+/// The same, but never less than `amount`.
+fn readable_up(entry: Entry, amount: u64) -> String {
+    match entry {
+        Entry::Memory | Entry::Disk => readable_bytes(amount, true),
+        _ => readable(entry, amount),
+    }
+}
+
+fn readable_bytes(amount: u64, is_rounded_up: bool) -> String {
+    let exact = Bytes(amount).to_string();
+    if exact.len() <= EXACT_BYTES_TEXT_MAX {
+        return exact;
+    }
+    let (suffix, shift) = [("Ti", 40), ("Gi", 30), ("Mi", 20)]
+        .into_iter()
+        .find(|(_, shift)| amount >> shift > 0)
+        .unwrap_or(("Ki", 10));
+    let tenths = ((u128::from(amount) * 10) >> shift) + u128::from(is_rounded_up);
+    format!("{}.{}{suffix}", tenths / 10, tenths % 10)
+}
+
+/// Entries of a request that ask for something, scalars by name.
+fn asked<'r>(index: &'r Index, request: &'r Vector) -> Vec<(Entry, u64)> {
+    let mut entries: Vec<_> = request.entries().filter(|(_, wanted)| *wanted > 0).collect();
+    entries.sort_by(|(left, _), (right, _)| match (left, right) {
+        (Entry::Scalar(left), Entry::Scalar(right)) => {
+            index.scalars.name(*left).cmp(index.scalars.name(*right))
+        }
+        _ => left.cmp(right),
+    });
+    entries
+}
+
+/// The refusal of a shape that no node can take.
+pub(crate) fn refused(index: &Index, question: &Question) -> Refused {
+    let Some(shape) = index.shapes.get(question.shape) else { return Refused::unknown() };
+    let findings: Vec<_> = index
+        .nodes
+        .in_order()
+        .map(|node| (node, question.obstacles(index, node, Without::default())))
+        .collect();
+    let refusals = refusals(index, question, shape, &findings);
+    let lasting = if findings.is_empty() {
+        Some("the cluster has no nodes: start one with `brig node`".to_owned())
+    } else {
+        too_large(index, shape)
+    };
+    let (status, message) = match lasting {
+        Some(text) => (text.clone(), text),
+        None => {
+            let status = no_node_fits(index, shape, &findings);
+            let enough = nearest::ways_out(index, question, shape, &findings);
+            let message = if enough.is_empty() {
+                status.clone()
+            } else {
+                format!("{status}; enough would be {}", enough.join(", or "))
+            };
+            (status, message)
+        }
+    };
+    Refused { reason: Reason::Unschedulable, status: cut(status), message: cut(message), refusals }
+}
+
+/// What was found on each node, by name.
+type Findings = Vec<(NodeSlot, Vec<Obstacle>)>;
+
 /// How many nodes each filter turned down, most first, each with its nearest miss.
-pub(crate) fn refusals(
-    shape: &Shape<'_>,
-    room: &Room<'_>,
-    verdicts: &[Result<i64, Obstacle>],
+fn refusals(
+    index: &Index,
+    question: &Question,
+    shape: &Shape,
+    findings: &Findings,
 ) -> Vec<Refusal> {
     let mut refusals: Vec<_> = Obstacle::ALL
         .into_iter()
         .filter_map(|obstacle| {
-            let nodes = turned_down(room, verdicts, obstacle).count();
-            let detail = nearest_miss(shape, room, verdicts, obstacle)?.detail;
-            let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-            Some(Refusal { filter: obstacle.name().to_owned(), nodes, detail: cut(detail) })
+            let turned_down: Vec<_> = findings
+                .iter()
+                .filter(|(_, found)| found.first() == Some(&obstacle))
+                .map(|(node, _)| *node)
+                .collect();
+            let nearest = nearest::nearest(index, shape, obstacle, &turned_down)?;
+            let detail = obstacle_detail(index, question, shape, obstacle, nearest);
+            let nodes = u32::try_from(turned_down.len()).unwrap_or(u32::MAX);
+            Some(Refusal { filter: obstacle.name().into(), nodes, detail: cut(detail) })
         })
         .collect();
     // Stable: the filters' order decides among equals.
@@ -48,77 +174,46 @@ pub(crate) fn refusals(
     refusals
 }
 
-/// The refusal of a shape that no node can take.
-pub(crate) fn refused(
-    shape: &Shape<'_>,
-    room: &Room<'_>,
-    verdicts: &[Result<i64, Obstacle>],
-    refusals: Vec<Refusal>,
-) -> Refused {
-    let reason = Reason::Unschedulable;
-    let lasting = if room.nodes.is_empty() {
-        Some("the cluster has no nodes: start one with `brig node`".to_owned())
-    } else {
-        too_large(shape, room)
-    };
-    let (status, message) = match lasting {
-        Some(text) => (text.clone(), text),
-        None => {
-            let status = no_node_fits(shape, room, verdicts);
-            let nearest = Obstacle::ALL
-                .into_iter()
-                .rev()
-                .find_map(|obstacle| nearest_miss(shape, room, verdicts, obstacle));
-            let message = match nearest {
-                Some(nearest) => format!("{status}; enough would be {}", nearest.enough),
-                None => status.clone(),
-            };
-            (status, message)
-        }
-    };
-    Refused { reason, status: cut(status), message: cut(message), refusals }
-}
-
 /// The refusal of a unit whose namespace, or one above it, has used up its quota.
-pub(crate) fn quota_refusal(shape: &Shape<'_>, quota: &Quota<'_>, room: &Room<'_>) -> Refused {
-    let resource = quota.short_resource(&shape.request, None).unwrap_or(Amount::Cpu);
-    let name = resource.name();
-    let wanted = resource.of(&shape.request);
-    let limit = resource.limit_in(quota.limit).unwrap_or(0);
-    let used = resource.of(&quota.used);
-    let namespace = quota.namespace;
+pub(crate) fn quota(index: &Index, request: &Vector, tenant: TenantId, short: Entry) -> Refused {
+    let row = index.tenants.get(tenant);
+    let name = name(index, short);
+    let wanted = request.of(short);
+    let limit = row.quota.as_ref().and_then(|quota| quota.of(short)).unwrap_or(0);
+    let used = row.used.of(short);
+    let namespace = &row.path;
     let status = if wanted > limit {
         format!(
             "asks for {}, but the whole quota of namespace `{namespace}` is {}: ask for less, or raise the quota",
-            resource.with_name(wanted),
-            resource.readable(limit)
+            with_name(index, short, wanted),
+            readable(short, limit)
         )
     } else {
         format!(
             "asks for {}, and the quota of namespace `{namespace}` ({}) is used up: it starts once others there have ended, or the quota is raised",
-            resource.with_name(wanted),
-            resource.readable(limit)
+            with_name(index, short, wanted),
+            readable(short, limit)
         )
     };
     let free = limit.saturating_sub(used);
     let raised = used.saturating_add(wanted);
     let mut message = format!(
         "{status}; {} of {} are in use; enough would be a quota of {}",
-        resource.readable(used),
-        resource.readable(limit),
-        resource.readable_up(raised)
+        readable(short, used),
+        readable(short, limit),
+        readable_up(short, raised)
     );
     if free > 0 {
-        message.push_str(&format!(" or a request of {}", resource.readable(free)));
+        message.push_str(&format!(" or a request of {}", readable(short, free)));
     }
     let detail = format!(
         "{name}: wanted {}, {} left of {} (namespace {namespace})",
-        resource.readable(wanted),
-        resource.readable(free),
-        resource.readable(limit)
+        readable(short, wanted),
+        readable(short, free),
+        readable(short, limit)
     );
-    let nodes = u32::try_from(room.nodes.len()).unwrap_or(u32::MAX);
-    let refusal = Refusal { filter: "quota".to_owned(), nodes, detail: cut(detail) };
+    let nodes = u32::try_from(index.nodes.count()).unwrap_or(u32::MAX);
+    let refusal = Refusal { filter: "quota".into(), nodes, detail: cut(detail) };
     Refused {
         reason: Reason::QuotaExceeded,
         status: cut(status),
@@ -127,209 +222,211 @@ pub(crate) fn quota_refusal(shape: &Shape<'_>, quota: &Quota<'_>, room: &Room<'_
     }
 }
 
-/// The node that one filter turned down by the least.
-struct NearestMiss {
-    /// What was missing.
-    detail: String,
-    /// What would have let it pass, as it goes on after "enough would be".
-    enough: String,
+/// The namespace has as many units on nodes as it may.
+pub(crate) fn too_many_units(index: &Index, tenant: TenantId) -> Refused {
+    let row = index.tenants.get(tenant);
+    let most = row.max_units.unwrap_or(0);
+    let text = format!(
+        "namespace `{}` has {most} units on nodes, the most that it may: it starts once others there have ended, or `max_units` is raised",
+        row.path
+    );
+    Refused::plain(Reason::QuotaExceeded, text)
 }
 
-fn turned_down<'r, 'a>(
-    room: &'r Room<'a>,
-    verdicts: &'r [Result<i64, Obstacle>],
-    obstacle: Obstacle,
-) -> impl Iterator<Item = &'r NodeRoom<'a>> {
-    let pairs = room.nodes.iter().zip(verdicts);
-    pairs.filter(move |(_, verdict)| **verdict == Err(obstacle)).map(|(node, _)| node)
-}
-
-fn nearest_miss(
-    shape: &Shape<'_>,
-    room: &Room<'_>,
-    verdicts: &[Result<i64, Obstacle>],
-    obstacle: Obstacle,
-) -> Option<NearestMiss> {
-    let mut nodes = turned_down(room, verdicts, obstacle);
-    // `min_by_key` takes the first of equals, and nodes come by name.
-    match obstacle {
-        Obstacle::Ready => nodes.next().map(|node| unreachable(node)),
-        Obstacle::Runtime => nodes.next().map(|node| lacks_runtime(shape, node)),
-        Obstacle::Attributes => {
-            nodes.min_by_key(|node| unmet(shape, node).count()).map(|node| differs(shape, node))
-        }
-        Obstacle::Ports => nodes.next().map(|node| port_taken(shape, node)),
-        Obstacle::Resources => {
-            nodes.min_by_key(|node| distance(shape, node)).map(|node| too_full(shape, node))
-        }
-    }
-}
-
-fn unreachable(room: &NodeRoom<'_>) -> NearestMiss {
-    let name = &room.node.name;
-    NearestMiss {
-        detail: format!("{name} is out of reach"),
-        enough: format!("that `{name}` comes back"),
-    }
-}
-
-fn lacks_runtime(shape: &Shape<'_>, room: &NodeRoom<'_>) -> NearestMiss {
-    let facts = &room.node.facts;
-    let missing = shape.runtimes.iter().filter(|runtime| !facts.runtimes.contains(runtime));
-    let missing = joined(missing.map(|runtime| runtime.as_str().to_owned()), "and");
-    NearestMiss {
-        detail: format!("{} can't run {missing}", room.node.name),
-        enough: format!("a node that can run {missing}"),
-    }
-}
-
-fn unmet<'s>(shape: &'s Shape<'_>, room: &'s NodeRoom<'_>) -> impl Iterator<Item = &'s Constraint> {
-    let attributes = &room.node.facts.attributes;
-    shape.constraints.iter().filter(move |constraint| !constraint.is_met_by(attributes))
-}
-
-fn differs(shape: &Shape<'_>, room: &NodeRoom<'_>) -> NearestMiss {
-    let name = &room.node.name;
-    let wanted = joined(unmet(shape, room).map(Constraint::to_string), "and");
-    let found = unmet(shape, room).map(|constraint| {
-        let attribute = &constraint.attribute;
-        match room.node.facts.attributes.get(attribute) {
-            Some(value) => format!("{attribute} is {value}"),
-            None => format!("it has no {attribute}"),
-        }
-    });
-    let found = joined(found, "and");
-    NearestMiss {
-        detail: format!("wanted {wanted}, but {found} ({name})"),
-        enough: format!(
-            "a node with {wanted} (on `{name}`, {found}), or a unit that does not ask for it"
-        ),
-    }
-}
-
-fn port_taken(shape: &Shape<'_>, room: &NodeRoom<'_>) -> NearestMiss {
-    let port = room.taken_port(&shape.ports, shape.service, None).unwrap_or(0);
-    let name = &room.node.name;
-    NearestMiss {
-        detail: format!("port {port} is taken ({name})"),
-        enough: format!("that the unit with port {port} on `{name}` ends, or another port"),
-    }
-}
-
-/// The resources of which a node has too little free: what, how much is free, how much is missing.
-fn shortages<'s>(
-    shape: &'s Shape<'_>,
-    room: &NodeRoom<'_>,
-) -> impl Iterator<Item = (Amount<'s>, u64, u64)> {
-    let free = room.free();
-    amounts(&shape.request).filter_map(move |(resource, wanted)| {
-        let free = resource.of(&free);
-        (wanted > free).then(|| (resource, free, wanted - free))
-    })
-}
-
-/// How far a node is from having room: first by how many resources are short, then by the largest missing part.
-fn distance(shape: &Shape<'_>, room: &NodeRoom<'_>) -> (usize, u128) {
-    let parts = shortages(shape, room).map(|(resource, _, missing)| {
-        u128::from(missing) * 1_000_000 / u128::from(resource.of(&shape.request)).max(1)
-    });
-    parts.fold((0, 0), |(count, largest), part| (count + 1, largest.max(part)))
-}
-
-fn too_full(shape: &Shape<'_>, room: &NodeRoom<'_>) -> NearestMiss {
-    let name = &room.node.name;
-    let details = shortages(shape, room).map(|(resource, free, _)| {
-        let wanted = resource.readable(resource.of(&shape.request));
-        format!("{}: wanted {wanted}, {} free", resource.name(), resource.readable(free))
-    });
-    let more = shortages(shape, room).map(|(resource, _, missing)| {
-        format!("{} more {}", resource.readable_up(missing), resource.name())
-    });
-    let mut enough = format!("{} free on `{name}`", joined(more, "and"));
-    if shortages(shape, room).all(|(_, free, _)| free > 0) {
-        let less = shortages(shape, room)
-            .map(|(resource, free, _)| format!("{} {}", resource.readable(free), resource.name()));
-        enough.push_str(&format!(", or a request of {}", joined(less, "and")));
-    }
-    NearestMiss { detail: format!("{} ({name})", joined(details, "and")), enough }
-}
-
-/// What to say when the shape is larger than any node that has the right runtimes and attributes.
-fn too_large(shape: &Shape<'_>, room: &Room<'_>) -> Option<String> {
-    let qualifies = |node: &&NodeRoom<'_>| {
-        let runtimes = &node.node.facts.runtimes;
-        shape.runtimes.iter().all(|runtime| runtimes.contains(runtime))
-            && unmet(shape, node).next().is_none()
+/// What it comes after is not there yet.
+pub(crate) fn waits_for(objects: &Objects, (namespace, kind, name): &OwnerKey) -> Refused {
+    let exists = match kind {
+        Kind::Job => objects.jobs.get(namespace).is_some_and(|names| names.contains_key(name)),
+        _ => objects.services.get(namespace).is_some_and(|names| names.contains_key(name)),
     };
-    let qualified: Vec<_> = room.nodes.iter().filter(qualifies).collect();
+    let text = match (kind, exists) {
+        (_, false) => format!("comes after {kind} `{name}`, which does not exist (yet)"),
+        (Kind::Job, true) => format!("comes after job `{name}`: it starts once that has succeeded"),
+        (_, true) => format!("comes after {kind} `{name}`: it starts once all units of it run"),
+    };
+    Refused::plain(Reason::DependencyWaits, text)
+}
+
+/// As many of its family run as may.
+pub(crate) fn family_full(family: &Concurrency) -> Refused {
+    let Concurrency { key, limit } = family;
+    let text = format!(
+        "{limit} units of family `{key}` are on nodes, the most that may be at a time: it starts once one of them has ended"
+    );
+    Refused::plain(Reason::ConcurrencyLimit, text)
+}
+
+/// Not all of the gang's units exist.
+pub(crate) fn gang_incomplete(gang: &Gang, present: usize) -> Refused {
+    let Gang { name, size } = gang;
+    let text = format!("waits for the rest of gang `{name}`: {present} of {size} units exist");
+    Refused::plain(Reason::GangWaits, text)
+}
+
+/// There is no room for the whole gang.
+pub(crate) fn gang_waits(gang: &Gang, fitting: usize, members: usize, cause: &Refused) -> Refused {
+    let name = &gang.name;
+    let status = format!("gang `{name}` starts once there is room for all of it; {}", cause.status);
+    let message =
+        format!("gang `{name}` waits: {fitting} of {members} fit now; the next {}", cause.message);
+    Refused {
+        reason: Reason::GangWaits,
+        status: cut(status),
+        message: cut(message),
+        refusals: cause.refusals.clone(),
+    }
+}
+
+/// Others leave for the gang.
+pub(crate) fn gang_promised(index: &Index, node: NodeSlot) -> Refused {
+    let node = node_name(index, node);
+    let text = format!("its gang starts once others have made room; its own place is on `{node}`");
+    Refused::plain(Reason::RoomPromised, text)
+}
+
+/// Others leave for it.
+pub(crate) fn promised(index: &Index, node: NodeSlot, leavers: &[UnitSlot]) -> Refused {
+    let node = node_name(index, node);
+    let mut names: Vec<_> =
+        leavers.iter().filter_map(|slot| Some(format!("`{}`", index.unit(*slot)?.name))).collect();
+    names.sort_unstable();
+    let more = names.len().saturating_sub(LISTED_MAX);
+    names.truncate(LISTED_MAX);
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    let text = match names.is_empty() {
+        true => format!("starts on `{node}`, where room was made for it"),
+        false => {
+            let leavers = joined(names.into_iter(), "and");
+            format!("starts on `{node}` once {leavers} made room for it there")
+        }
+    };
+    // Who is still leaving changes with each that has left, so the status does not name them.
+    let status = format!("starts on `{node}` once others have made room for it there");
+    Refused {
+        reason: Reason::RoomPromised,
+        status: cut(status),
+        message: cut(text),
+        refusals: Vec::new(),
+    }
+}
+
+/// For the event of a unit that is stopped for another.
+pub(crate) fn makes_room(unit: &Unit) -> String {
+    let Unit { name, namespace, template, .. } = unit;
+    format!(
+        "makes room for unit `{name}` of namespace `{namespace}` (priority {})",
+        template.priority
+    )
+}
+
+fn node_name(index: &Index, node: NodeSlot) -> &str {
+    index.nodes.get(node).map_or("", |node| node.name.as_str())
+}
+
+/// What to say when the shape is larger than any node that has the right properties.
+fn too_large(index: &Index, shape: &Shape) -> Option<String> {
+    let fixed = index.shapes.fixed(shape)?;
+    let is_wrong = |node: &NodeSlot| {
+        matches!(fixed.obstacles[*node], Some(Obstacle::Runtime | Obstacle::Attributes))
+    };
+    let qualified: Vec<_> = index.nodes.in_order().filter(|node| !is_wrong(node)).collect();
+    let asked = asked(index, &shape.request);
+    let capacity = |node: NodeSlot, entry: Entry| index.nodes.declared(node).of(entry);
     let is_large_enough =
-        |node: &&NodeRoom<'_>| shape.request.fits_in(&node.node.facts.allocatable);
+        |node: &NodeSlot| asked.iter().all(|(entry, wanted)| *wanted <= capacity(*node, *entry));
     if qualified.is_empty() || qualified.iter().any(is_large_enough) {
         return None;
     }
     let way_out = "ask for less, or add a larger node";
-    for (resource, wanted) in amounts(&shape.request) {
-        let capacity = |node: &NodeRoom<'_>| resource.of(&node.node.facts.allocatable);
+    for (entry, wanted) in &asked {
         let mut largest = *qualified.first()?;
         for node in &qualified {
-            if capacity(node) > capacity(largest) {
-                largest = node;
+            if capacity(*node, *entry) > capacity(largest, *entry) {
+                largest = *node;
             }
         }
-        if wanted > capacity(largest) {
-            let asked = resource.with_name(wanted);
-            return Some(if capacity(largest) == 0 {
-                let name = resource.name();
+        let most = capacity(largest, *entry);
+        if *wanted > most {
+            let asked = with_name(index, *entry, *wanted);
+            return Some(if most == 0 {
+                let name = name(index, *entry);
                 format!(
                     "asks for {asked}, but no node has any {name}: leave it out, or add a node with it"
                 )
             } else {
-                let most = resource.readable(capacity(largest));
-                let name = &largest.node.name;
+                let most = readable(*entry, most);
+                let name = node_name(index, largest);
                 format!("asks for {asked}, but the largest node (`{name}`) has {most}: {way_out}")
             });
         }
     }
-    let asked = amounts(&shape.request).filter(|(_, wanted)| *wanted > 0);
-    let asked = joined(asked.map(|(resource, wanted)| resource.with_name(wanted)), "and");
+    let asked = asked.iter().map(|(entry, wanted)| with_name(index, *entry, *wanted));
+    let asked = joined(asked, "and");
     Some(format!("asks for {asked}, which no single node has together: {way_out}"))
 }
 
 /// What every node lacks, without amounts that come and go.
-fn no_node_fits(shape: &Shape<'_>, room: &Room<'_>, verdicts: &[Result<i64, Obstacle>]) -> String {
-    let has = |obstacle| turned_down(room, verdicts, obstacle).next().is_some();
+fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
+    let first = |obstacle: Obstacle| {
+        findings.iter().filter(move |(_, found)| found.first() == Some(&obstacle))
+    };
+    let has = |obstacle| first(obstacle).next().is_some();
     let faults =
         Obstacle::ALL.into_iter().filter(|obstacle| has(*obstacle)).map(
             |obstacle| match obstacle {
                 Obstacle::Ready => "out of reach".to_owned(),
                 Obstacle::Runtime => {
-                    let runtimes = shape.runtimes.iter().map(|runtime| runtime.as_str().to_owned());
+                    let runtimes = index.shapes.runtimes(shape).iter();
+                    let runtimes = runtimes.map(|runtime| runtime.as_str().to_owned());
                     format!("unable to run {}", joined(runtimes, "and"))
                 }
                 Obstacle::Attributes => {
-                    let wanted = shape.constraints.iter().map(Constraint::to_string);
+                    let wanted = index.shapes.constraints(shape).iter().map(Constraint::to_string);
                     format!("without {}", joined(wanted, "and"))
+                }
+                Obstacle::Taints => "tainted".to_owned(),
+                Obstacle::Volumes => "without a directory that it mounts".to_owned(),
+                Obstacle::Ports if shape.ports.is_empty() => {
+                    "without a port to give away".to_owned()
                 }
                 Obstacle::Ports => {
                     let ports = shape.ports.iter().map(|port| port.port.to_string());
                     format!("using port {} already", joined(ports, "or"))
                 }
                 Obstacle::Resources => {
-                    let full = turned_down(room, verdicts, obstacle);
-                    let short: BTreeSet<_> = full
-                        .flat_map(|node| shortages(shape, node).map(|(resource, ..)| resource))
+                    let short: BTreeSet<_> = first(obstacle)
+                        .flat_map(|(node, _)| nearest::shortages(index, shape, *node))
+                        .map(|(entry, ..)| entry)
                         .collect();
-                    let names = short.iter().map(|resource| resource.name().to_owned());
-                    format!("short of {}", joined(names, "and"))
+                    let names =
+                        asked(index, &shape.request).into_iter().filter_map(|(entry, _)| {
+                            short.contains(&entry).then(|| name(index, entry).to_owned())
+                        });
+                    let names = joined(names, "and");
+                    if names.is_empty() {
+                        "short of whole devices".to_owned()
+                    } else {
+                        format!("short of {names}")
+                    }
+                }
+                Obstacle::Kept => "kept for a gang that waits".to_owned(),
+                Obstacle::Near => "far from the units that it must be near".to_owned(),
+                Obstacle::Away => "too near to units that it must be away from".to_owned(),
+                Obstacle::Spread => {
+                    "in a place that has its part of these units already".to_owned()
                 }
             },
         );
     let faults = joined(faults, "or");
-    let subject = if room.nodes.len() == 1 { "the only node" } else { "every node" };
-    let way_out = if has(Obstacle::Resources) || has(Obstacle::Ports) {
+    let subject = if findings.len() == 1 { "the only node" } else { "every node" };
+    let way_out = if has(Obstacle::Resources) || has(Obstacle::Ports) || has(Obstacle::Kept) {
         "it starts as soon as there is room"
     } else if has(Obstacle::Ready) {
         "it starts as soon as one that fits is back"
+    } else if has(Obstacle::Near) || has(Obstacle::Away) || has(Obstacle::Spread) {
+        "it starts as soon as others have moved, or a node that fits is added"
     } else {
         "change the unit, or add a node that fits"
     };
@@ -354,4 +451,22 @@ fn cut(mut text: String) -> String {
         text.push('…');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_round_number_are_cut() {
+        for (amount, text) in [
+            (64 << 20, "64Mi"),
+            (0, "0"),
+            ((23 << 30) + (512 << 20) + 4096, "23.5Gi"),
+            (u64::MAX, "16777215.9Ti"),
+            (1_234_567, "1.1Mi"),
+        ] {
+            assert_eq!(readable_bytes(amount, false), text);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   change feed ──▶ Model ──┐
-//!                           ├──▶ plan() = reconcile ▶ filter ▶ score ▶ place ──▶ Plan ──▶ (store commits it)
+//!                           ├──▶ plan() = reconcile ▶ queue ▶ filter ▶ score ▶ place ──▶ Plan ──▶ (store commits it)
 //!   now, silent nodes ──────┘
 //! ```
 //!
@@ -15,16 +15,24 @@ pub mod model;
 pub mod plan;
 pub mod reconcile;
 
+mod agenda;
+mod candidates;
 mod draft;
 mod explain;
-mod filter;
+mod gang;
+mod ground;
+mod index;
+mod judge;
 mod names;
+mod obstacle;
 mod place;
-mod room;
-mod score;
+mod preempt;
+mod queue;
+mod tournament;
+mod vector;
 
 pub use model::Model;
-pub use plan::{Decision, Moment, Plan, plan, preview, why};
+pub use plan::{Decision, Moment, Plan, plan, preview, why, why_on};
 
 #[cfg(test)]
 mod tests;

@@ -1,31 +1,101 @@
 //! The cluster as the scheduler sees it: every namespace, node, service, job and unit at one revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use brig_api::change::Change;
-use brig_api::object::{Job, Namespace, Node, Object, Service, Unit};
-use brig_api::{NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
+use brig_api::lifecycle::UnitState;
+use brig_api::object::{Job, Namespace, Node, Object, ObjectKey, Owner, Service, Unit};
+use brig_api::{Kind, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
 use serde::{Deserialize, Serialize};
 
+use crate::agenda::{Agenda, Concern};
+use crate::index::Index;
+
 /// The cluster at one revision. Kept up to date from the change feed; can be dumped and replayed.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(from = "Snapshot", into = "Snapshot")]
 pub struct Model {
     /// The newest revision in it.
     pub revision: Revision,
     /// The newest committed plan.
     pub plan: PlanSequence,
+    pub(crate) objects: Objects,
+    pub(crate) index: Index,
+    pub(crate) agenda: Agenda,
+}
+
+/// What is kept as it was stored, but for units and nodes, which the index keeps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Objects {
     /// By path.
     pub(crate) namespaces: BTreeMap<NamespacePath, Namespace>,
     /// By name.
-    pub(crate) nodes: BTreeMap<NodeName, Node>,
+    pub(crate) nodes: BTreeMap<NodeName, Arc<Node>>,
     /// By namespace, then name.
-    pub(crate) services: BTreeMap<NamespacePath, BTreeMap<ResourceName, Service>>,
+    pub(crate) services: BTreeMap<NamespacePath, BTreeMap<ResourceName, Arc<Service>>>,
     /// By namespace, then name.
-    pub(crate) jobs: BTreeMap<NamespacePath, BTreeMap<ResourceName, Job>>,
-    /// By id.
-    pub(crate) units: BTreeMap<UnitId, Arc<Unit>>,
+    pub(crate) jobs: BTreeMap<NamespacePath, BTreeMap<ResourceName, Arc<Job>>>,
 }
+
+/// A model written down: everything else in it follows from this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Snapshot {
+    revision: Revision,
+    plan: PlanSequence,
+    namespaces: Vec<Namespace>,
+    nodes: Vec<Arc<Node>>,
+    services: Vec<Arc<Service>>,
+    jobs: Vec<Arc<Job>>,
+    units: Vec<Arc<Unit>>,
+}
+
+impl From<Model> for Snapshot {
+    fn from(model: Model) -> Self {
+        Self {
+            revision: model.revision,
+            plan: model.plan,
+            namespaces: model.objects.namespaces.values().cloned().collect(),
+            nodes: model.objects.nodes.values().cloned().collect(),
+            services: model.objects.services.values().flat_map(BTreeMap::values).cloned().collect(),
+            jobs: model.objects.jobs.values().flat_map(BTreeMap::values).cloned().collect(),
+            units: model.index.units().cloned().collect(),
+        }
+    }
+}
+
+impl From<Snapshot> for Model {
+    fn from(snapshot: Snapshot) -> Self {
+        let mut model = Self::new(snapshot.revision, snapshot.plan, []);
+        for namespace in snapshot.namespaces {
+            model.put(Object::Namespace(namespace));
+        }
+        for node in snapshot.nodes {
+            model.node_put(node);
+        }
+        for service in snapshot.services {
+            model.service_put(service);
+        }
+        for job in snapshot.jobs {
+            model.job_put(job);
+        }
+        for unit in snapshot.units {
+            model.unit_put(unit);
+        }
+        model
+    }
+}
+
+/// Equal when they were made of equal objects; what reconcilers have looked at already is left out.
+impl PartialEq for Model {
+    fn eq(&self, other: &Self) -> bool {
+        (self.revision, self.plan, &self.objects) == (other.revision, other.plan, &other.objects)
+            && self.index.unit_count() == other.index.unit_count()
+            && self.index.units().eq(other.index.units())
+    }
+}
+
+impl Eq for Model {}
 
 impl Model {
     /// A model of these objects; kinds that the scheduler does not look at are left out.
@@ -54,108 +124,237 @@ impl Model {
 
     /// All namespaces, by path.
     pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
-        self.namespaces.values()
+        self.objects.namespaces.values()
     }
 
     /// All nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.values()
+        self.objects.nodes.values().map(|node| &**node)
     }
 
     /// The node of that name.
     #[must_use]
     pub fn node(&self, name: &NodeName) -> Option<&Node> {
-        self.nodes.get(name)
+        self.objects.nodes.get(name).map(|node| &**node)
     }
 
     /// All services, by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values().flat_map(BTreeMap::values)
+        self.objects.services.values().flat_map(BTreeMap::values).map(|service| &**service)
     }
 
     /// The service of that name.
     #[must_use]
     pub fn service(&self, namespace: &NamespacePath, name: &ResourceName) -> Option<&Service> {
-        self.services.get(namespace)?.get(name)
+        self.objects.services.get(namespace)?.get(name).map(|service| &**service)
     }
 
     /// All jobs, by namespace and name.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
-        self.jobs.values().flat_map(BTreeMap::values)
+        self.objects.jobs.values().flat_map(BTreeMap::values).map(|job| &**job)
     }
 
     /// The job of that name.
     #[must_use]
     pub fn job(&self, namespace: &NamespacePath, name: &ResourceName) -> Option<&Job> {
-        self.jobs.get(namespace)?.get(name)
+        self.objects.jobs.get(namespace)?.get(name).map(|job| &**job)
     }
 
     /// All units, by id.
     pub fn units(&self) -> impl Iterator<Item = &Unit> {
-        self.units.values().map(|unit| &**unit)
+        self.index.units().map(|unit| &**unit)
     }
 
     /// The unit of that id.
     #[must_use]
     pub fn unit(&self, id: &UnitId) -> Option<&Unit> {
-        self.units.get(id).map(|unit| &**unit)
+        self.index.unit(self.index.slot(id)?).map(|unit| &**unit)
     }
 
     /// How many units there are.
     #[must_use]
     pub fn unit_count(&self) -> usize {
-        self.units.len()
+        self.index.unit_count()
+    }
+
+    /// Looks at everything again in the next pass: for somebody who was told that a decision was left out.
+    pub fn doubt_everything(&mut self) {
+        let nodes = self.objects.nodes.keys().cloned().map(Concern::Node);
+        let services = self.services().map(|service| {
+            Concern::Service(service.spec.namespace.clone(), service.spec.name.clone())
+        });
+        let jobs =
+            self.jobs().map(|job| Concern::Job(job.spec.namespace.clone(), job.spec.name.clone()));
+        let units = self.units().map(|unit| Concern::Unit(unit.id.clone()));
+        let all: Vec<_> = nodes.chain(services).chain(jobs).chain(units).collect();
+        for concern in all {
+            self.agenda.add(concern);
+        }
+        self.index.hope_again();
     }
 
     /// Takes over an object as it is now.
     pub fn put(&mut self, object: Object) {
         match object {
             Object::Namespace(namespace) => {
-                self.namespaces.insert(namespace.spec.name.clone(), namespace);
+                self.index.namespace_put(&namespace);
+                self.objects.namespaces.insert(namespace.spec.name.clone(), namespace);
+                self.index.hope_again();
             }
-            Object::Node(node) => {
-                self.nodes.insert(node.name.clone(), node);
-            }
-            Object::Service(service) => {
-                let names = self.services.entry(service.spec.namespace.clone()).or_default();
-                names.insert(service.spec.name.clone(), service);
-            }
-            Object::Job(job) => {
-                let names = self.jobs.entry(job.spec.namespace.clone()).or_default();
-                names.insert(job.spec.name.clone(), job);
-            }
-            Object::Unit(unit) => {
-                self.units.insert(unit.id.clone(), Arc::new(*unit));
-            }
+            Object::Node(node) => self.node_put(Arc::new(node)),
+            Object::Service(service) => self.service_put(Arc::new(service)),
+            Object::Job(job) => self.job_put(Arc::new(job)),
+            Object::Unit(unit) => self.unit_put(Arc::new(*unit)),
             Object::Secret(_) | Object::Config(_) | Object::Artifact(_) => {}
         }
     }
 
-    fn remove(&mut self, key: &brig_api::object::ObjectKey) {
-        use brig_api::Kind;
-        let namespace = key.namespace.as_ref();
-        match key.kind {
-            Kind::Namespace => self.namespaces.retain(|path, _| path.as_str() != key.name),
-            Kind::Node => self.nodes.retain(|name, _| name.as_str() != key.name),
-            Kind::Service => {
-                if let Some(names) =
-                    namespace.and_then(|namespace| self.services.get_mut(namespace))
-                {
-                    names.retain(|name, _| name.as_str() != key.name);
+    fn node_put(&mut self, node: Arc<Node>) {
+        self.agenda.add(Concern::Node(node.name.clone()));
+        self.objects.nodes.insert(node.name.clone(), Arc::clone(&node));
+        self.index.node_put(node);
+        self.index.hope_again();
+    }
+
+    fn service_put(&mut self, service: Arc<Service>) {
+        let (namespace, name) = (service.spec.namespace.clone(), service.spec.name.clone());
+        self.agenda.add(Concern::Service(namespace.clone(), name.clone()));
+        self.objects.services.entry(namespace).or_default().insert(name, service);
+        self.index.hope_again();
+    }
+
+    fn job_put(&mut self, job: Arc<Job>) {
+        let (namespace, name) = (job.spec.namespace.clone(), job.spec.name.clone());
+        self.agenda.add(Concern::Job(namespace.clone(), name.clone()));
+        self.objects.jobs.entry(namespace).or_default().insert(name, job);
+    }
+
+    pub(crate) fn unit_put(&mut self, unit: Arc<Unit>) {
+        self.concern_unit(&unit);
+        // A unit that runs may let another one of its service be stopped.
+        if unit.status.state == UnitState::Running || unit.status.state.is_final() {
+            self.index.hope_again();
+        }
+        let id = unit.id.clone();
+        let old = self
+            .index
+            .slot(&id)
+            .and_then(|slot| self.index.unit(slot))
+            .map(|old| (old.node.clone(), old.status.state.is_on_node()));
+        if old.is_some_and(|(node, was_on)| {
+            was_on && (node != unit.node || !unit.status.state.is_on_node())
+        }) {
+            self.index.hope_again();
+        }
+        self.index.unit_put(unit);
+    }
+
+    fn concern_unit(&mut self, unit: &Unit) {
+        self.agenda.add(Concern::Unit(unit.id.clone()));
+        match &unit.owner {
+            Some(Owner::Service { name, .. }) => {
+                self.agenda.add(Concern::Service(unit.namespace.clone(), name.clone()));
+            }
+            Some(Owner::Job { name, .. }) => {
+                self.agenda.add(Concern::Job(unit.namespace.clone(), name.clone()));
+            }
+            None => {}
+        }
+    }
+
+    pub(crate) fn unit_remove(&mut self, id: &UnitId) {
+        let Some(slot) = self.index.slot(id) else { return };
+        if let Some(unit) = self.index.unit(slot).cloned() {
+            self.concern_unit(&unit);
+        }
+        self.index.unit_remove(slot);
+        self.index.hope_again();
+    }
+
+    pub(crate) fn service_remove(&mut self, namespace: &NamespacePath, name: &ResourceName) {
+        self.concern_units_of(namespace, Kind::Service, name);
+        if let Some(names) = self.objects.services.get_mut(namespace) {
+            names.remove(name);
+            if names.is_empty() {
+                self.objects.services.remove(namespace);
+            }
+        }
+    }
+
+    pub(crate) fn job_remove(&mut self, namespace: &NamespacePath, name: &ResourceName) {
+        self.concern_units_of(namespace, Kind::Job, name);
+        if let Some(names) = self.objects.jobs.get_mut(namespace) {
+            names.remove(name);
+            if names.is_empty() {
+                self.objects.jobs.remove(namespace);
+            }
+        }
+    }
+
+    /// Units whose service or job is gone are wanted no more.
+    fn concern_units_of(&mut self, namespace: &NamespacePath, kind: Kind, name: &ResourceName) {
+        let key = (namespace.clone(), kind, name.clone());
+        let ids: Vec<_> = self.index.units_of(&key).map(|(_, unit)| unit.id.clone()).collect();
+        for id in ids {
+            self.agenda.add(Concern::Unit(id));
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        match (key.kind, &key.namespace) {
+            (Kind::Namespace, _) => {
+                self.objects.namespaces.retain(|path, _| path.as_str() != key.name);
+                self.index.namespace_remove(&key.name);
+                self.index.hope_again();
+            }
+            (Kind::Node, _) => {
+                if let Ok(name) = NodeName::new(key.name.as_str()) {
+                    self.agenda.add(Concern::Node(name.clone()));
+                    self.objects.nodes.remove(&name);
+                    self.index.node_remove(&name);
                 }
             }
-            Kind::Job => {
-                if let Some(names) = namespace.and_then(|namespace| self.jobs.get_mut(namespace)) {
-                    names.retain(|name, _| name.as_str() != key.name);
+            (Kind::Service, Some(namespace)) => {
+                if let Ok(name) = ResourceName::new(key.name.as_str()) {
+                    self.service_remove(namespace, &name);
                 }
             }
-            Kind::Unit => {
-                let is_it = |unit: &Unit| {
-                    unit.name.as_str() == key.name && Some(&unit.namespace) == namespace
-                };
-                self.units.retain(|_, unit| !is_it(unit));
+            (Kind::Job, Some(namespace)) => {
+                if let Ok(name) = ResourceName::new(key.name.as_str()) {
+                    self.job_remove(namespace, &name);
+                }
             }
-            Kind::Secret | Kind::Config | Kind::Artifact => {}
+            (Kind::Unit, Some(namespace)) => {
+                let id = self.index.unit_named(namespace, &key.name).map(|unit| unit.id.clone());
+                if let Some(id) = id {
+                    self.unit_remove(&id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes which nodes are in touch. Those that came or went, and the services with units there, are looked at again.
+    pub(crate) fn listen(&mut self, silent: &BTreeSet<NodeName>) {
+        self.index.nodes.refresh_ranks();
+        let slots: Vec<_> = self.index.nodes.in_order().collect();
+        for slot in slots {
+            let Some(node) = self.index.nodes.get(slot) else { continue };
+            let is_ready = silent.is_empty() || !silent.contains(&node.name);
+            if self.index.nodes.is_ready[slot] == is_ready {
+                continue;
+            }
+            let name = node.name.clone();
+            self.index.nodes.is_ready[slot] = is_ready;
+            self.agenda.add(Concern::Node(name));
+            self.index.hope_again();
+            let units: Vec<_> = self.index.nodes.units[slot]
+                .iter()
+                .filter_map(|unit| self.index.unit(*unit).cloned())
+                .collect();
+            for unit in units {
+                self.concern_unit(&unit);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use brig_api::id::NAME_BYTES_MAX;
 use brig_api::object::Owner;
 use brig_api::{NamespacePath, ResourceName, UnitId};
 
-use crate::Model;
+use crate::index::Index;
 
 /// Letters of a suffix. Without vowels no words come about; without 0, 1, i, l and o nothing is misread.
 const SUFFIX_LETTERS: &[u8; 27] = b"bcdfghjkmnpqrstvwxyz2345678";
@@ -17,16 +17,14 @@ const TRIES_MAX: u64 = 64;
 
 /// The names that are taken.
 pub(crate) struct Names<'a> {
-    model: &'a Model,
-    /// Those of the model; filled with the first question, because most passes create nothing.
-    existing: Option<BTreeSet<(&'a NamespacePath, &'a str)>>,
+    index: &'a Index,
     created: BTreeSet<(NamespacePath, ResourceName)>,
 }
 
 impl<'a> Names<'a> {
     /// The names of the model's units.
-    pub(crate) fn new(model: &'a Model) -> Self {
-        Self { model, existing: None, created: BTreeSet::new() }
+    pub(crate) fn new(index: &'a Index) -> Self {
+        Self { index, created: BTreeSet::new() }
     }
 
     /// A free name for a new unit: `web-x7kqd` for a service, `report-3` for the first attempt at a job's index 3 and
@@ -52,12 +50,8 @@ impl<'a> Names<'a> {
         Some(name)
     }
 
-    fn is_taken(&mut self, namespace: &NamespacePath, name: &ResourceName) -> bool {
-        let model = self.model;
-        let existing = self.existing.get_or_insert_with(|| {
-            model.units().map(|unit| (&unit.namespace, unit.name.as_str())).collect()
-        });
-        existing.contains(&(namespace, name.as_str()))
+    fn is_taken(&self, namespace: &NamespacePath, name: &ResourceName) -> bool {
+        self.index.is_name_taken(namespace, name)
             || self.created.contains(&(namespace.clone(), name.clone()))
     }
 }
@@ -95,8 +89,8 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_labels_however_long_the_owner() {
-        let model = Model::default();
-        let mut names = Names::new(&model);
+        let index = Index::default();
+        let mut names = Names::new(&index);
         let namespace = NamespacePath::default_namespace();
         let owner =
             Owner::Service { name: ResourceName::new("x".repeat(63)).unwrap(), generation: 1 };
@@ -111,8 +105,8 @@ mod tests {
 
     #[test]
     fn a_jobs_units_are_named_by_index_and_retry() {
-        let model = Model::default();
-        let mut names = Names::new(&model);
+        let index = Index::default();
+        let mut names = Names::new(&index);
         let namespace = NamespacePath::default_namespace();
         let mut name = |attempt| {
             let name = ResourceName::new("report").unwrap();

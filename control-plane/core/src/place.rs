@@ -1,32 +1,52 @@
 //! Places pending units: in the queue's order, each on the best of the nodes that can take it.
 //!
-//! Units of equal shape share their filtering and scoring: a shape is evaluated on every node once, then only on the
-//! nodes that placements of this pass have changed. Within a pass room only shrinks, so a shape that was refused once
-//! stays refused.
+//! ```text
+//!   priority ▶ fair share ▶ age:   hold? ─▶ quota? ─▶ fits ─▶ placed
+//!                                                      │ no
+//!                                                      ├─▶ fits once others have left ─▶ room promised
+//!                                                      ├─▶ less important ones can go  ─▶ they stop, room promised
+//!                                                      └─▶ refused, and why
+//! ```
+//!
+//! Within a pass room only shrinks, so a shape that was refused once stays refused. Nothing here waits for anything: a unit
+//! that can't be placed holds up nobody behind it.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
-use brig_api::PlanSequence;
-use brig_api::explain::{Candidate, Explanation, Refusal, Verdict};
-use brig_api::object::{Unit, UnitStatus};
+use brig_api::explain::{Candidate as Told, Explanation, Refusal, Verdict};
+use brig_api::lifecycle::Reason;
+use brig_api::object::{Desired, Unit};
 use brig_api::placement::Grants;
+use brig_api::{Kind, NodeName, PlanSequence, UnitId};
 
+use crate::Decision;
+use crate::candidates::{Candidate, Counts, Search};
 use crate::explain::{self, Refused};
-use crate::filter::{Obstacle, Shape};
-use crate::room::{NodeRoom, Room};
-use crate::{Decision, score};
+use crate::ground::Ground;
+use crate::index::{Index, NodeSlot, ShapeId, UnitSlot};
+use crate::judge::{POLICY, Question, Without};
+use crate::model::Objects;
+use crate::obstacle::Obstacle;
+use crate::preempt::{Claimant, Disruptions, Hunt, standing};
+use crate::queue::Level;
+
+/// Searches that may keep trees at the same time: each takes some ten bytes for every node.
+const TREES_MAX: usize = 64;
 
 /// What placing decided.
+#[derive(Debug, Default)]
 pub(crate) struct Placements {
     /// In the queue's order.
     pub(crate) decisions: Vec<Decision>,
     /// One for each unit that was placed, or refused for another reason than before.
     pub(crate) explanations: Vec<Explanation>,
+    /// Shapes that could not be placed, with the priority at which that was so.
+    pub(crate) hopeless: Vec<(ShapeId, i32)>,
 }
 
 /// When and in which plan is decided.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     /// The plan.
     pub(crate) plan: PlanSequence,
@@ -34,221 +54,489 @@ pub(crate) struct Stamp {
     pub(crate) now_ms: i64,
 }
 
-/// Places the units of `queue`, which is in order.
-pub(crate) fn place<'a>(room: &mut Room<'a>, queue: &[&'a Unit], stamp: Stamp) -> Placements {
-    let mut shapes = BTreeMap::new();
-    let mut all: Vec<ShapeState<'a>> = Vec::new();
-    let mut changed_nodes = Vec::new();
-    let mut placements = Placements { decisions: Vec::new(), explanations: Vec::new() };
-    for unit in queue {
-        let shape = Shape::of(unit);
-        let position = *shapes.entry(shape.key()).or_insert_with(|| {
-            all.push(ShapeState::new(shape));
-            all.len() - 1
-        });
-        let Some(state) = all.get_mut(position) else { continue };
-        let quota = room.exceeded_quota(&unit.namespace, &state.shape.request, None);
-        if let Some(quota) = quota {
-            let refused = explain::quota_refusal(&state.shape, quota, room);
-            placements.refuse(unit, &refused, room, stamp);
-            continue;
-        }
-        state.catch_up(room, &changed_nodes);
-        match state.best() {
-            Some(best) => {
-                placements.accept(unit, state, best, room, stamp);
-                room.place(best, unit, &state.shape.request);
-                changed_nodes.push(best);
-            }
-            None => {
-                let refused = state.refusal(room);
-                placements.refuse(unit, refused, room, stamp);
-            }
-        }
-    }
-    placements
+/// Whose shape, and whether it may use what is kept for a gang.
+type SearchKey = (ShapeId, bool);
+
+/// One pass over the queue.
+pub(crate) struct Placing<'p, 'm> {
+    pub(crate) ground: &'p mut Ground<'m>,
+    pub(crate) objects: &'p Objects,
+    pub(crate) stamp: Stamp,
+    ended: &'p BTreeSet<UnitId>,
+    searches: BTreeMap<SearchKey, Search>,
+    trees: VecDeque<SearchKey>,
+    refused: BTreeMap<SearchKey, Arc<Refused>>,
+    hunts: BTreeMap<(SearchKey, Claimant), Hunt>,
+    hopeless_hunts: BTreeSet<(SearchKey, Claimant)>,
+    pub(crate) disruptions: Disruptions,
+    readiness: BTreeMap<crate::index::OwnerKey, bool>,
+    pub(crate) gangs_seen: BTreeSet<(brig_api::NamespacePath, brig_api::ResourceName)>,
+    /// Room is kept for a gang until then; without a time, nobody knows when it will be.
+    pub(crate) kept_until_ms: Option<Option<i64>>,
+    pub(crate) found: Placements,
 }
 
-impl Placements {
-    fn accept(
-        &mut self,
-        unit: &Unit,
-        state: &mut ShapeState<'_>,
-        best: usize,
-        room: &Room<'_>,
+/// What became of one unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It has a node; usage has changed.
+    Placed,
+    /// It waits.
+    Waits,
+}
+
+impl<'p, 'm> Placing<'p, 'm> {
+    pub(crate) fn new(
+        ground: &'p mut Ground<'m>,
+        objects: &'p Objects,
         stamp: Stamp,
-    ) {
-        let Some(node) = room.nodes.get(best) else { return };
-        let runner_up = state.runner_up().and_then(|(total, position)| {
-            let node = room.nodes.get(position)?;
-            let scores = score::scores(&state.shape.request, node);
-            Some(Candidate { node: node.node.name.clone(), scores, total })
-        });
-        let name = node.node.name.clone();
-        self.decisions.push(Decision::UnitPlace {
-            unit: unit.id.clone(),
-            node: name.clone(),
-            grants: Grants::default(),
-        });
-        let verdict = Verdict::Placed {
-            node: name,
-            scores: score::scores(&state.shape.request, node),
-            total: score::total(&state.shape.request, node),
-            next: runner_up.into_iter().collect(),
-            preempted: Vec::new(),
-        };
-        let refusals = state.refusals(room).to_vec();
-        self.explain(unit, room, stamp, verdict, refusals);
+        ended: &'p BTreeSet<UnitId>,
+    ) -> Self {
+        Self {
+            ground,
+            objects,
+            stamp,
+            ended,
+            searches: BTreeMap::new(),
+            trees: VecDeque::new(),
+            refused: BTreeMap::new(),
+            hunts: BTreeMap::new(),
+            hopeless_hunts: BTreeSet::new(),
+            disruptions: Disruptions::default(),
+            readiness: BTreeMap::new(),
+            gangs_seen: BTreeSet::new(),
+            kept_until_ms: None,
+            found: Placements::default(),
+        }
     }
 
-    fn refuse(&mut self, unit: &Unit, refused: &Refused, room: &Room<'_>, stamp: Stamp) {
+    /// Considers every unit that waits.
+    pub(crate) fn run(mut self) -> Placements {
+        for (_, units) in self.levels() {
+            self.promise_again(&units);
+            let total = self.ground.index.nodes.total.clone();
+            let mut level = Level::new(units, &self.ground.index.tenants, &total);
+            while let Some(unit) = level.next(&self.ground.index.tenants) {
+                if self.consider(unit) == Fate::Placed
+                    && let Some(entry) = self.ground.index.entry(unit)
+                {
+                    level.changed(entry.tenant, &self.ground.index.tenants);
+                }
+            }
+        }
+        self.found
+    }
+
+    /// Units by priority, highest first, then by namespace, then by age.
+    fn levels(&self) -> Vec<(i32, BTreeMap<usize, VecDeque<UnitSlot>>)> {
+        let mut levels: Vec<(i32, BTreeMap<usize, VecDeque<UnitSlot>>)> = Vec::new();
+        for ((priority, ..), slot) in &self.ground.index.pending {
+            let Some(entry) = self.ground.index.entry(*slot) else { continue };
+            if self.ended.contains(&entry.unit.id) {
+                continue;
+            }
+            if levels.last().is_none_or(|(last, _)| *last != priority.0) {
+                levels.push((priority.0, BTreeMap::new()));
+            }
+            if let Some((_, units)) = levels.last_mut() {
+                units.entry(entry.tenant).or_default().push_back(*slot);
+            }
+        }
+        levels
+    }
+
+    /// Room that earlier passes promised stays promised, before units of the same priority are considered.
+    fn promise_again(&mut self, units: &BTreeMap<usize, VecDeque<UnitSlot>>) {
+        for slot in units.values().flatten() {
+            let node = self.ground.index.unit(*slot).and_then(|unit| unit.promised.as_ref());
+            let node = node.and_then(|node| self.ground.index.nodes.slot(node));
+            if let Some(node) = node {
+                self.ground.promise(*slot, node);
+            }
+        }
+    }
+
+    fn consider(&mut self, slot: UnitSlot) -> Fate {
+        let Some(unit) = self.ground.index.unit(slot).cloned() else { return Fate::Waits };
+        if unit.template.gang.is_some() {
+            if let Some(fate) = self.consider_gang(slot, &unit) {
+                return fate;
+            }
+        }
+        if let Some(refused) = self.in_the_way(slot, &unit) {
+            self.ground.lift_promise(slot);
+            self.refuse(&unit, &refused, None);
+            return Fate::Waits;
+        }
+        let promised = self.ground.lift_promise(slot);
+        if promised.is_none() && self.is_known_hopeless(slot, &unit) {
+            return Fate::Waits;
+        }
+        if let Some((best, told, counts)) = self.find(slot, &unit) {
+            self.accept(slot, &unit, best, &told, counts);
+            return Fate::Placed;
+        }
+        if let Some(node) = promised
+            && self.fits_once_free(slot, &unit, node)
+        {
+            self.ground.promise(slot, node);
+            let refused = explain::promised(self.ground.index, node, &self.leavers(node));
+            self.refuse(&unit, &refused, Some(node));
+            return Fate::Waits;
+        }
+        if let Some((node, victims)) = self.hunt(slot, &unit) {
+            self.stop(&victims, &unit);
+            self.ground.promise(slot, node);
+            let refused = explain::promised(self.ground.index, node, &victims);
+            self.refuse(&unit, &refused, Some(node));
+            return Fate::Waits;
+        }
+        let refused = self.refusal(slot, &unit);
+        self.refuse(&unit, &refused, None);
+        if let Some(entry) = self.ground.index.entry(slot)
+            && promised.is_none()
+            && self.kept_until_ms.is_none()
+        {
+            self.found.hopeless.push((entry.shape, standing(&unit)));
+        }
+        Fate::Waits
+    }
+
+    /// Was the shape refused before, and has nothing happened since that could help? Then the unit's status says so already.
+    fn is_known_hopeless(&self, slot: UnitSlot, unit: &Unit) -> bool {
+        unit.status.reason == Some(Reason::Unschedulable)
+            && unit.promised.is_none()
+            && self.ground.index.is_still_hopeless(slot, standing(unit))
+    }
+
+    /// What keeps the unit from being considered at all: what it comes after, its family, its namespace's quota.
+    pub(crate) fn in_the_way(&mut self, slot: UnitSlot, unit: &Unit) -> Option<Arc<Refused>> {
+        for dependency in &unit.template.after {
+            let (kind, name) = match (&dependency.service, &dependency.job) {
+                (Some(service), _) => (Kind::Service, service),
+                (None, Some(job)) => (Kind::Job, job),
+                (None, None) => continue,
+            };
+            let key = (unit.namespace.clone(), kind, name.clone());
+            let is_there = match self.readiness.get(&key) {
+                Some(known) => *known,
+                None => {
+                    let is_there = is_there(self.ground.index, self.objects, &key);
+                    self.readiness.insert(key.clone(), is_there);
+                    is_there
+                }
+            };
+            if !is_there {
+                return Some(Arc::new(explain::waits_for(self.objects, &key)));
+            }
+        }
+        if let Some(family) = &unit.template.concurrency {
+            let key = (unit.namespace.clone(), family.key.clone());
+            let running = self.ground.index.families.get(&key).copied().unwrap_or(0);
+            if running >= family.limit {
+                return Some(Arc::new(explain::family_full(family)));
+            }
+        }
+        let entry = self.ground.index.entry(slot)?;
+        if let Some(full) = self.ground.index.tenants.full(entry.tenant) {
+            return Some(Arc::new(explain::too_many_units(self.ground.index, full)));
+        }
+        let request = self.ground.index.request(slot)?;
+        let (tenant, short) = self.ground.index.tenants.exceeded(entry.tenant, request, None)?;
+        Some(Arc::new(explain::quota(self.ground.index, request, tenant, short)))
+    }
+
+    pub(crate) fn search_key(&self, slot: UnitSlot, unit: &Unit) -> Option<SearchKey> {
+        let shape = self.ground.index.entry(slot)?.shape;
+        let ends_ms = unit
+            .template
+            .max_run_ms
+            .and_then(|run_ms| self.stamp.now_ms.checked_add(i64::try_from(run_ms).ok()?));
+        let is_short = match (self.kept_until_ms, ends_ms) {
+            (Some(Some(until_ms)), Some(ends_ms)) => ends_ms <= until_ms,
+            _ => false,
+        };
+        Some((shape, is_short))
+    }
+
+    /// The best node for the unit now, what to tell about it and the next best, and how many each filter turned down.
+    pub(crate) fn find(
+        &mut self,
+        slot: UnitSlot,
+        unit: &Unit,
+    ) -> Option<(NodeSlot, Vec<Candidate>, Counts)> {
+        let key = self.search_key(slot, unit)?;
+        if self.refused.contains_key(&key) {
+            return None;
+        }
+        let index = &*self.ground.index;
+        let search = self.searches.entry(key).or_insert_with(|| Search::new(index, key.0, key.1));
+        let (found, counts) = search.best(index, &self.ground.changes);
+        let best = found.first().map(|best| (best.node, found.clone(), counts));
+        self.keep_few_trees(key);
+        best
+    }
+
+    fn keep_few_trees(&mut self, key: SearchKey) {
+        if self.trees.back() == Some(&key) {
+            return;
+        }
+        if self.searches.len() <= TREES_MAX {
+            return;
+        }
+        self.trees.retain(|other| *other != key);
+        self.trees.push_back(key);
+        if self.trees.len() > TREES_MAX
+            && let Some(oldest) = self.trees.pop_front()
+            && let Some(search) = self.searches.get_mut(&oldest)
+        {
+            search.shrink();
+        }
+    }
+
+    /// Everything that comes with the node: ports and devices.
+    pub(crate) fn grants(&self, slot: UnitSlot, node: NodeSlot) -> Grants {
+        let index = &*self.ground.index;
+        let shape = index.entry(slot).and_then(|entry| index.shapes.get(entry.shape));
+        let Some(shape) = shape else { return Grants::default() };
+        let ports = match shape.open_ports {
+            0 => Vec::new(),
+            count => index.nodes.open_ports(node, count, &shape.ports).unwrap_or_default(),
+        };
+        let devices = match shape.request.scalars.is_empty() {
+            true => BTreeMap::new(),
+            false => index
+                .nodes
+                .choose_devices(node, &shape.request)
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|(_, devices)| !devices.is_empty())
+                .map(|(id, devices)| (index.scalars.name(id).to_owned(), devices))
+                .collect(),
+        };
+        Grants { ports, devices }
+    }
+
+    pub(crate) fn accept(
+        &mut self,
+        slot: UnitSlot,
+        unit: &Unit,
+        node: NodeSlot,
+        found: &[Candidate],
+        counts: Counts,
+    ) {
+        let grants = self.grants(slot, node);
+        let Some(name) = self.node_name(node) else { return };
+        let verdict = self.verdict(slot, unit, &name, found);
+        self.ground.place(slot, node, grants.clone());
+        self.found.decisions.push(Decision::UnitPlace {
+            unit: unit.id.clone(),
+            node: name,
+            grants,
+        });
+        self.explain(unit, verdict, turned_down(&counts));
+    }
+
+    pub(crate) fn node_name(&self, node: NodeSlot) -> Option<NodeName> {
+        self.ground.index.nodes.get(node).map(|node| node.name.clone())
+    }
+
+    /// To be asked for before the unit is placed: its own room would be counted otherwise.
+    pub(crate) fn verdict(
+        &self,
+        slot: UnitSlot,
+        unit: &Unit,
+        name: &NodeName,
+        found: &[Candidate],
+    ) -> Verdict {
+        let index = &*self.ground.index;
+        let key = self.search_key(slot, unit);
+        let search = key.and_then(|key| self.searches.get(&key));
+        let tell = |candidate: &Candidate| {
+            let node = index.nodes.get(candidate.node)?.name.clone();
+            let scores = search?.question.scores(index, candidate.node);
+            Some(Told { node, scores, total: candidate.score })
+        };
+        let mut told: VecDeque<_> = found.iter().filter_map(tell).collect();
+        let winner = told.pop_front();
+        let (scores, total) = winner.map_or((Vec::new(), 0), |won| (won.scores, won.total));
+        Verdict::Placed { node: name.clone(), scores, total, next: told.into() }
+    }
+
+    pub(crate) fn is_ended(&self, unit: &Unit) -> bool {
+        self.ended.contains(&unit.id)
+    }
+
+    pub(crate) fn fits_once_free(&self, slot: UnitSlot, unit: &Unit, node: NodeSlot) -> bool {
+        let Some((shape, is_short)) = self.search_key(slot, unit) else { return false };
+        let question = Question::new(self.ground.index, shape, is_short);
+        let without = Without { units: &[], leavers: true };
+        question.obstacles(self.ground.index, node, without).is_empty()
+    }
+
+    fn leavers(&self, node: NodeSlot) -> Vec<UnitSlot> {
+        let index = &*self.ground.index;
+        let is_leaving = |slot: &UnitSlot| index.entry(*slot).is_some_and(|entry| entry.is_leaving);
+        index.nodes.units[node].iter().copied().filter(is_leaving).collect()
+    }
+
+    /// Who would have to go for the unit, and where.
+    pub(crate) fn hunt(
+        &mut self,
+        slot: UnitSlot,
+        unit: &Unit,
+    ) -> Option<(NodeSlot, Vec<UnitSlot>)> {
+        if unit.template.revocable {
+            return None;
+        }
+        let key = self.search_key(slot, unit)?;
+        let index = &*self.ground.index;
+        let tenant = index.entry(slot)?.tenant;
+        let request = index.request(slot)?;
+        let guarantor = index.tenants.guarantor(tenant, request);
+        let claimant = Claimant { priority: unit.template.priority, guarantor };
+        let hunt_key = (key, claimant);
+        if self.hopeless_hunts.contains(&hunt_key) {
+            return None;
+        }
+        let hunt = self
+            .hunts
+            .entry(hunt_key)
+            .or_insert_with(|| Hunt::new(Question::new(index, key.0, key.1), claimant));
+        let found = hunt.best(index, self.objects, &mut self.disruptions, &self.ground.changes);
+        if found.is_none() {
+            self.hopeless_hunts.insert(hunt_key);
+        }
+        found
+    }
+
+    /// Tells units to stop for `unit`.
+    pub(crate) fn stop(&mut self, victims: &[UnitSlot], unit: &Unit) {
+        for slot in victims {
+            let Some(victim) = self.ground.index.unit(*slot).cloned() else { continue };
+            self.disruptions.stopped(self.ground.index, &victim);
+            self.ground.set_leaving(*slot);
+            // A job counts its units, also those that were stopped; a unit on its own stays to be seen.
+            let desired = match &victim.owner {
+                Some(owner) if owner.kind() == Kind::Service => Desired::Remove,
+                _ => Desired::Stop,
+            };
+            self.found.decisions.push(Decision::UnitStop {
+                unit: victim.id.clone(),
+                desired,
+                reason: Reason::Preempted,
+                message: Some(explain::makes_room(unit)),
+            });
+        }
+    }
+
+    /// Why the shape can't be placed.
+    pub(crate) fn refusal(&mut self, slot: UnitSlot, unit: &Unit) -> Arc<Refused> {
+        let Some(key) = self.search_key(slot, unit) else { return Arc::new(Refused::unknown()) };
+        if let Some(known) = self.refused.get(&key) {
+            return Arc::clone(known);
+        }
+        let question = match self.searches.get(&key) {
+            Some(search) => search.question.clone(),
+            None => Question::new(self.ground.index, key.0, key.1),
+        };
+        let refused = Arc::new(explain::refused(self.ground.index, &question));
+        self.refused.insert(key, Arc::clone(&refused));
+        refused
+    }
+
+    /// Forgets refusals that were found while more was charged than now.
+    pub(crate) fn forget_refusals(&mut self) {
+        self.refused.clear();
+        self.hopeless_hunts.clear();
+    }
+
+    pub(crate) fn refuse(&mut self, unit: &Unit, refused: &Refused, promised: Option<NodeSlot>) {
+        let promised = promised.and_then(|node| self.node_name(node));
         let is_known = unit.status.reason == Some(refused.reason)
-            && unit.status.message.as_ref() == Some(&refused.status);
+            && unit.status.message.as_ref() == Some(&refused.status)
+            && unit.promised == promised;
         if is_known {
             return;
         }
-        self.decisions.push(Decision::UnitRefuse {
+        self.found.decisions.push(Decision::UnitRefuse {
             unit: unit.id.clone(),
             reason: refused.reason,
             message: refused.status.clone(),
-            promised: None,
+            promised,
         });
         let verdict = Verdict::Refused { message: refused.message.clone() };
-        self.explain(unit, room, stamp, verdict, refused.refusals.clone());
+        self.explain(unit, verdict, refused.refusals.clone());
     }
 
-    fn explain(
-        &mut self,
-        unit: &Unit,
-        room: &Room<'_>,
-        stamp: Stamp,
-        verdict: Verdict,
-        refusals: Vec<Refusal>,
-    ) {
-        self.explanations.push(Explanation {
+    fn explain(&mut self, unit: &Unit, verdict: Verdict, refusals: Vec<Refusal>) {
+        let nodes = self.ground.index.nodes.count();
+        self.found.explanations.push(Explanation {
             unit: unit.id.clone(),
-            plan: stamp.plan,
-            decided_ms: stamp.now_ms,
-            policy: "bin-packing/1".to_owned(),
-            nodes: u32::try_from(room.nodes.len()).unwrap_or(u32::MAX),
+            plan: self.stamp.plan,
+            decided_ms: self.stamp.now_ms,
+            nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
+            policy: POLICY.into(),
             verdict,
             refusals,
         });
     }
-}
 
-/// Why `unit` would be placed or refused now, as if it were the only one in the queue.
-pub(crate) fn judge(room: &Room<'_>, unit: &Unit, stamp: Stamp) -> Option<Explanation> {
-    let mut placements = Placements { decisions: Vec::new(), explanations: Vec::new() };
-    let mut state = ShapeState::new(Shape::of(unit));
-    let fresh = Unit { status: UnitStatus::default(), ..unit.clone() };
-    if let Some(quota) = room.exceeded_quota(&unit.namespace, &state.shape.request, None) {
-        let refused = explain::quota_refusal(&state.shape, quota, room);
-        placements.refuse(&fresh, &refused, room, stamp);
-    } else {
-        state.catch_up(room, &[]);
-        match state.best() {
-            Some(best) => placements.accept(&fresh, &mut state, best, room, stamp),
-            None => placements.refuse(&fresh, state.refusal(room), room, stamp),
-        }
-    }
-    placements.explanations.pop()
-}
-
-/// One shape, and what is known about every node for it.
-pub(crate) struct ShapeState<'a> {
-    shape: Shape<'a>,
-    /// For each node what is in the way, or its total score. Empty before the first use.
-    verdicts: Vec<Result<i64, Obstacle>>,
-    /// The nodes that can take it: highest total first, then by name.
-    ranking: BTreeSet<(Reverse<i64>, usize)>,
-    /// How many of the pass's placements `verdicts` has seen.
-    seen: usize,
-    /// The explanation of what is in the way; None when `verdicts` has changed in that since.
-    refusals: Option<Vec<Refusal>>,
-    refused: Option<Refused>,
-}
-
-impl<'a> ShapeState<'a> {
-    fn new(shape: Shape<'a>) -> Self {
-        Self {
-            shape,
-            verdicts: Vec::new(),
-            ranking: BTreeSet::new(),
-            seen: 0,
-            refusals: None,
-            refused: None,
-        }
-    }
-
-    /// Takes in the placements since the last use; everything anew where that is less work.
-    fn catch_up(&mut self, room: &Room<'_>, changed_nodes: &[usize]) {
-        let unseen = changed_nodes.get(self.seen..).unwrap_or_default();
-        if self.verdicts.is_empty() || unseen.len() > room.nodes.len() {
-            let shape = &self.shape;
-            self.verdicts = room.nodes.iter().map(|node| verdict(shape, node)).collect();
-            let verdicts = self.verdicts.iter().enumerate();
-            self.ranking = verdicts
-                .filter_map(|(position, verdict)| Some((Reverse((*verdict).ok()?), position)))
-                .collect();
-            self.refusals = None;
+    /// Why `slot` would be placed or refused now, as if it were the only one in the queue.
+    pub(crate) fn judge(mut self, slot: UnitSlot) -> Option<Explanation> {
+        let unit = self.ground.index.unit(slot)?.clone();
+        let mut fresh = (*unit).clone();
+        fresh.status = brig_api::object::UnitStatus::default();
+        if let Some(refused) = self.in_the_way(slot, &fresh) {
+            self.refuse(&fresh, &refused, None);
+        } else if let Some((best, found, counts)) = self.find(slot, &fresh) {
+            self.accept(slot, &fresh, best, &found, counts);
         } else {
-            for position in unseen {
-                self.reconsider(room, *position);
-            }
+            let refused = self.refusal(slot, &fresh);
+            self.refuse(&fresh, &refused, None);
         }
-        self.seen = changed_nodes.len();
-    }
-
-    fn reconsider(&mut self, room: &Room<'_>, position: usize) {
-        let (Some(old), Some(node)) = (self.verdicts.get_mut(position), room.nodes.get(position))
-        else {
-            return;
-        };
-        let new = verdict(&self.shape, node);
-        let old = std::mem::replace(old, new);
-        if let Ok(total) = old {
-            self.ranking.remove(&(Reverse(total), position));
-        }
-        match new {
-            Ok(total) => {
-                self.ranking.insert((Reverse(total), position));
-            }
-            Err(_) => self.refusals = None,
-        }
-    }
-
-    fn best(&self) -> Option<usize> {
-        self.ranking.first().map(|(_, position)| *position)
-    }
-
-    fn runner_up(&self) -> Option<(i64, usize)> {
-        self.ranking.iter().nth(1).map(|(Reverse(total), position)| (*total, *position))
-    }
-
-    fn refusals(&mut self, room: &Room<'_>) -> &[Refusal] {
-        let (shape, verdicts) = (&self.shape, &self.verdicts);
-        self.refusals.get_or_insert_with(|| explain::refusals(shape, room, verdicts))
-    }
-
-    /// The refusal of a shape that fits nowhere.
-    fn refusal(&mut self, room: &Room<'_>) -> &Refused {
-        let refusals = self.refusals(room).to_vec();
-        let (shape, verdicts) = (&self.shape, &self.verdicts);
-        self.refused.get_or_insert_with(|| explain::refused(shape, room, verdicts, refusals))
+        self.found.explanations.pop()
     }
 }
 
-fn verdict(shape: &Shape<'_>, node: &NodeRoom<'_>) -> Result<i64, Obstacle> {
-    match shape.obstacle_on(node) {
-        Some(obstacle) => Err(obstacle),
-        None => Ok(score::total(&shape.request, node)),
-    }
+/// How many nodes each filter turned down, without more: nobody asks why a placed unit is not elsewhere, and if somebody
+/// does, `brig why --node` looks.
+fn turned_down(counts: &Counts) -> Vec<Refusal> {
+    let mut refusals: Vec<_> = Obstacle::ALL
+        .into_iter()
+        .zip(counts)
+        .filter(|(_, nodes)| **nodes > 0)
+        .map(|(obstacle, nodes)| Refusal {
+            filter: obstacle.name().into(),
+            nodes: *nodes,
+            detail: String::new(),
+        })
+        .collect();
+    refusals.sort_by_key(|refusal| std::cmp::Reverse(refusal.nodes));
+    refusals
 }
 
-/// The order in which pending units are considered: priority, then age, then id.
-pub(crate) fn queue_order(unit: &Unit) -> (Reverse<i32>, i64, usize, &str) {
-    // Of two ids of the same form the shorter has the smaller number.
-    let id = unit.id.as_str();
-    (Reverse(unit.template.priority), unit.meta.created_ms, id.len(), id)
+/// Does what a unit comes after exist, and is it ready (a service) or has it succeeded (a job)?
+fn is_there(index: &Index, objects: &Objects, key: &crate::index::OwnerKey) -> bool {
+    let (namespace, kind, name) = key;
+    match kind {
+        Kind::Job => {
+            let job = objects.jobs.get(namespace).and_then(|names| names.get(name));
+            job.is_some_and(|job| job.state == brig_api::object::JobState::Succeeded)
+        }
+        _ => {
+            let service = objects.services.get(namespace).and_then(|names| names.get(name));
+            service.is_some_and(|service| {
+                let running = index.units_of(key).filter(|(_, unit)| {
+                    let node = unit.node.as_ref().and_then(|node| index.nodes.slot(node));
+                    unit.status.state == brig_api::lifecycle::UnitState::Running
+                        && unit.desired == Desired::Run
+                        && crate::index::generation(unit) == Some(service.generation)
+                        && node.is_some_and(|node| index.nodes.is_ready[node])
+                });
+                let running = u32::try_from(running.count()).unwrap_or(u32::MAX);
+                !service.is_deleting && running >= service.spec.replicas
+            })
+        }
+    }
 }

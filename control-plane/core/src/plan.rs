@@ -1,8 +1,9 @@
 //! One pass: from the model and the moment to the decisions, and what decisions there are.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use brig_api::explain::Explanation;
+use brig_api::explain::{Explanation, NodeFit, NodeObstacle, NodeVerdict};
 use brig_api::lifecycle::Reason;
 use brig_api::object::{Desired, JobState, NodeState, Object, Unit};
 use brig_api::placement::Grants;
@@ -11,37 +12,52 @@ use serde::{Deserialize, Serialize};
 
 use crate::Model;
 use crate::draft::Draft;
-use crate::place::{self, Stamp};
+use crate::explain::obstacle_detail;
+use crate::ground::Ground;
+use crate::index::is_waiting;
+use crate::judge::{Question, Without};
+use crate::place::{Placing, Stamp};
 use crate::reconcile::reconcile;
-use crate::room::Room;
 
 /// Decides what is to happen now: a function of its arguments and nothing else. On a settled cluster the plan is empty.
+///
+/// Of the model only the notes change on what was looked at already, so that the next pass need not do it again: until the
+/// plan was committed and came back with the change feed, another pass on the same model does not decide the same again.
+/// A model whose plan was not committed must be made anew.
 #[must_use]
-pub fn plan(model: &Model, moment: &Moment) -> Plan {
+pub fn plan(model: &mut Model, moment: &Moment) -> Plan {
     let span = tracing::debug_span!("plan", model.revision = model.revision.0);
     let _entered = span.entered();
-    let room = Room::new(model, moment);
+    model.listen(&moment.silent);
+    let concerns = model.agenda.take(moment.now_ms);
     let mut draft = Draft::new(model, moment);
-    reconcile(&mut draft, &room);
-    let created = draft.decisions.iter().filter_map(|decision| match decision {
-        Decision::UnitCreate(unit) => Some(&**unit),
-        _ => None,
-    });
-    let waiting = model.units().filter(|unit| draft.is_waiting(unit));
-    let mut queue: Vec<&Unit> = waiting.chain(created).collect();
-    queue.sort_by(|left, right| place::queue_order(left).cmp(&place::queue_order(right)));
+    reconcile(&mut draft, concerns);
     let stamp = Stamp { plan: draft.sequence, now_ms: draft.now_ms };
-    // The created units live shorter than the model, and so does room with them in it.
-    let mut room = room;
-    let placements = place::place(&mut room, &queue, stamp);
-    let mut decisions = draft.decisions;
+    let Draft { mut decisions, reminders, ended, stopped, created, .. } = draft;
+    let mut ground = Ground::new(&mut model.index);
+    for unit in created {
+        ground.enter(unit);
+    }
+    for id in stopped.keys() {
+        if let Some(slot) = ground.index.slot(id) {
+            ground.set_leaving(slot);
+        }
+    }
+    let placements = Placing::new(&mut ground, &model.objects, stamp, &ended).run();
+    drop(ground);
+    for (shape, priority) in placements.hopeless {
+        model.index.set_hopeless(shape, priority);
+    }
+    for (concern, at_ms) in reminders {
+        model.agenda.remind(concern, at_ms);
+    }
     decisions.extend(placements.decisions);
     Plan {
         after: model.plan,
         based_on: model.revision,
         decisions,
         explanations: placements.explanations,
-        wake_at_ms: draft.wake_at_ms,
+        wake_at_ms: model.agenda.next_ms(),
     }
 }
 
@@ -52,16 +68,55 @@ pub fn preview(model: &Model, moment: &Moment, objects: impl IntoIterator<Item =
     for object in objects {
         copy.put(object);
     }
-    plan(&copy, moment)
+    plan(&mut copy, moment)
 }
 
 /// Where a pending unit would go now, or why it can't go anywhere: fresher and more exact than the explanation kept
 /// from the pass that refused it. None for a unit that does not wait for a node.
 #[must_use]
-pub fn why(model: &Model, moment: &Moment, unit: &UnitId) -> Option<Explanation> {
-    let unit = model.unit(unit).filter(|unit| Draft::new(model, moment).is_waiting(unit))?;
+pub fn why(model: &mut Model, moment: &Moment, unit: &UnitId) -> Option<Explanation> {
+    model.listen(&moment.silent);
+    let slot = model.index.slot(unit)?;
+    if !model.index.unit(slot).is_some_and(|unit| is_waiting(unit)) {
+        return None;
+    }
     let stamp = Stamp { plan: model.plan, now_ms: moment.now_ms };
-    place::judge(&Room::new(model, moment), unit, stamp)
+    let mut ground = Ground::new(&mut model.index);
+    let ended = BTreeSet::new();
+    Placing::new(&mut ground, &model.objects, stamp, &ended).judge(slot)
+}
+
+/// What speaks for and against a unit on one node, as if it were not placed yet. None for a unit or node that is not known.
+#[must_use]
+pub fn why_on(
+    model: &mut Model,
+    moment: &Moment,
+    unit: &UnitId,
+    node: &NodeName,
+) -> Option<NodeVerdict> {
+    model.listen(&moment.silent);
+    let slot = model.index.slot(unit)?;
+    let at = model.index.nodes.slot(node)?;
+    let mut ground = Ground::new(&mut model.index);
+    ground.lift(slot);
+    let index = &*ground.index;
+    let question = Question::new(index, index.entry(slot)?.shape, false);
+    let shape = index.shapes.get(question.shape)?;
+    let obstacles = question.obstacles(index, at, Without::default()).into_iter();
+    let obstacles: Vec<_> = obstacles
+        .map(|obstacle| NodeObstacle {
+            filter: obstacle.name().into(),
+            detail: obstacle_detail(index, &question, shape, obstacle, at),
+        })
+        .collect();
+    let (verdict, scores) = match obstacles.is_empty() {
+        true => (NodeFit::Fits, question.scores(index, at)),
+        false => (NodeFit::Refused, Vec::new()),
+    };
+    let total = scores.iter().map(|score| score.points * score.weight).sum();
+    let total = (verdict == NodeFit::Fits).then_some(total);
+    let (unit, node) = (unit.clone(), node.clone());
+    Some(NodeVerdict { unit, node, verdict, obstacles, scores, total })
 }
 
 /// What a pass must know besides the model.
@@ -109,7 +164,7 @@ pub enum Decision {
         state: NodeState,
     },
     /// A service or job gets a unit; pending, and perhaps placed by a later step of the same plan.
-    UnitCreate(Box<Unit>),
+    UnitCreate(Arc<Unit>),
     /// A pending unit gets a node. Premise: it is pending and wanted.
     UnitPlace {
         /// The unit.

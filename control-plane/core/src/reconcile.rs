@@ -1,14 +1,16 @@
-//! From what is wanted to which units there should be: one function per kind, each over the whole model.
+//! From what is wanted to which units there should be: one function per kind, each about one subject of the agenda.
 
 mod jobs;
 mod nodes;
 mod services;
 mod units;
 
+use std::collections::BTreeSet;
+
 use brig_api::object::Unit;
 
+use crate::agenda::Concern;
 use crate::draft::Draft;
-use crate::room::Room;
 
 /// How long after its node became unreachable a unit with `disconnect: replace` is given up: four times the silence
 /// that makes a node unreachable, so that a restarted agent or a switch is not mistaken for a dead machine.
@@ -27,12 +29,17 @@ pub const RETRY_DOUBLINGS_MAX: u32 = 6;
 /// Beyond that it may well be what kills the nodes.
 pub const LOSSES_FORGIVEN: u32 = 5;
 
-/// Decides which units there should be.
-pub(crate) fn reconcile<'a>(draft: &mut Draft<'a>, room: &Room<'a>) {
-    nodes::reconcile(draft, room);
-    services::reconcile(draft, room);
-    jobs::reconcile(draft);
-    units::reconcile(draft);
+/// Decides which units there should be, as far as that may have changed.
+pub(crate) fn reconcile(draft: &mut Draft<'_>, concerns: BTreeSet<Concern>) {
+    for concern in concerns {
+        draft.turn_to(concern.clone());
+        match concern {
+            Concern::Node(name) => nodes::reconcile(draft, &name),
+            Concern::Service(namespace, name) => services::reconcile(draft, &namespace, &name),
+            Concern::Job(namespace, name) => jobs::reconcile(draft, &namespace, &name),
+            Concern::Unit(id) => units::reconcile(draft, &id),
+        }
+    }
 }
 
 /// The order in which units came, for people and for ties: time, then id.

@@ -10,11 +10,12 @@ mod texts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use brig_api::change::Change;
 use brig_api::constraint::{Constraint, Operator};
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{
-    Desired, Job, JobState, Meta, Namespace, Node, NodeFacts, NodeState, Object, Owner, Service,
-    Unit, UnitStatus,
+    Desired, Job, JobState, Meta, Namespace, Node, NodeFacts, NodeState, Object, ObjectKey, Owner,
+    Service, Unit, UnitStatus,
 };
 use brig_api::placement::{Grants, PlacementRules};
 use brig_api::spec::{JobSpec, Labels, NamespaceSpec, ServiceSpec};
@@ -23,8 +24,8 @@ use brig_api::unit_spec::{
     WasmProgram,
 };
 use brig_api::{
-    Bytes, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, Revision,
-    UnitId,
+    Bytes, Kind, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
+    Revision, UnitId,
 };
 
 use crate::commit::commit;
@@ -119,6 +120,13 @@ impl Cluster {
         self.model.put(object);
     }
 
+    /// A deletion, as the feed tells it.
+    pub(super) fn remove(&mut self, kind: Kind, path: Option<&str>, name: &str) {
+        let key = ObjectKey { kind, namespace: path.map(namespace), name: name.to_owned() };
+        let revision = Revision(self.model.revision.0 + 1);
+        self.model.apply(&Change { revision, position: 0, key, object: None });
+    }
+
     fn meta(&self) -> Meta {
         Meta { revision: self.model.revision, created_ms: self.moment.now_ms }
     }
@@ -187,9 +195,9 @@ impl Cluster {
     }
 
     pub(super) fn change_service(&mut self, text: &str, change: impl FnOnce(&mut Service)) {
-        let names = self.model.services.get_mut(&namespace("default")).unwrap();
-        change(names.get_mut(&name(text)).unwrap());
-        self.model.revision.0 += 1;
+        let mut service = self.model.service(&namespace("default"), &name(text)).unwrap().clone();
+        change(&mut service);
+        self.put(Object::Service(service));
     }
 
     pub(super) fn job(&mut self, text: &str, size: (u32, u32, u32), unit: UnitTemplate) {
@@ -210,13 +218,13 @@ impl Cluster {
     }
 
     pub(super) fn change_job(&mut self, text: &str, change: impl FnOnce(&mut Job)) {
-        let names = self.model.jobs.get_mut(&namespace("default")).unwrap();
-        change(names.get_mut(&name(text)).unwrap());
-        self.model.revision.0 += 1;
+        let mut job = self.model.job(&namespace("default"), &name(text)).unwrap().clone();
+        change(&mut job);
+        self.put(Object::Job(job));
     }
 
     pub(super) fn job_named(&self, text: &str) -> &Job {
-        &self.model.jobs[&namespace("default")][&name(text)]
+        self.model.job(&namespace("default"), &name(text)).unwrap()
     }
 
     /// A lone unit of the namespace.
@@ -249,8 +257,9 @@ impl Cluster {
     }
 
     pub(super) fn change_unit(&mut self, id: &UnitId, change: impl FnOnce(&mut Unit)) {
-        change(Arc::make_mut(self.model.units.get_mut(id).unwrap()));
-        self.model.revision.0 += 1;
+        let mut unit = self.model.unit(id).unwrap().clone();
+        change(&mut unit);
+        self.put(Object::Unit(Box::new(unit)));
     }
 
     pub(super) fn report(&mut self, id: &UnitId, state: UnitState) {
@@ -263,8 +272,9 @@ impl Cluster {
 
     /// Plans and commits; the invariants hold before and after.
     pub(super) fn pass(&mut self) -> Plan {
-        let plan = plan(&self.model, &self.moment);
-        properties::assert_sound(&self.model, &self.moment, &plan);
+        let before = self.model.clone();
+        let plan = plan(&mut self.model, &self.moment);
+        properties::assert_sound(&before, &self.moment, &plan);
         if !plan.is_empty() {
             commit(&mut self.model, &plan, self.moment.now_ms).unwrap();
         }
@@ -274,9 +284,9 @@ impl Cluster {
     /// What is assigned runs, what is to stop has stopped, and programs end as `endings` says.
     pub(super) fn nodes_work(&mut self) -> bool {
         let mut has_changed = false;
-        let ids: Vec<_> = self.model.units.keys().cloned().collect();
+        let ids: Vec<_> = self.model.units().map(|unit| unit.id.clone()).collect();
         for id in ids {
-            let unit = &self.model.units[&id];
+            let unit = self.model.unit(&id).unwrap();
             let silent = &self.moment.silent;
             let is_silent = unit.node.as_ref().is_some_and(|node| silent.contains(node));
             if !unit.status.state.is_on_node() || is_silent {
@@ -311,7 +321,10 @@ impl Cluster {
                 }
             }
         }
-        panic!("the cluster did not come to rest: {:?}", plan(&self.model, &self.moment));
+        panic!(
+            "the cluster did not come to rest: {:?}",
+            plan(&mut self.model.clone(), &self.moment)
+        );
     }
 
     /// Node and state of every unit, by name.

@@ -1,5 +1,7 @@
 //! Why a unit is where it is, or is nowhere yet: what `brig why` prints.
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +20,7 @@ pub struct Explanation {
     pub nodes: u32,
     /// The policy that decided, by name and version.
     #[serde(default)]
-    pub policy: String,
+    pub policy: Cow<'static, str>,
     /// Placed or not.
     pub verdict: Verdict,
     /// How many nodes each filter turned down, most first; also given for a placed unit.
@@ -40,9 +42,6 @@ pub enum Verdict {
         /// The best of those that lost, best first; empty when no other node could take it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         next: Vec<Candidate>,
-        /// The units that had to make room, by name.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        preempted: Vec<ResourceName>,
     },
     /// It waits: no node fits, the namespace may not have it, or something has to happen before.
     Refused {
@@ -66,7 +65,7 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Score {
     /// The score's name, such as `bin-packing`.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// From 0 to 1000.
     pub points: i64,
     /// How much it counts.
@@ -77,7 +76,7 @@ pub struct Score {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
     /// The filter's name, such as `resources`; docs/scheduler.md lists them.
-    pub filter: String,
+    pub filter: Cow<'static, str>,
     /// How many nodes it turned down.
     pub nodes: u32,
     /// The nearest miss in words, such as `memory: wanted 64Gi, at most 23Gi free (node-1)`.
@@ -118,7 +117,7 @@ pub enum NodeFit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeObstacle {
     /// The filter's name, such as `resources`; docs/scheduler.md lists them.
-    pub filter: String,
+    pub filter: Cow<'static, str>,
     /// What it found, such as `memory: wanted 64Gi, 23Gi free`.
     pub detail: String,
 }
@@ -149,7 +148,7 @@ impl Explanation {
     pub fn render(&self, unit: &ResourceName) -> String {
         let mut lines = Vec::new();
         match &self.verdict {
-            Verdict::Placed { node, scores, total, next, preempted } => {
+            Verdict::Placed { node, scores, total, next } => {
                 lines.push(format!("{unit} was placed on {node} by plan {}.", self.plan));
                 lines.push(format!("  score  {total} = {}", terms(scores)));
                 for Candidate { node, scores, total } in next {
@@ -157,10 +156,6 @@ impl Explanation {
                 }
                 if next.is_empty() {
                     lines.push("  next   no other node could take it".to_owned());
-                }
-                if !preempted.is_empty() {
-                    let names: Vec<_> = preempted.iter().map(ResourceName::as_str).collect();
-                    lines.push(format!("  made room: {}", names.join(", ")));
                 }
             }
             Verdict::Refused { message } => lines.push(format!("{unit} waits: {message}.")),
@@ -170,7 +165,8 @@ impl Explanation {
             lines.push(format!("Turned down, of {nodes} {}:", counted(nodes, "node", "nodes")));
         }
         for Refusal { filter, nodes, detail } in &self.refusals {
-            lines.push(format!("  {filter:<10} {nodes:>5}  {detail}"));
+            let line = format!("  {filter:<10} {nodes:>5}  {detail}");
+            lines.push(line.trim_end().to_owned());
         }
         lines.push(String::new());
         lines.join("\n")

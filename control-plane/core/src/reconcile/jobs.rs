@@ -9,29 +9,29 @@
 //! The units of a job are its memory: they stay listed until the job is deleted.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use brig_api::Kind;
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, Job, JobState, Owner, Unit};
+use brig_api::{Kind, NamespacePath, ResourceName};
 
 use super::{LOSSES_FORGIVEN, RETRY_AFTER_MS, RETRY_DOUBLINGS_MAX};
 use crate::Decision;
 use crate::draft::{Draft, NewUnit};
 
-/// Starts, stops and counts the units of every job.
-pub(super) fn reconcile(draft: &mut Draft<'_>) {
-    let model = draft.model;
-    for job in model.jobs.values().flat_map(BTreeMap::values) {
-        let units = draft.units_of(&job.spec.namespace, Kind::Job, &job.spec.name);
-        if job.is_deleting {
-            delete(draft, job, &units);
-        } else {
-            advance(draft, job, &units);
-        }
+/// Starts, stops and counts the units of a job.
+pub(super) fn reconcile(draft: &mut Draft<'_>, namespace: &NamespacePath, name: &ResourceName) {
+    let objects = draft.objects;
+    let Some(job) = objects.jobs.get(namespace).and_then(|names| names.get(name)) else { return };
+    let units = draft.units_of(namespace, Kind::Job, name);
+    if job.is_deleting {
+        delete(draft, job, &units);
+    } else {
+        advance(draft, job, &units);
     }
 }
 
-fn delete<'a>(draft: &mut Draft<'a>, job: &Job, units: &[&'a Unit]) {
+fn delete(draft: &mut Draft<'_>, job: &Job, units: &[&Arc<Unit>]) {
     for unit in units {
         draft.stop(unit, Desired::Remove, Reason::Requested);
     }
@@ -69,7 +69,7 @@ impl Attempts {
     }
 }
 
-fn advance<'a>(draft: &mut Draft<'a>, job: &'a Job, units: &[&'a Unit]) {
+fn advance(draft: &mut Draft<'_>, job: &Job, units: &[&Arc<Unit>]) {
     let mut indices: BTreeMap<u32, Attempts> = BTreeMap::new();
     for unit in units {
         if let Some(Owner::Job { index, attempt, .. }) = &unit.owner
@@ -109,12 +109,10 @@ fn advance<'a>(draft: &mut Draft<'a>, job: &'a Job, units: &[&'a Unit]) {
 }
 
 /// Starts up to `count` attempts, lowest index first.
-fn start<'a>(
-    draft: &mut Draft<'a>,
-    job: &'a Job,
-    indices: &BTreeMap<u32, Attempts>,
-    mut count: u32,
-) {
+fn start(draft: &mut Draft<'_>, job: &Job, indices: &BTreeMap<u32, Attempts>, mut count: u32) {
+    let (labels, template) = (Arc::new(job.spec.labels.clone()), Arc::new(job.spec.unit.clone()));
+    let retry_after_ms = job.spec.retry_after_ms.and_then(|after_ms| i64::try_from(after_ms).ok());
+    let retry_after_ms = retry_after_ms.unwrap_or(RETRY_AFTER_MS);
     for index in 0..job.spec.completions {
         if count == 0 {
             break;
@@ -127,7 +125,7 @@ fn start<'a>(
             None => 0,
             Some((last, created_ms)) => {
                 let doublings = last.min(RETRY_DOUBLINGS_MAX);
-                if !draft.is_past(created_ms, RETRY_AFTER_MS << doublings) {
+                if !draft.is_past(created_ms, retry_after_ms.saturating_mul(1 << doublings)) {
                     continue;
                 }
                 last.saturating_add(1)
@@ -137,8 +135,8 @@ fn start<'a>(
         let is_made = draft.create(NewUnit {
             namespace: &job.spec.namespace,
             owner,
-            labels: &job.spec.labels,
-            template: &job.spec.unit,
+            labels: &labels,
+            template: &template,
         });
         if !is_made {
             break;

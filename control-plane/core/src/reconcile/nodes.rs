@@ -1,30 +1,62 @@
-//! Nodes: who is in touch, and which units are given up with a node that is not.
+//! Nodes: who is in touch, and which units are given up with a node that is not, or sent away from one that does not want
+//! them.
 
-use brig_api::object::{Node, NodeState, Unit};
+use std::sync::Arc;
+
+use brig_api::NodeName;
+use brig_api::lifecycle::Reason;
+use brig_api::object::{Desired, Node, NodeState, Unit};
+use brig_api::placement::TaintEffect;
 use brig_api::unit_spec::Disconnect;
 
 use super::LOSE_AFTER_MS;
 use crate::Decision;
 use crate::draft::Draft;
-use crate::room::Room;
 
-/// Notes which nodes came and went, and gives up units on nodes that have been away for too long.
-pub(super) fn reconcile<'a>(draft: &mut Draft<'a>, room: &Room<'a>) {
-    for node in &room.nodes {
-        let state = if node.is_ready { NodeState::Ready } else { NodeState::Unreachable };
-        if node.node.state != state {
-            draft.decide(Decision::NodeState { node: node.node.name.clone(), state });
+/// Notes whether a node came or went, and what becomes of its units.
+pub(super) fn reconcile(draft: &mut Draft<'_>, name: &NodeName) {
+    let index = draft.index;
+    let Some(slot) = draft.node(name) else {
+        let strays = index.strays.get(name).into_iter().flatten();
+        let mut strays: Vec<_> = strays.filter_map(|unit| index.unit(*unit)).collect();
+        strays.sort_unstable_by(|left, right| left.id.cmp(&right.id));
+        for unit in strays {
+            lose(draft, unit, "its node was removed from the cluster".to_owned());
+        }
+        return;
+    };
+    let Some(node) = index.nodes.get(slot) else { return };
+    let is_ready = index.nodes.is_ready[slot];
+    let state = if is_ready { NodeState::Ready } else { NodeState::Unreachable };
+    if node.state != state {
+        draft.decide(Decision::NodeState { node: name.clone(), state });
+    }
+    let on_node = index.nodes.units[slot].iter();
+    let mut units: Vec<_> = on_node.filter_map(|unit| index.unit(*unit)).collect();
+    units.sort_unstable_by(|left, right| left.id.cmp(&right.id));
+    for unit in units {
+        if is_ready {
+            evict(draft, unit, node);
+        } else {
+            lose_with_node(draft, unit, node);
         }
     }
-    let model = draft.model;
-    for unit in model.units().filter(|unit| unit.status.state.is_on_node()) {
-        let position = unit.node.as_ref().and_then(|node| room.position(node));
-        match position.and_then(|position| room.nodes.get(position)) {
-            Some(node) if node.is_ready => {}
-            Some(node) => lose_with_node(draft, unit, node.node),
-            None => lose(draft, unit, "its node was removed from the cluster".to_owned()),
-        }
-    }
+}
+
+/// Stops a unit that does not tolerate a taint of its node.
+fn evict(draft: &mut Draft<'_>, unit: &Arc<Unit>, node: &Node) {
+    let tolerations = &unit.template.placement.tolerations;
+    let taint = node.facts.taints.iter().find(|taint| {
+        taint.effect == TaintEffect::Evict
+            && !tolerations.iter().any(|toleration| toleration.tolerates(taint))
+    });
+    let Some(taint) = taint else { return };
+    let message =
+        format!("node `{}` has the taint `{taint}`, which it does not tolerate", node.name);
+    // Its service replaces it; a job counts it; a unit on its own stays to be seen.
+    let is_of_service = crate::index::generation(unit).is_some();
+    let desired = if is_of_service { Desired::Remove } else { Desired::Stop };
+    draft.stop_saying(unit, desired, Reason::Evicted, Some(message));
 }
 
 fn lose_with_node(draft: &mut Draft<'_>, unit: &Unit, node: &Node) {

@@ -5,35 +5,33 @@
 //! never fewer. Units of the old generation that do not run serve nobody and go at once.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use brig_api::Kind;
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, Owner, Service, Unit};
+use brig_api::{Kind, NamespacePath, ResourceName};
 
 use super::{REPLACE_ENDED_AFTER_MS, age_order};
 use crate::Decision;
 use crate::draft::{Draft, NewUnit};
-use crate::filter::Shape;
-use crate::room::Room;
+use crate::judge::{Question, Without};
 
 /// Units of a rolling change beyond `replicas`.
 const SURGE: usize = 1;
 
-/// Starts and stops the units of every service.
-pub(super) fn reconcile<'a>(draft: &mut Draft<'a>, room: &Room<'a>) {
-    let model = draft.model;
-    for service in model.services.values().flat_map(BTreeMap::values) {
-        let units = draft.units_of(&service.spec.namespace, Kind::Service, &service.spec.name);
-        if service.is_deleting {
-            delete(draft, service, &units);
-        } else {
-            advance(draft, room, service, &units);
-        }
+/// Starts and stops the units of a service.
+pub(super) fn reconcile(draft: &mut Draft<'_>, namespace: &NamespacePath, name: &ResourceName) {
+    let services = draft.objects.services.get(namespace);
+    let Some(service) = services.and_then(|names| names.get(name)) else { return };
+    let units = draft.units_of(namespace, Kind::Service, name);
+    if service.is_deleting {
+        delete(draft, service, &units);
+    } else {
+        advance(draft, service, &units);
     }
 }
 
-fn delete<'a>(draft: &mut Draft<'a>, service: &Service, units: &[&'a Unit]) {
+fn delete(draft: &mut Draft<'_>, service: &Service, units: &[&Arc<Unit>]) {
     for unit in units {
         draft.stop(unit, Desired::Remove, Reason::Requested);
     }
@@ -47,14 +45,14 @@ fn delete<'a>(draft: &mut Draft<'a>, service: &Service, units: &[&'a Unit]) {
 struct Crew<'a> {
     service: &'a Service,
     /// Of the current generation, those that are to be kept longest first.
-    current: Vec<&'a Unit>,
+    current: Vec<&'a Arc<Unit>>,
     /// Of other generations, those that are to be kept longest first.
-    old: Vec<&'a Unit>,
+    old: Vec<&'a Arc<Unit>>,
     /// Others are still stopping.
     has_leavers: bool,
 }
 
-fn advance<'a>(draft: &mut Draft<'a>, room: &Room<'a>, service: &'a Service, units: &[&'a Unit]) {
+fn advance<'a>(draft: &mut Draft<'a>, service: &'a Service, units: &[&'a Arc<Unit>]) {
     let mut crew = Crew { service, current: Vec::new(), old: Vec::new(), has_leavers: false };
     for unit in units {
         let is_current = matches!(&unit.owner,
@@ -69,15 +67,15 @@ fn advance<'a>(draft: &mut Draft<'a>, room: &Room<'a>, service: &'a Service, uni
             crew.old.push(unit);
         }
     }
-    let by_worth = |unit: &&Unit| {
+    let by_worth = |unit: &&Arc<Unit>| {
         let (created_ms, id) = age_order(unit);
-        (Reverse(worth(room, unit)), created_ms, id.to_owned())
+        (Reverse(worth(draft, unit)), created_ms, id.to_owned())
     };
     crew.current.sort_by_cached_key(by_worth);
     crew.old.sort_by_cached_key(by_worth);
     let replicas = usize::try_from(service.spec.replicas).unwrap_or(usize::MAX);
-    stop_surplus(draft, room, &mut crew, replicas);
-    make_way(draft, room, &mut crew, replicas);
+    stop_surplus(draft, &mut crew, replicas);
+    make_way(draft, &mut crew, replicas);
     start_missing(draft, &crew, replicas);
 }
 
@@ -89,9 +87,9 @@ fn is_resting(draft: &mut Draft<'_>, unit: &Unit) -> bool {
 }
 
 /// How much would be lost with a unit.
-fn worth(room: &Room<'_>, unit: &Unit) -> u8 {
+fn worth(draft: &Draft<'_>, unit: &Unit) -> u8 {
     match unit.status.state {
-        UnitState::Running if runs_in_reach(room, unit) => 4,
+        UnitState::Running if draft.runs_in_reach(unit) => 4,
         UnitState::Running | UnitState::Preparing | UnitState::Assigned => 3,
         UnitState::Backoff | UnitState::Stopping => 2,
         UnitState::Pending => 1,
@@ -99,26 +97,20 @@ fn worth(room: &Room<'_>, unit: &Unit) -> u8 {
     }
 }
 
-fn runs_in_reach(room: &Room<'_>, unit: &Unit) -> bool {
-    let position = unit.node.as_ref().and_then(|node| room.position(node));
-    let node = position.and_then(|position| room.nodes.get(position));
-    unit.status.state == UnitState::Running && node.is_some_and(|node| node.is_ready)
-}
-
-fn running(room: &Room<'_>, units: &[&Unit]) -> usize {
-    units.iter().filter(|unit| runs_in_reach(room, unit)).count()
+fn running(draft: &Draft<'_>, units: &[&Arc<Unit>]) -> usize {
+    units.iter().filter(|unit| draft.runs_in_reach(unit)).count()
 }
 
 /// Stops what is too much: current units beyond `replicas`, old ones that do not run, and old ones that the new ones
 /// that run have replaced.
-fn stop_surplus<'a>(draft: &mut Draft<'a>, room: &Room<'a>, crew: &mut Crew<'a>, replicas: usize) {
+fn stop_surplus(draft: &mut Draft<'_>, crew: &mut Crew<'_>, replicas: usize) {
     let kept = replicas.min(crew.current.len());
     for unit in crew.current.split_off(kept) {
         draft.stop(unit, Desired::Remove, Reason::Superseded);
     }
     // Sorted by worth: those that run come first.
-    let running_old = running(room, &crew.old);
-    let running_all = running_old + running(room, &crew.current);
+    let running_old = running(draft, &crew.old);
+    let running_all = running_old + running(draft, &crew.current);
     let kept = running_old.saturating_sub(running_all.saturating_sub(replicas));
     for unit in crew.old.split_off(kept) {
         draft.stop(unit, Desired::Remove, Reason::Superseded);
@@ -127,26 +119,29 @@ fn stop_surplus<'a>(draft: &mut Draft<'a>, room: &Room<'a>, crew: &mut Crew<'a>,
 
 /// Stops one old unit whose going would make room for a new one that found none, if `replicas` run and nothing is on
 /// its way out already.
-fn make_way<'a>(draft: &mut Draft<'a>, room: &Room<'a>, crew: &mut Crew<'a>, replicas: usize) {
-    let is_refused = |unit: &&&Unit| {
+fn make_way(draft: &mut Draft<'_>, crew: &mut Crew<'_>, replicas: usize) {
+    let is_refused = |unit: &&&Arc<Unit>| {
         let no_room = [Reason::Unschedulable, Reason::QuotaExceeded];
         unit.status.state == UnitState::Pending
             && unit.status.reason.is_some_and(|reason| no_room.contains(&reason))
     };
-    let running = running(room, &crew.old) + running(room, &crew.current);
+    let running = running(draft, &crew.old) + running(draft, &crew.current);
     if crew.has_leavers || running < replicas {
         return;
     }
+    let index = draft.index;
     let Some(refused) = crew.current.iter().find(is_refused) else { return };
-    let shape = Shape::of(refused);
-    let makes_room = |unit: &&Unit| {
-        let request = unit.template.request();
-        let position = unit.node.as_ref().and_then(|node| room.position(node));
-        let Some(node) = position.and_then(|position| room.nodes.get(position)) else {
+    let Some(entry) = index.slot(&refused.id).and_then(|slot| index.entry(slot)) else { return };
+    let question = Question::new(index, entry.shape, false);
+    let makes_room = |unit: &&Arc<Unit>| {
+        let leaver = index.slot(&unit.id).and_then(|slot| Some((slot, index.entry(slot)?.at?)));
+        let Some((slot, node)) = leaver else { return false };
+        let without = Without { units: &[slot], leavers: false };
+        let (Some(request), Some(freed)) = (index.request_of(entry), index.request(slot)) else {
             return false;
         };
-        shape.obstacle_without(node, Some((&unit.id, &request))).is_none()
-            && room.exceeded_quota(&refused.namespace, &shape.request, Some(&request)).is_none()
+        question.obstacles(index, node, without).is_empty()
+            && index.tenants.exceeded(entry.tenant, request, Some(freed)).is_none()
     };
     if let Some(position) = crew.old.iter().rposition(makes_room) {
         let unit = crew.old.remove(position);
@@ -155,18 +150,15 @@ fn make_way<'a>(draft: &mut Draft<'a>, room: &Room<'a>, crew: &mut Crew<'a>, rep
 }
 
 /// Starts what is missing; during a change at most [`SURGE`] beyond `replicas`.
-fn start_missing<'a>(draft: &mut Draft<'a>, crew: &Crew<'a>, replicas: usize) {
+fn start_missing(draft: &mut Draft<'_>, crew: &Crew<'_>, replicas: usize) {
     let spec = &crew.service.spec;
+    let (labels, template) = (Arc::new(spec.labels.clone()), Arc::new(spec.unit.clone()));
     let limit = replicas.saturating_add(if crew.old.is_empty() { 0 } else { SURGE });
     let room = limit.saturating_sub(crew.current.len() + crew.old.len());
     for _ in 0..room.min(replicas.saturating_sub(crew.current.len())) {
         let owner = Owner::Service { name: spec.name.clone(), generation: crew.service.generation };
-        let new = NewUnit {
-            namespace: &spec.namespace,
-            owner,
-            labels: &spec.labels,
-            template: &spec.unit,
-        };
+        let new =
+            NewUnit { namespace: &spec.namespace, owner, labels: &labels, template: &template };
         if !draft.create(new) {
             break;
         }

@@ -1,8 +1,8 @@
-//! Units, whoever made them: those that are wanted no more end and go.
+//! Units, whoever made them: those that are wanted no more end and go, and none runs longer than it may.
 
-use brig_api::Kind;
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, Owner, Unit};
+use brig_api::{Kind, UnitId};
 
 use super::REMOVE_DONE_AFTER_MS;
 use crate::Decision;
@@ -19,22 +19,44 @@ enum OwnerSays {
     Leave,
 }
 
-/// Ends pending units that nobody wants, and removes ended ones that are to go.
-pub(super) fn reconcile(draft: &mut Draft<'_>) {
-    let model = draft.model;
-    for unit in model.units() {
-        let state = unit.status.state;
-        match owner_says(draft, unit) {
-            OwnerSays::Leave => draft.stop(unit, Desired::Remove, Reason::Superseded),
-            OwnerSays::Keep if state.is_final() => continue,
-            _ => {}
-        }
-        if state == UnitState::Pending && unit.desired != Desired::Run {
-            draft.end_if_pending(unit, Reason::Requested);
-        }
-        if state.is_final() && is_to_go(draft, unit) {
-            draft.decide(Decision::UnitRemove { unit: unit.id.clone() });
-        }
+/// Ends a pending unit that nobody wants, and removes one that has ended and is to go.
+pub(super) fn reconcile(draft: &mut Draft<'_>, id: &UnitId) {
+    let index = draft.index;
+    let Some(unit) = index.slot(id).and_then(|slot| index.unit(slot)) else { return };
+    let state = unit.status.state;
+    match owner_says(draft, unit) {
+        OwnerSays::Leave => draft.stop(unit, Desired::Remove, Reason::Superseded),
+        OwnerSays::Keep if state.is_final() => return,
+        _ => {}
+    }
+    if state == UnitState::Pending && unit.desired != Desired::Run {
+        draft.end_if_pending(unit, Reason::Requested);
+    }
+    if state.is_final() && is_to_go(draft, unit) {
+        draft.decide(Decision::UnitRemove { unit: unit.id.clone() });
+    }
+    if state.is_on_node() && unit.desired == Desired::Run {
+        end_in_time(draft, unit);
+        lose_stray(draft, unit);
+    }
+}
+
+/// A unit whose time is up is stopped.
+fn end_in_time(draft: &mut Draft<'_>, unit: &Unit) {
+    let Some(run_ms) = unit.template.max_run_ms else { return };
+    let began_ms = unit.placed_ms.unwrap_or(unit.meta.created_ms);
+    let run_ms = i64::try_from(run_ms).unwrap_or(i64::MAX);
+    if draft.is_past(began_ms, run_ms) {
+        let message = format!("ran for the {run_ms} ms that it may (`max_run_ms`)");
+        draft.stop_saying(unit, Desired::Stop, Reason::DeadlineExceeded, Some(message));
+    }
+}
+
+/// A unit on a node that does not exist is lost, whichever of the two was known first.
+fn lose_stray(draft: &mut Draft<'_>, unit: &Unit) {
+    if unit.node.as_ref().is_some_and(|node| draft.node(node).is_none()) {
+        let message = "its node was removed from the cluster".to_owned();
+        draft.decide(Decision::UnitLose { unit: unit.id.clone(), message });
     }
 }
 
@@ -46,17 +68,17 @@ fn is_to_go(draft: &mut Draft<'_>, unit: &Unit) -> bool {
 
 fn owner_says(draft: &Draft<'_>, unit: &Unit) -> OwnerSays {
     let Some(owner) = &unit.owner else { return OwnerSays::Nothing };
-    let model = draft.model;
+    let objects = draft.objects;
     match (owner.kind(), owner) {
         (Kind::Job, Owner::Job { name, .. }) => {
-            match model.jobs.get(&unit.namespace).and_then(|jobs| jobs.get(name)) {
+            match objects.jobs.get(&unit.namespace).and_then(|jobs| jobs.get(name)) {
                 Some(job) if job.is_deleting => OwnerSays::Nothing,
                 Some(_) => OwnerSays::Keep,
                 None => OwnerSays::Leave,
             }
         }
         (_, owner) => {
-            let services = model.services.get(&unit.namespace);
+            let services = objects.services.get(&unit.namespace);
             match services.and_then(|services| services.get(owner.name())) {
                 Some(_) => OwnerSays::Nothing,
                 None => OwnerSays::Leave,

@@ -54,7 +54,7 @@ fn a_retry_that_succeeds_saves_the_job() {
     let mut cluster = cluster_with((1, 1, 1));
     cluster.endings.insert("sum-0-r1".to_owned(), UnitState::Succeeded);
     cluster.pass();
-    let first = cluster.model.units.keys().next().unwrap().clone();
+    let first = cluster.model.units().next().unwrap().id.clone();
     cluster.report(&first, UnitState::Failed);
     cluster.settle();
     let job = cluster.job_named("sum");
@@ -67,7 +67,7 @@ fn a_lost_attempt_uses_up_no_retry_until_there_are_too_many() {
     let mut attempts = 0;
     while cluster.job_named("sum").state == JobState::Active {
         let plan = cluster.pass();
-        let live = cluster.model.units.values().find(|unit| !unit.status.state.is_final());
+        let live = cluster.model.units().find(|unit| !unit.status.state.is_final());
         if let Some(id) = live.map(|unit| unit.id.clone()) {
             attempts += 1;
             cluster.report(&id, UnitState::Lost);
@@ -98,11 +98,11 @@ fn units_of_a_job_are_its_memory_and_outlive_their_own_deletion() {
     let mut cluster = cluster_with((1, 2, 0));
     cluster.endings.insert("sum-".to_owned(), UnitState::Succeeded);
     cluster.pass();
-    let first = cluster.model.units.keys().next().unwrap().clone();
+    let first = cluster.model.units().next().unwrap().id.clone();
     cluster.report(&first, UnitState::Succeeded);
     cluster.change_unit(&first, |unit| unit.desired = Desired::Remove);
     cluster.settle();
-    assert_eq!(cluster.model.units.len(), 2, "index 0 did not run again");
+    assert_eq!(cluster.model.unit_count(), 2, "index 0 did not run again");
     assert_eq!(cluster.job_named("sum").state, JobState::Succeeded);
 }
 
@@ -112,17 +112,17 @@ fn a_deleted_job_goes_with_its_last_unit() {
     cluster.settle();
     cluster.change_job("sum", |job| job.is_deleting = true);
     cluster.settle();
-    assert!(cluster.model.units.is_empty());
-    assert!(cluster.model.jobs.values().all(BTreeMap::is_empty));
+    assert_eq!(cluster.model.unit_count(), 0);
+    assert_eq!(cluster.model.jobs().count(), 0);
 }
 
 #[test]
 fn a_job_that_a_user_stops_while_a_plan_is_made_stays_stopped() {
     let mut cluster = cluster_with((1, 2, 0));
     cluster.pass();
-    let first = cluster.model.units.keys().next().unwrap().clone();
+    let first = cluster.model.units().next().unwrap().id.clone();
     cluster.report(&first, UnitState::Succeeded);
-    let late = plan(&cluster.model, &cluster.moment);
+    let late = plan(&mut cluster.model.clone(), &cluster.moment);
     cluster.change_job("sum", |job| job.state = JobState::Stopped);
     commit(&mut cluster.model, &late, cluster.moment.now_ms).unwrap();
     let job = cluster.job_named("sum");

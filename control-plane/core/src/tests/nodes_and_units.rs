@@ -25,7 +25,7 @@ fn a_silent_node_is_unreachable_and_its_units_are_given_up_after_a_time() {
     );
     cluster.settle();
     assert_eq!(cluster.count(|unit| unit.node.as_ref().unwrap().as_str() == "node-2"), 1);
-    assert_eq!(cluster.model.units.len(), 1);
+    assert_eq!(cluster.model.unit_count(), 1);
     cluster.moment.silent.clear();
     let plan = cluster.pass();
     assert_eq!(plan.decisions, [Decision::NodeState { node, state: NodeState::Ready }]);
@@ -43,7 +43,7 @@ fn a_unit_that_waits_for_its_node_is_never_given_up() {
     cluster.settle();
     cluster.moment.now_ms += 100 * LOSE_AFTER_MS;
     assert!(cluster.pass().is_empty());
-    cluster.model.nodes.remove(&node);
+    cluster.remove(Kind::Node, None, node.as_str());
     cluster.settle();
     assert_eq!(cluster.running_of_generation(1), 1, "but it is when its node is removed");
 }
@@ -72,7 +72,7 @@ fn a_unit_that_removes_itself_stays_listed_for_a_time() {
     assert!(plan.is_empty());
     assert_eq!(plan.wake_at_ms, Some(cluster.moment.now_ms + REMOVE_DONE_AFTER_MS));
     cluster.settle();
-    assert!(cluster.model.units.is_empty());
+    assert_eq!(cluster.model.unit_count(), 0);
 }
 
 #[test]
@@ -86,5 +86,5 @@ fn a_unit_that_ended_stays_listed_until_it_is_deleted() {
     assert_eq!(cluster.listing(), ["a failed node-1"]);
     cluster.change_unit(&id, |unit| unit.desired = Desired::Remove);
     cluster.settle();
-    assert!(cluster.model.units.is_empty());
+    assert_eq!(cluster.model.unit_count(), 0);
 }

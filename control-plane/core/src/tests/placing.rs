@@ -3,7 +3,7 @@
 use super::*;
 
 fn node_of<'c>(cluster: &'c Cluster, id: &UnitId) -> Option<&'c str> {
-    cluster.model.units[id].node.as_ref().map(NodeName::as_str)
+    cluster.model.unit(id).unwrap().node.as_ref().map(NodeName::as_str)
 }
 
 #[test]
@@ -118,8 +118,7 @@ fn two_units_with_the_same_port_go_to_two_nodes() {
     }
     cluster.service("db", 3, oci(amount(100, MI), &[5432]));
     cluster.settle();
-    let nodes: Vec<_> =
-        cluster.model.units.values().filter_map(|unit| unit.node.as_ref()).collect();
+    let nodes: Vec<_> = cluster.model.units().filter_map(|unit| unit.node.as_ref()).collect();
     assert_eq!(nodes.len(), 2);
     assert_ne!(nodes[0], nodes[1]);
 }
@@ -170,7 +169,7 @@ fn a_preview_says_what_would_happen_and_changes_nothing() {
     cluster.service("web", 2, wasm(amount(100, MI)));
     let mut other = Cluster::new();
     other.service("web", 5, wasm(amount(100, MI)));
-    let changed = other.model.services[&namespace("default")][&name("web")].clone();
+    let changed = other.model.service(&namespace("default"), &name("web")).unwrap().clone();
     let before = cluster.model.clone();
     let plan = crate::preview(&cluster.model, &cluster.moment, [Object::Service(changed)]);
     let placed = plan.decisions.iter().filter(|d| matches!(d, Decision::UnitPlace { .. })).count();
@@ -185,6 +184,6 @@ fn why_speaks_of_waiting_units_only() {
     let waits = cluster.unit("giant", wasm(amount(64_000, GI)));
     let runs = cluster.unit("u", wasm(amount(1_000, GI)));
     cluster.pass();
-    let why = |id| crate::why(&cluster.model, &cluster.moment, id);
+    let mut why = |id| crate::why(&mut cluster.model, &cluster.moment, id);
     assert!(why(&waits).is_some() && why(&runs).is_none());
 }

@@ -3,78 +3,118 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::room::Room;
 
-/// Checks a plan against the model it was made on: what it places is pending and wanted, no node and no quota that it
-/// charges is overcommitted, every filter holds, and nothing is decided twice.
+/// Checks a plan against the model it was made on, without the scheduler's own index: what it places is pending and
+/// wanted, no node and no quota that it charges is overcommitted, every filter holds, and nothing is decided twice.
 pub(super) fn assert_sound(model: &Model, moment: &Moment, plan: &Plan) {
     assert_eq!((plan.after, plan.based_on), (model.plan, model.revision));
     assert!(plan.wake_at_ms.is_none_or(|at_ms| at_ms > moment.now_ms));
-    let mut after = model.clone();
+    let mut after: BTreeMap<UnitId, Unit> =
+        model.units().map(|unit| (unit.id.clone(), unit.clone())).collect();
     let mut placed = BTreeMap::new();
     for decision in &plan.decisions {
         match decision {
             Decision::UnitCreate(unit) => {
-                assert!(!after.units.contains_key(&unit.id), "{} exists", unit.id);
+                assert!(!after.contains_key(&unit.id), "{} exists", unit.id);
                 let has_name =
                     |other: &Unit| other.name == unit.name && other.namespace == unit.namespace;
                 assert!(!model.units().any(has_name), "{} is taken", unit.name);
-                after.units.insert(unit.id.clone(), Arc::new((**unit).clone()));
+                after.insert(unit.id.clone(), (**unit).clone());
             }
-            Decision::UnitPlace { unit, node, .. } => {
-                let placed_unit = Arc::make_mut(after.units.get_mut(unit).expect("a known unit"));
+            Decision::UnitPlace { unit, node, grants } => {
+                let placed_unit = after.get_mut(unit).expect("a known unit");
                 assert_eq!(placed_unit.status.state, UnitState::Pending, "placed once");
                 assert_eq!(placed_unit.desired, Desired::Run);
                 placed_unit.status.state = UnitState::Assigned;
                 placed_unit.node = Some(node.clone());
+                placed_unit.grants = grants.clone();
                 placed.insert(unit.clone(), node.clone());
             }
             Decision::UnitStop { unit, desired, .. } => {
-                assert_ne!(after.units[unit].desired, Desired::Remove, "no news");
-                Arc::make_mut(after.units.get_mut(unit).unwrap()).desired = *desired;
+                let stopped = after.get_mut(unit).unwrap();
+                assert!(
+                    stopped.desired != Desired::Remove && stopped.desired != *desired,
+                    "no news"
+                );
+                stopped.desired = *desired;
             }
             Decision::UnitEnd { unit, .. } => {
-                assert_eq!(after.units[unit].status.state, UnitState::Pending);
-                Arc::make_mut(after.units.get_mut(unit).unwrap()).status.state = UnitState::Stopped;
+                assert_eq!(after[unit].status.state, UnitState::Pending);
+                after.get_mut(unit).unwrap().status.state = UnitState::Stopped;
             }
-            Decision::UnitLose { unit, .. } => assert!(after.units[unit].status.state.is_on_node()),
-            Decision::UnitRemove { unit } => assert!(after.units[unit].status.state.is_final()),
+            Decision::UnitLose { unit, .. } => assert!(after[unit].status.state.is_on_node()),
+            Decision::UnitRemove { unit } => assert!(after[unit].status.state.is_final()),
             _ => {}
         }
     }
-    let room = Room::new(&after, moment);
     for (id, node) in &placed {
-        let unit = &after.units[id];
-        let node = &room.nodes[room.position(node).unwrap()];
-        let facts = &node.node.facts;
-        let request = unit.template.request();
-        assert!(node.is_ready);
-        assert!(node.has_room_for(&Resources::default(), None));
-        for (resource, wanted) in crate::room::amounts(&request) {
-            let used = resource.of(&node.used);
-            assert!(
-                wanted == 0 || used <= resource.of(&facts.allocatable),
-                "{node:?}",
-                node = node.node.name
-            );
-        }
-        assert!(unit.template.runtimes().iter().all(|runtime| facts.runtimes.contains(runtime)));
-        assert!(unit.template.constraints.iter().all(|c| c.is_met_by(&facts.attributes)));
-        let service = crate::room::service_of(unit);
-        assert_eq!(node.taken_port(&unit.template.host_ports(), service, Some(id)), None);
-        let more = Resources::default();
-        assert!(room.exceeded_quota(&unit.namespace, &more, None).is_none());
-        assert_quotas_hold(&after, unit);
+        assert_placement(model, moment, &after, &after[id], node);
     }
 }
 
-fn assert_quotas_hold(after: &Model, placed: &Unit) {
+fn assert_placement(
+    model: &Model,
+    moment: &Moment,
+    after: &BTreeMap<UnitId, Unit>,
+    unit: &Unit,
+    node: &NodeName,
+) {
+    assert!(!moment.silent.contains(node));
+    let facts = &model.node(node).expect("a known node").facts;
+    let on_node = || {
+        after
+            .values()
+            .filter(|other| other.status.state.is_on_node() && other.node.as_ref() == Some(node))
+    };
+    let request = unit.template.request();
+    let sum = |of: fn(&Resources) -> u64| -> u128 {
+        on_node().map(|other| u128::from(of(&other.template.request()))).sum()
+    };
+    let free = &facts.allocatable;
+    assert!(request.cpu.0 == 0 || sum(|r| r.cpu.0) <= u128::from(free.cpu.0), "{node} cpu");
+    assert!(request.memory.0 == 0 || sum(|r| r.memory.0) <= u128::from(free.memory.0));
+    assert!(request.disk.0 == 0 || sum(|r| r.disk.0) <= u128::from(free.disk.0));
+    for (name, wanted) in request.scalars.iter().filter(|(_, wanted)| wanted.0 > 0) {
+        let used = on_node().filter_map(|other| {
+            // What was there before and names no devices is not counted against devices.
+            let is_counted = other.id == unit.id || other.grants.devices.contains_key(name);
+            other.template.request().scalars.get(name).filter(|_| is_counted).copied()
+        });
+        let used: u128 = used.map(|amount| u128::from(amount.0)).sum();
+        assert!(used <= u128::from(free.scalars[name].0), "{node} {name} {wanted}");
+    }
+    assert!(unit.template.runtimes().iter().all(|runtime| facts.runtimes.contains(runtime)));
+    assert!(unit.template.constraints.iter().all(|c| c.is_met_by(&facts.attributes)));
+    let service = |unit: &Unit| match &unit.owner {
+        Some(Owner::Service { name, .. }) => Some((unit.namespace.clone(), name.clone())),
+        _ => None,
+    };
+    for port in unit.template.host_ports() {
+        for other in on_node().filter(|other| other.id != unit.id) {
+            let same = |theirs: &brig_api::unit_spec::HostPort| theirs.port == port.port;
+            let clash = other.template.host_ports().into_iter().find(same);
+            let is_shared = clash.is_none_or(|theirs| {
+                theirs.is_shared_by_service
+                    && port.is_shared_by_service
+                    && service(unit).is_some()
+                    && service(unit) == service(other)
+            });
+            assert!(is_shared, "port {} twice on {node}", port.port);
+        }
+    }
+    assert_quotas_hold(model, after, unit);
+}
+
+fn assert_quotas_hold(model: &Model, after: &BTreeMap<UnitId, Unit>, placed: &Unit) {
     let above = |path: &NamespacePath| placed.namespace.is_within(path);
-    for namespace in after.namespaces.values().filter(|n| above(&n.spec.name)) {
+    for namespace in model.namespaces().filter(|n| above(&n.spec.name)) {
         let Some(quota) = &namespace.spec.quota else { continue };
-        let live = after.units.values().filter(|unit| {
+        let live = after.values().filter(|unit| {
             unit.status.state.is_on_node() && unit.namespace.is_within(&namespace.spec.name)
         });
+        // A unit whose node is gone takes up nothing.
+        let live =
+            live.filter(|unit| unit.node.as_ref().is_some_and(|node| model.node(node).is_some()));
         let used = live.fold((0u128, 0u128), |(cpu, memory), unit| {
             let request = unit.template.request();
             (cpu + u128::from(request.cpu.0), memory + u128::from(request.memory.0))
@@ -167,9 +207,10 @@ fn build((nodes, services, jobs, units, quotas, now_ms): Draws) -> (Model, Momen
         let zone = if is_in_x { "x" } else { "y" };
         let name =
             cluster.node_like(&format!("n{index}"), allocatable, runtimes, &[("zone", zone)]);
-        let node = cluster.model.nodes.get_mut(&name).unwrap();
+        let mut node = cluster.model.node(&name).unwrap().clone();
         node.state = if is_away { NodeState::Unreachable } else { NodeState::Ready };
         node.state_since_ms = since;
+        cluster.put(Object::Node(node));
         if is_silent {
             cluster.moment.silent.insert(name);
         }
@@ -266,7 +307,7 @@ impl Act {
     fn happen(&self, cluster: &mut Cluster) {
         let service = |index: &usize| format!("s{index}");
         let exists = |cluster: &Cluster, text: &str| {
-            cluster.model.services.values().any(|names| names.contains_key(&name(text)))
+            cluster.model.service(&namespace("default"), &name(text)).is_some()
         };
         match self {
             Self::Scale(index, replicas) if exists(cluster, &service(index)) => {
@@ -277,7 +318,7 @@ impl Act {
             }
             Self::Scale(..) | Self::Change(_) => {}
             Self::Silence(index) => {
-                let name = cluster.model.nodes.keys().nth(*index).cloned();
+                let name = cluster.model.nodes().nth(*index).map(|node| node.name.clone());
                 cluster.moment.silent.extend(name);
             }
             Self::Return => cluster.moment.silent.clear(),
@@ -290,14 +331,19 @@ proptest! {
 
     #[test]
     fn any_model_gives_a_sound_plan_and_twice_the_same((model, moment) in any_cluster()) {
-        let first = plan(&model, &moment);
+        let mut worked = model.clone();
+        let first = plan(&mut worked, &moment);
         assert_sound(&model, &moment, &first);
+        prop_assert!(worked == model, "what was charged while planning is taken back");
         let dump = serde_json::to_vec(&model).unwrap();
-        let copy: Model = serde_json::from_slice(&dump).unwrap();
-        let second = plan(&copy, &moment);
+        let mut copy: Model = serde_json::from_slice(&dump).unwrap();
+        let second = plan(&mut copy, &moment);
         prop_assert_eq!(serde_json::to_vec(&first).unwrap(), serde_json::to_vec(&second).unwrap());
-        for unit in model.units.keys() {
-            let _ = crate::why(&model, &moment, unit);
+        for unit in model.units() {
+            let _ = crate::why(&mut worked, &moment, &unit.id);
+            for node in model.nodes() {
+                let _ = crate::why_on(&mut worked, &moment, &unit.id, &node.name);
+            }
         }
         for explanation in &first.explanations {
             prop_assert!(!explanation.render(&name("u")).is_empty());
@@ -308,8 +354,9 @@ proptest! {
     fn any_model_can_be_committed_again_and_again((mut model, mut moment) in any_cluster()) {
         moment.now_ms = 300_000;
         for _ in 0..5 {
-            let plan = plan(&model, &moment);
-            assert_sound(&model, &moment, &plan);
+            let before = model.clone();
+            let plan = plan(&mut model, &moment);
+            assert_sound(&before, &moment, &plan);
             commit(&mut model, &plan, moment.now_ms).unwrap();
         }
     }
@@ -326,31 +373,31 @@ proptest! {
         }
         Act::Return.happen(&mut cluster);
         cluster.settle();
-        for service in cluster.model.services.values().flat_map(BTreeMap::values) {
-            let mine: Vec<_> = cluster.model.units.values().filter(|unit| {
+        for service in cluster.model.services() {
+            let mine: Vec<_> = cluster.model.units().filter(|unit| {
                 unit.owner.as_ref().is_some_and(|owner| *owner.name() == service.spec.name)
             }).collect();
             let live = mine.iter().filter(|unit| unit.desired == Desired::Run).count();
             prop_assert!(live >= usize::try_from(service.spec.replicas).unwrap());
             prop_assert_eq!(live, mine.len(), "nothing superfluous is left");
         }
-        for job in cluster.model.jobs.values().flat_map(BTreeMap::values) {
+        for job in cluster.model.jobs() {
             let waits = cluster.count(|unit| unit.status.state == UnitState::Pending);
             prop_assert!(job.state.is_final() || waits > 0);
         }
         for text in ["s0", "s1", "s2"] {
-            if cluster.model.services.values().any(|names| names.contains_key(&name(text))) {
+            if cluster.model.service(&namespace("default"), &name(text)).is_some() {
                 cluster.change_service(text, |service| service.is_deleting = true);
             }
         }
         for text in ["j0", "j1", "j2"] {
-            if cluster.model.jobs.values().any(|names| names.contains_key(&name(text))) {
+            if cluster.model.job(&namespace("default"), &name(text)).is_some() {
                 cluster.change_job(text, |job| job.is_deleting = true);
             }
         }
         cluster.settle();
-        prop_assert!(cluster.model.units.is_empty());
-        prop_assert!(cluster.model.services.values().all(BTreeMap::is_empty));
-        prop_assert!(cluster.model.jobs.values().all(BTreeMap::is_empty));
+        prop_assert_eq!(cluster.model.unit_count(), 0);
+        prop_assert_eq!(cluster.model.services().count(), 0);
+        prop_assert_eq!(cluster.model.jobs().count(), 0);
     }
 }

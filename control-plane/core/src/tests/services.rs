@@ -18,9 +18,9 @@ fn running(cluster: &Cluster) -> usize {
 fn a_service_gets_its_replicas_with_its_labels_and_unique_names() {
     let cluster = web(3);
     assert_eq!(running(&cluster), 3);
-    let names: BTreeSet<_> = cluster.model.units.values().map(|unit| &unit.name).collect();
+    let names: BTreeSet<_> = cluster.model.units().map(|unit| &unit.name).collect();
     assert_eq!(names.len(), 3);
-    for unit in cluster.model.units.values() {
+    for unit in cluster.model.units() {
         assert!(unit.name.as_str().starts_with("web-"));
         assert_eq!(unit.labels["app"], "web");
     }
@@ -36,7 +36,7 @@ fn a_settled_service_needs_no_plan() {
 #[test]
 fn scaling_down_takes_the_newest_and_those_without_a_node_first() {
     let mut cluster = web(3);
-    let first: BTreeSet<_> = cluster.model.units.keys().cloned().collect();
+    let first: BTreeSet<_> = cluster.model.units().map(|unit| unit.id.clone()).collect();
     cluster.moment.now_ms += 1;
     cluster.change_service("web", |service| service.spec.replicas = 10);
     cluster.settle();
@@ -48,13 +48,12 @@ fn scaling_down_takes_the_newest_and_those_without_a_node_first() {
     assert!(
         cluster
             .model
-            .units
-            .values()
+            .units()
             .all(|unit| unit.desired == Desired::Run || unit.status.state == UnitState::Stopped)
     );
     cluster.change_service("web", |service| service.spec.replicas = 3);
     cluster.settle();
-    assert_eq!(cluster.model.units.keys().cloned().collect::<BTreeSet<_>>(), first);
+    assert_eq!(cluster.model.units().map(|unit| unit.id.clone()).collect::<BTreeSet<_>>(), first);
 }
 
 #[test]
@@ -69,7 +68,7 @@ fn a_change_of_generation_never_runs_fewer_than_wanted_where_there_is_room() {
         assert!(cluster.running_of_generation(1) + cluster.running_of_generation(2) >= 3);
     }
     assert_eq!(cluster.running_of_generation(2), 3);
-    assert_eq!(cluster.model.units.len(), 3);
+    assert_eq!(cluster.model.unit_count(), 3);
 }
 
 #[test]
@@ -84,7 +83,7 @@ fn a_change_of_generation_makes_way_where_there_is_no_room() {
     }
     assert_eq!(least, 7, "one less than wanted, never fewer");
     assert_eq!(cluster.running_of_generation(2), 8);
-    assert_eq!(cluster.model.units.len(), 8);
+    assert_eq!(cluster.model.unit_count(), 8);
 }
 
 #[test]
@@ -119,7 +118,7 @@ fn a_change_of_a_generation_that_never_ran_replaces_it_at_once() {
     cluster.node("node-1", amount(8_000, 8 * GI));
     cluster.settle();
     assert_eq!(cluster.running_of_generation(2), 3);
-    assert_eq!(cluster.model.units.len(), 3);
+    assert_eq!(cluster.model.unit_count(), 3);
 }
 
 #[test]
@@ -132,18 +131,18 @@ fn scaling_and_changing_at_once_comes_to_rest() {
         });
         cluster.settle();
         let after = usize::try_from(after).unwrap();
-        assert_eq!((cluster.running_of_generation(2), cluster.model.units.len()), (after, after));
+        assert_eq!((cluster.running_of_generation(2), cluster.model.unit_count()), (after, after));
     }
 }
 
 #[test]
 fn a_unit_that_a_user_stops_is_replaced() {
     let mut cluster = web(2);
-    let id = cluster.model.units.keys().next().unwrap().clone();
+    let id = cluster.model.units().next().unwrap().id.clone();
     cluster.change_unit(&id, |unit| unit.desired = Desired::Stop);
     cluster.settle();
-    assert_eq!((running(&cluster), cluster.model.units.len()), (2, 2));
-    assert!(!cluster.model.units.contains_key(&id));
+    assert_eq!((running(&cluster), cluster.model.unit_count()), (2, 2));
+    assert!(cluster.model.unit(&id).is_none());
 }
 
 #[test]
@@ -154,7 +153,7 @@ fn a_unit_that_fails_at_once_is_replaced_with_pauses() {
     let mut seen = BTreeSet::new();
     for _ in 0..200 {
         let plan = cluster.pass();
-        seen.extend(cluster.model.units.keys().cloned());
+        seen.extend(cluster.model.units().map(|unit| unit.id.clone()));
         if !cluster.nodes_work() && plan.is_empty() {
             cluster.moment.now_ms = plan.wake_at_ms.expect("it is to be replaced later");
         }
@@ -169,16 +168,16 @@ fn a_deleted_service_goes_with_its_last_unit() {
     cluster.change_service("web", |service| service.is_deleting = true);
     cluster.pass();
     assert_eq!(cluster.count(|unit| unit.desired == Desired::Remove), 2);
-    assert!(cluster.model.services.values().any(|names| !names.is_empty()));
+    assert!(cluster.model.services().count() > 0);
     cluster.settle();
-    assert!(cluster.model.units.is_empty());
-    assert!(cluster.model.services.values().all(BTreeMap::is_empty));
+    assert_eq!(cluster.model.unit_count(), 0);
+    assert_eq!(cluster.model.services().count(), 0);
 }
 
 #[test]
 fn units_of_a_service_that_is_gone_are_removed() {
     let mut cluster = web(2);
-    cluster.model.services.clear();
+    cluster.remove(Kind::Service, Some("default"), "web");
     cluster.settle();
-    assert!(cluster.model.units.is_empty());
+    assert_eq!(cluster.model.unit_count(), 0);
 }

@@ -7,7 +7,7 @@ use super::*;
 /// The status of the unit `u`, and what `brig why` prints.
 fn check(cluster: &mut Cluster, expected: &Expect) {
     let plan = cluster.pass();
-    let id = cluster.model.units.values().find(|unit| unit.name == name("u")).unwrap().id.clone();
+    let id = cluster.model.units().find(|unit| unit.name == name("u")).unwrap().id.clone();
     let explanation = plan.explanations.iter().find(|e| e.unit == id).unwrap();
     let status = refusals(&plan).iter().find(|(unit, ..)| **unit == id).map_or_else(
         || "placed".to_owned(),
@@ -175,14 +175,14 @@ fn each_node_has_another_fault() {
     check(
         &mut cluster,
         &expect![[r#"
-        Unschedulable: every node is out of reach, unable to run oci or short of cpu: it starts as soon as there is room
+            Unschedulable: every node is out of reach, unable to run oci or short of cpu: it starts as soon as there is room
 
-        u waits: every node is out of reach, unable to run oci or short of cpu: it starts as soon as there is room; enough would be 500m more cpu free on `c`, or a request of 500m cpu.
-        Turned down, of 4 nodes:
-          resources      2  cpu: wanted 1, 500m free (c)
-          ready          1  a is out of reach
-          runtime        1  b can't run oci
-    "#]],
+            u waits: every node is out of reach, unable to run oci or short of cpu: it starts as soon as there is room; enough would be 500m more cpu free on `c`, or a request of 500m cpu, or a node that can run oci, or that `a` comes back.
+            Turned down, of 4 nodes:
+              resources      2  cpu: wanted 1, 500m free (c)
+              ready          1  a is out of reach
+              runtime        1  b can't run oci
+        "#]],
     );
 }
 
@@ -234,13 +234,13 @@ fn it_is_placed() {
     check(
         &mut cluster,
         &expect![[r#"
-        placed
+            placed
 
-        u was placed on b by plan 1.
-          score  1623 = bin-packing 187 x 4 + balance 875 x 1
-          next   a with 1500
-        Turned down, of 3 nodes:
-          resources      1  cpu: wanted 1, 500m free (c)
-    "#]],
+            u was placed on b by plan 1.
+              score  1623 = bin-packing 187 x 4 + balance 875 x 1
+              next   a with 1500 = bin-packing 125 x 4 + balance 1000 x 1
+            Turned down, of 3 nodes:
+              resources      1
+        "#]],
     );
 }

@@ -1,0 +1,531 @@
+//! Shapes: everything about a unit that decides which nodes can take it. Units of one shape are filtered and scored once.
+
+use std::collections::BTreeMap;
+
+use brig_api::constraint::Constraint;
+use brig_api::object::{Node, Unit};
+use brig_api::placement::{
+    Neighbours, OVER_NODE, PlacementRules, Preference, Spread, Taint, TaintEffect, Toleration,
+};
+use brig_api::unit_spec::{HostPort, Runtime, UnitTemplate};
+
+use super::identities::{IdentityId, Neighbourhoods, SelectorId, SelectorKey, TermId};
+use super::nodes::Nodes;
+use super::topologies::TopologyId;
+use super::{NodeSlot, OwnerId, ShapeId, owner_key};
+use crate::obstacle::Obstacle;
+use crate::vector::{ScalarNames, Vector};
+
+/// The weight of a spread that names none, and of a taint that makes a node less welcome.
+const WEIGHT_IMPLIED: i32 = 50;
+
+/// What a shape requires of the nodes' own properties: the same for many shapes, and decided once for each node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct FixedKey {
+    runtimes: Vec<Runtime>,
+    constraints: Vec<Constraint>,
+    tolerations: Vec<Toleration>,
+    volumes: Vec<String>,
+    preferences: Vec<Preference>,
+}
+
+/// The same, decided.
+#[derive(Debug, Clone)]
+pub(crate) struct Fixed {
+    key: FixedKey,
+    uses: usize,
+    /// What is in the way, by node.
+    pub(crate) obstacles: Vec<Option<Obstacle>>,
+    /// Points of preferences by node; empty when there are none.
+    pub(crate) points: Vec<i64>,
+}
+
+/// A rule about other units, with numbers for what it names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rule {
+    pub(crate) kind: RuleKind,
+    pub(crate) selector: SelectorId,
+    pub(crate) topology: TopologyId,
+    /// Of a preference; None: a requirement.
+    pub(crate) weight: Option<i32>,
+}
+
+/// What a rule says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum RuleKind {
+    /// Be where the selected units are.
+    Near {
+        /// The unit is one of them: the first of them need not find another.
+        selects_itself: bool,
+    },
+    /// Be where they are not.
+    Away,
+    /// Be where there are few of them.
+    Spread {
+        /// How many more than elsewhere; of a requirement.
+        max_skew: u32,
+        /// Parts in percent by value.
+        targets: BTreeMap<String, u32>,
+    },
+}
+
+/// What makes shapes different.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct ShapeKey {
+    request: Vector,
+    fixed: usize,
+    ports: Vec<HostPort>,
+    port_owner: Option<OwnerId>,
+    open_ports: usize,
+    artifacts: Vec<usize>,
+    /// Only where other units matter to it, or it may matter to others.
+    neighbours: Option<(IdentityId, NeighbourRules)>,
+}
+
+/// The part of a unit's placement rules that is about other units.
+type NeighbourRules = (Vec<Neighbours>, Vec<Neighbours>, Vec<Spread>, bool);
+
+/// One shape.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    key: ShapeKey,
+    uses: usize,
+    /// What it asks for.
+    pub(crate) request: Vector,
+    /// The number of its fixed requirements.
+    fixed: usize,
+    /// Ports of the node that it occupies.
+    pub(crate) ports: Vec<HostPort>,
+    /// Its service, where it shares a port.
+    pub(crate) port_owner: Option<OwnerId>,
+    /// Ports that it leaves open.
+    pub(crate) open_ports: usize,
+    /// Rules about other units.
+    pub(crate) rules: Vec<Rule>,
+    /// What its units hold against others.
+    pub(crate) away_terms: Vec<TermId>,
+    /// Who it is to others, where that matters.
+    pub(crate) identity: Option<IdentityId>,
+    artifacts: Vec<usize>,
+    /// It was refused when so much had happened, at most at this priority.
+    pub(crate) hopeless: Option<(u64, i32)>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Artifact {
+    uses: usize,
+    /// Units on nodes that run it.
+    counts: BTreeMap<NodeSlot, u32>,
+}
+
+/// All shapes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shapes {
+    ids: BTreeMap<ShapeKey, ShapeId>,
+    rows: Vec<Option<Shape>>,
+    unused: Vec<ShapeId>,
+    fixed_ids: BTreeMap<FixedKey, usize>,
+    fixed: Vec<Option<Fixed>>,
+    unused_fixed: Vec<usize>,
+    artifact_ids: BTreeMap<String, usize>,
+    artifacts: Vec<Artifact>,
+}
+
+impl Shapes {
+    /// The shape of that number.
+    pub(crate) fn get(&self, id: ShapeId) -> Option<&Shape> {
+        self.rows.get(id)?.as_ref()
+    }
+
+    /// What it requires of nodes themselves.
+    pub(crate) fn fixed(&self, shape: &Shape) -> Option<&Fixed> {
+        self.fixed.get(shape.fixed)?.as_ref()
+    }
+
+    /// The constraints on attributes.
+    pub(crate) fn constraints(&self, shape: &Shape) -> &[Constraint] {
+        self.fixed(shape).map_or(&[][..], |fixed| &fixed.key.constraints)
+    }
+
+    /// The runtimes it needs.
+    pub(crate) fn runtimes(&self, shape: &Shape) -> &[Runtime] {
+        self.fixed(shape).map_or(&[][..], |fixed| &fixed.key.runtimes)
+    }
+
+    /// The taints of a node that it does not put up with.
+    pub(crate) fn taints<'n>(&self, shape: &Shape, node: &'n Node) -> Vec<&'n Taint> {
+        let tolerations = self.fixed(shape).map_or(&[][..], |fixed| &fixed.key.tolerations);
+        repelling(tolerations, node).collect()
+    }
+
+    /// The directories that it mounts and the node does not offer.
+    pub(crate) fn missing_volumes(&self, shape: &Shape, node: &Node) -> Vec<String> {
+        let wanted = self.fixed(shape).map_or(&[][..], |fixed| &fixed.key.volumes);
+        wanted.iter().filter(|path| !offers(node, path)).cloned().collect()
+    }
+
+    /// Is everything that it runs on the node already, for another unit?
+    pub(crate) fn is_at_home(&self, shape: &Shape, node: NodeSlot) -> bool {
+        shape.artifacts.iter().all(|artifact| self.artifacts[*artifact].counts.contains_key(&node))
+    }
+
+    /// The nodes on which everything it runs is there already.
+    pub(crate) fn homes(&self, shape: &Shape) -> Vec<NodeSlot> {
+        let Some(first) = shape.artifacts.first() else { return Vec::new() };
+        let nodes = self.artifacts[*first].counts.keys().copied();
+        nodes.filter(|node| self.is_at_home(shape, *node)).collect()
+    }
+
+    /// See [`super::Index::set_hopeless`].
+    pub(crate) fn set_hopeless(&mut self, id: ShapeId, hopes: u64, priority: i32) {
+        if let Some(Some(shape)) = self.rows.get_mut(id) {
+            let highest = match shape.hopeless {
+                Some((then, highest)) if then == hopes => highest.max(priority),
+                _ => priority,
+            };
+            shape.hopeless = Some((hopes, highest));
+        }
+    }
+
+    /// The shape of a unit, used once more.
+    pub(crate) fn intern(
+        &mut self,
+        unit: &Unit,
+        owner: Option<OwnerId>,
+        identity: IdentityId,
+        neighbours: &mut Neighbourhoods,
+        names: &mut ScalarNames,
+        nodes: &Nodes,
+    ) -> ShapeId {
+        let template = &unit.template;
+        let rules = &template.placement;
+        let ports = template.host_ports();
+        let shares_port = ports.iter().any(|port| port.is_shared_by_service);
+        let has_rules = !rules.near.is_empty()
+            || !rules.away.is_empty()
+            || !rules.spread.is_empty()
+            || rules.distinct_hosts;
+        let matters = has_rules || !unit.labels.is_empty();
+        let key = ShapeKey {
+            request: Vector::new(&template.request(), names),
+            fixed: self.intern_fixed(template, nodes),
+            port_owner: owner.filter(|_| shares_port),
+            ports,
+            open_ports: template.open_ports(),
+            artifacts: self.artifacts_of(template),
+            neighbours: matters.then(|| {
+                let rules = (
+                    rules.near.clone(),
+                    rules.away.clone(),
+                    rules.spread.clone(),
+                    rules.distinct_hosts,
+                );
+                (identity, rules)
+            }),
+        };
+        if let Some(id) = self.ids.get(&key) {
+            let id = *id;
+            if let Some(Some(shape)) = self.rows.get_mut(id) {
+                shape.uses += 1;
+            }
+            self.release_fixed(key.fixed);
+            return id;
+        }
+        for artifact in &key.artifacts {
+            self.artifacts[*artifact].uses += 1;
+        }
+        let resolved = if has_rules {
+            resolve(unit, identity, neighbours, nodes)
+        } else {
+            (Vec::new(), Vec::new())
+        };
+        let shape = Shape {
+            uses: 1,
+            request: key.request.clone(),
+            fixed: key.fixed,
+            ports: key.ports.clone(),
+            port_owner: key.port_owner,
+            open_ports: key.open_ports,
+            rules: resolved.0,
+            away_terms: resolved.1,
+            identity: matters.then_some(identity),
+            artifacts: key.artifacts.clone(),
+            hopeless: None,
+            key: key.clone(),
+        };
+        let id = match self.unused.pop() {
+            Some(id) => {
+                self.rows[id] = Some(shape);
+                id
+            }
+            None => {
+                self.rows.push(Some(shape));
+                self.rows.len() - 1
+            }
+        };
+        self.ids.insert(key, id);
+        id
+    }
+
+    /// A unit of the shape is gone.
+    pub(crate) fn release(&mut self, id: ShapeId, neighbours: &mut Neighbourhoods) {
+        let Some(Some(shape)) = self.rows.get_mut(id) else { return };
+        shape.uses -= 1;
+        if shape.uses > 0 {
+            return;
+        }
+        let Some(shape) = self.rows[id].take() else { return };
+        self.unused.push(id);
+        self.ids.remove(&shape.key);
+        self.release_fixed(shape.fixed);
+        for rule in &shape.rules {
+            neighbours.release_selector(rule.selector);
+        }
+        for term in &shape.away_terms {
+            neighbours.release_term(*term);
+        }
+        for artifact in &shape.artifacts {
+            self.artifacts[*artifact].uses -= 1;
+        }
+    }
+
+    fn intern_fixed(&mut self, template: &UnitTemplate, nodes: &Nodes) -> usize {
+        let mut volumes: Vec<_> = template
+            .tasks
+            .iter()
+            .flat_map(|task| &task.mounts)
+            .filter_map(|mount| mount.host.as_ref()?.to_str().map(str::to_owned))
+            .collect();
+        volumes.sort_unstable();
+        volumes.dedup();
+        let key = FixedKey {
+            runtimes: template.runtimes(),
+            constraints: template.constraints.clone(),
+            tolerations: template.placement.tolerations.clone(),
+            volumes,
+            preferences: template.placement.prefer.clone(),
+        };
+        if let Some(id) = self.fixed_ids.get(&key) {
+            if let Some(Some(fixed)) = self.fixed.get_mut(*id) {
+                fixed.uses += 1;
+            }
+            return *id;
+        }
+        let mut fixed =
+            Fixed { key: key.clone(), uses: 1, obstacles: Vec::new(), points: Vec::new() };
+        for slot in 0..nodes.slots() {
+            fixed.decide(slot, nodes);
+        }
+        let id = match self.unused_fixed.pop() {
+            Some(id) => {
+                self.fixed[id] = Some(fixed);
+                id
+            }
+            None => {
+                self.fixed.push(Some(fixed));
+                self.fixed.len() - 1
+            }
+        };
+        self.fixed_ids.insert(key, id);
+        id
+    }
+
+    fn release_fixed(&mut self, id: usize) {
+        let Some(Some(fixed)) = self.fixed.get_mut(id) else { return };
+        fixed.uses -= 1;
+        if fixed.uses == 0 {
+            let key = fixed.key.clone();
+            self.fixed_ids.remove(&key);
+            self.fixed[id] = None;
+            self.unused_fixed.push(id);
+        }
+    }
+
+    fn artifacts_of(&mut self, template: &UnitTemplate) -> Vec<usize> {
+        let mut ids: Vec<_> = template
+            .tasks
+            .iter()
+            .map(|task| {
+                let reference = task.program.reference();
+                if let Some(id) = self.artifact_ids.get(reference) {
+                    return *id;
+                }
+                // A number that nothing uses stands for nothing any more.
+                let id = match self.artifacts.iter().position(|artifact| artifact.uses == 0) {
+                    Some(id) if self.artifacts.len() > ARTIFACTS_KEPT => {
+                        self.artifact_ids.retain(|_, other| *other != id);
+                        self.artifacts[id] = Artifact::default();
+                        id
+                    }
+                    _ => {
+                        self.artifacts.push(Artifact::default());
+                        self.artifacts.len() - 1
+                    }
+                };
+                self.artifact_ids.insert(reference.to_owned(), id);
+                id
+            })
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// A unit of the shape came onto a node.
+    pub(crate) fn charge_artifacts(&mut self, id: ShapeId, node: NodeSlot) {
+        let Some(Some(shape)) = self.rows.get(id) else { return };
+        for artifact in &shape.artifacts {
+            *self.artifacts[*artifact].counts.entry(node).or_default() += 1;
+        }
+    }
+
+    /// A unit of the shape left a node.
+    pub(crate) fn uncharge_artifacts(&mut self, id: ShapeId, node: NodeSlot) {
+        let Some(Some(shape)) = self.rows.get(id) else { return };
+        for artifact in &shape.artifacts {
+            let counts = &mut self.artifacts[*artifact].counts;
+            if let Some(count) = counts.get_mut(&node) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&node);
+                }
+            }
+        }
+    }
+
+    /// A node came, went or changed.
+    pub(crate) fn node_changed(&mut self, slot: NodeSlot, nodes: &Nodes) {
+        for fixed in self.fixed.iter_mut().flatten() {
+            fixed.decide(slot, nodes);
+        }
+    }
+}
+
+/// Numbers of artifacts that nothing uses are used again beyond so many.
+const ARTIFACTS_KEPT: usize = 4_096;
+
+impl Fixed {
+    fn decide(&mut self, slot: NodeSlot, nodes: &Nodes) {
+        if self.obstacles.len() < nodes.slots() {
+            self.obstacles.resize(nodes.slots(), Some(Obstacle::Ready));
+        }
+        let node = nodes.get(slot);
+        self.obstacles[slot] = match node {
+            None => Some(Obstacle::Ready),
+            Some(node) => self.obstacle_on(node),
+        };
+        let points = node.map_or(0, |node| self.points_of(node));
+        if points != 0 && self.points.is_empty() {
+            self.points.resize(nodes.slots(), 0);
+        }
+        if !self.points.is_empty() {
+            self.points.resize(nodes.slots(), 0);
+            self.points[slot] = points;
+        }
+    }
+
+    fn obstacle_on(&self, node: &Node) -> Option<Obstacle> {
+        let facts = &node.facts;
+        let key = &self.key;
+        if !key.runtimes.iter().all(|runtime| facts.runtimes.contains(runtime)) {
+            Some(Obstacle::Runtime)
+        } else if !key.constraints.iter().all(|wanted| wanted.is_met_by(&facts.attributes)) {
+            Some(Obstacle::Attributes)
+        } else if repelling(&key.tolerations, node).next().is_some() {
+            Some(Obstacle::Taints)
+        } else if !key.volumes.iter().all(|path| offers(node, path)) {
+            Some(Obstacle::Volumes)
+        } else {
+            None
+        }
+    }
+
+    /// Ten points for each of weight.
+    fn points_of(&self, node: &Node) -> i64 {
+        let attributes = &node.facts.attributes;
+        let liked = self.key.preferences.iter().filter(|liked| liked.when.is_met_by(attributes));
+        let liked: i64 = liked.map(|liked| i64::from(liked.weight)).sum();
+        let unwelcome = node.facts.taints.iter().filter(|taint| {
+            taint.effect == TaintEffect::PreferNot
+                && !self.key.tolerations.iter().any(|toleration| toleration.tolerates(taint))
+        });
+        let unwelcome = i64::try_from(unwelcome.count()).unwrap_or(0);
+        (liked - unwelcome * i64::from(WEIGHT_IMPLIED)) * 10
+    }
+}
+
+fn repelling<'n>(tolerations: &[Toleration], node: &'n Node) -> impl Iterator<Item = &'n Taint> {
+    node.facts.taints.iter().filter(move |taint| {
+        taint.effect != TaintEffect::PreferNot
+            && !tolerations.iter().any(|toleration| toleration.tolerates(taint))
+    })
+}
+
+/// Is the path one of the node's volumes, or below one?
+fn offers(node: &Node, path: &str) -> bool {
+    node.facts.volumes.iter().any(|volume| {
+        let volume = volume.trim_end_matches('/');
+        path.strip_prefix(volume).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
+}
+
+/// Rules with numbers, and the terms that units of the shape hold against others.
+fn resolve(
+    unit: &Unit,
+    identity: IdentityId,
+    neighbours: &mut Neighbourhoods,
+    nodes: &Nodes,
+) -> (Vec<Rule>, Vec<TermId>) {
+    let PlacementRules { near, away, spread, distinct_hosts, .. } = &unit.template.placement;
+    let (mut rules, mut terms) = (Vec::new(), Vec::new());
+    let own = match owner_key(unit) {
+        Some(owner) => SelectorKey::Owner(owner),
+        None => SelectorKey::Labels {
+            within: unit.namespace.clone(),
+            is_exact: true,
+            labels: (*unit.labels).clone(),
+        },
+    };
+    let labelled = |wanted: &Neighbours| SelectorKey::Labels {
+        within: wanted.within.clone().unwrap_or_else(|| unit.namespace.clone()),
+        is_exact: wanted.within.is_none(),
+        labels: wanted.units.clone(),
+    };
+    for wanted in near {
+        let topology = neighbours.topologies.intern(&wanted.over, nodes);
+        let selector = neighbours.select(labelled(wanted), topology);
+        let selects_itself = neighbours.is_selected(selector, identity);
+        let kind = RuleKind::Near { selects_itself };
+        rules.push(Rule { kind, selector, topology, weight: wanted.weight });
+    }
+    let distinct = distinct_hosts.then(|| (own.clone(), OVER_NODE, None));
+    let others = away.iter().map(|wanted| (labelled(wanted), wanted.over.as_str(), wanted.weight));
+    for (key, over, weight) in others.chain(distinct) {
+        let topology = neighbours.topologies.intern(over, nodes);
+        let selector = neighbours.select(key, topology);
+        rules.push(Rule { kind: RuleKind::Away, selector, topology, weight });
+        if weight.is_none() {
+            terms.push(neighbours.hold(selector, topology));
+        }
+    }
+    for wanted in spread {
+        let topology = neighbours.topologies.intern(&wanted.over, nodes);
+        let selector = neighbours.select(own.clone(), topology);
+        let weight = match wanted.max_skew {
+            Some(_) => wanted.weight,
+            None => Some(wanted.weight.unwrap_or(WEIGHT_IMPLIED)),
+        };
+        let spread = |max_skew| RuleKind::Spread { max_skew, targets: wanted.targets.clone() };
+        if let Some(max_skew) = wanted.max_skew {
+            rules.push(Rule { kind: spread(max_skew), selector, topology, weight: None });
+        }
+        if weight.is_some() {
+            let selector = match wanted.max_skew {
+                Some(_) => neighbours.select(own.clone(), topology),
+                None => selector,
+            };
+            rules.push(Rule { kind: spread(0), selector, topology, weight });
+        }
+    }
+    (rules, terms)
+}
