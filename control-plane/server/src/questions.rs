@@ -3,7 +3,6 @@
 //!
 //! **Invariant:** an answer knows at least the revision that the asker names.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brig_api::{Code, Revision};
@@ -19,7 +18,7 @@ use crate::problem::{Answer, Failure};
 /// A question that waits for its answer.
 pub(crate) struct Question {
     not_before: Revision,
-    answer: Box<dyn FnOnce(&Model, &Moment) + Send>,
+    answer: Box<dyn FnOnce(&mut Model, &Moment) + Send>,
 }
 
 impl Question {
@@ -28,12 +27,10 @@ impl Question {
         self.not_before
     }
 
-    /// Answers it. A question that panics is one without an answer, and nobody else's harm.
-    pub(crate) fn answer(self, model: &Model, moment: &Moment) {
-        let answered = std::panic::catch_unwind(AssertUnwindSafe(|| (self.answer)(model, moment)));
-        if answered.is_err() {
-            tracing::error!("a question about the model panicked");
-        }
+    /// Answers it. The core works in the model to find an answer and puts back what it moved; if it panics meanwhile,
+    /// the model is as lost as in a pass that panics.
+    pub(crate) fn answer(self, model: &mut Model, moment: &Moment) {
+        (self.answer)(model, moment);
     }
 }
 
@@ -55,11 +52,11 @@ impl Questions {
     async fn put<T: Send + 'static>(
         &self,
         not_before: Revision,
-        question: Arc<impl Fn(&Model, &Moment) -> T + Send + Sync + 'static>,
+        question: Arc<impl Fn(&mut Model, &Moment) -> T + Send + Sync + 'static>,
     ) -> Option<T> {
         let planner = self.planner.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         let (sender, answered) = oneshot::channel();
-        let answer = Box::new(move |model: &Model, moment: &Moment| {
+        let answer = Box::new(move |model: &mut Model, moment: &Moment| {
             // Who asked may have gone.
             let _ = sender.send(question(model, moment));
         });
@@ -72,16 +69,16 @@ impl Questions {
 pub(crate) async fn ask<T: Send + 'static>(
     app: &App,
     not_before: Revision,
-    question: impl Fn(&Model, &Moment) -> T + Send + Sync + 'static,
+    question: impl Fn(&mut Model, &Moment) -> T + Send + Sync + 'static,
 ) -> Answer<T> {
     let question = Arc::new(question);
     if let Some(answer) = app.questions.put(not_before, Arc::clone(&question)).await {
         return Ok(answer);
     }
-    let model = app.store.model_load().await?;
+    let mut model = app.store.model_load().await?;
     // Nodes talk to the server that plans: this one can't tell who is silent, but for what that one has written down.
     let moment = Moment { now_ms: clock::now_ms(), ..Moment::default() };
-    let answered = tokio::task::spawn_blocking(move || question(&model, &moment));
+    let answered = tokio::task::spawn_blocking(move || question(&mut model, &moment));
     answered.await.map_err(|error| {
         tracing::error!(error = %error, "a question about the model failed");
         Failure::new(Code::Internal, "the scheduler failed at this; the server's log says how")

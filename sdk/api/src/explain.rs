@@ -203,7 +203,8 @@ mod tests {
     #[test]
     fn one_node_is_told_with_its_score_or_with_all_that_is_in_the_way() {
         let unit = ResourceName::new("web-1").unwrap();
-        let score = |name: &str, points, weight| Score { name: name.to_owned(), points, weight };
+        let score =
+            |name: &str, points, weight| Score { name: name.to_owned().into(), points, weight };
         let fits = NodeVerdict {
             scores: vec![score("bin-packing", 187, 4), score("balance", 875, 1)],
             total: Some(1623),
@@ -213,7 +214,7 @@ mod tests {
             "web-1 fits on node-1.\n  score  1623 = bin-packing 187 x 4 + balance 875 x 1\n";
         assert_eq!(fits.render(&unit), expected);
         let obstacle = |filter: &str, detail: &str| NodeObstacle {
-            filter: filter.to_owned(),
+            filter: filter.to_owned().into(),
             detail: detail.to_owned(),
         };
         let refused = NodeVerdict {

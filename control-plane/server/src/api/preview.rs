@@ -135,7 +135,7 @@ impl Outcome {
 }
 
 fn placed_without_scores(node: NodeName) -> Verdict {
-    Verdict::Placed { node, scores: vec![], total: 0, next: vec![], preempted: vec![] }
+    Verdict::Placed { node, scores: vec![], total: 0, next: vec![] }
 }
 
 fn key_of(unit: &Unit) -> ObjectKey {

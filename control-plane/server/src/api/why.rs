@@ -4,13 +4,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use brig_api::change::Change;
-use brig_api::explain::{Explanation, NodeFit, NodeObstacle, NodeVerdict, Verdict};
-use brig_api::lifecycle::UnitState;
-use brig_api::object::{Desired, Unit, UnitStatus};
+use brig_api::explain::{Explanation, NodeVerdict};
+use brig_api::object::Unit;
 use brig_api::request::{WhyQuery, WhyResponse};
-use brig_api::{Code, Kind, NodeName, Object, UnitId};
-use brig_core::{Model, Moment};
+use brig_api::{Code, Kind, NodeName, Object};
 
 use super::object::{Named, cluster_key, unit};
 use crate::app::App;
@@ -76,7 +73,8 @@ async fn why_on(app: &App, unit: &Unit, node: NodeName) -> Answer<NodeVerdict> {
         _ => unit.meta.revision,
     };
     let (id, of) = (unit.id.clone(), node.clone());
-    let verdict = ask(app, not_before, move |model, moment| on_node(model, moment, &id, &of));
+    let verdict =
+        ask(app, not_before, move |model, moment| brig_core::why_on(model, moment, &id, &of));
     verdict.await?.ok_or_else(|| {
         let detail = format!(
             "unit `{}` has ended, or `{node}` has gone meanwhile: there is nothing to ask",
@@ -92,35 +90,4 @@ async fn why_unit_history(
 ) -> Answer<Json<Vec<Explanation>>> {
     let unit = unit(&app, namespace, &name).await?;
     Ok(Json(app.store.explanation_list(&unit.id).await?))
-}
-
-/// What one node says to one unit: the scheduler's answer on a cluster that has no other node, to the unit as it was
-/// before it was placed. None when it has ended, or one of the two is not there.
-fn on_node(model: &Model, moment: &Moment, unit: &UnitId, node: &NodeName) -> Option<NodeVerdict> {
-    let mut copy = model.clone();
-    let waiting = model.unit(unit).filter(|unit| !unit.status.state.is_final())?;
-    model.node(node)?;
-    for other in model.nodes().filter(|other| other.name != *node) {
-        let key = Object::Node(other.clone()).key();
-        copy.apply(&Change { revision: model.revision, position: 0, key, object: None });
-    }
-    let status = UnitStatus { state: UnitState::Pending, ..UnitStatus::default() };
-    let waiting = Unit { status, node: None, desired: Desired::Run, ..waiting.clone() };
-    copy.put(Object::Unit(Box::new(waiting)));
-    let Explanation { verdict, refusals, .. } = brig_core::why(&copy, moment, unit)?;
-    let (fit, scores, total) = match verdict {
-        Verdict::Placed { scores, total, .. } => (NodeFit::Fits, scores, Some(total)),
-        Verdict::Refused { .. } => (NodeFit::Refused, Vec::new(), None),
-    };
-    let obstacles = refusals
-        .into_iter()
-        .map(|refusal| NodeObstacle { filter: refusal.filter, detail: refusal.detail });
-    Some(NodeVerdict {
-        unit: unit.clone(),
-        node: node.clone(),
-        verdict: fit,
-        obstacles: obstacles.collect(),
-        scores,
-        total,
-    })
 }

@@ -25,7 +25,9 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::clock;
 use crate::extract::Upgrade;
-use crate::limits::{HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX, SESSION_READ_BYTES};
+use crate::limits::{
+    HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX, SESSION_READ_BYTES,
+};
 use crate::node::assignment::{Told, assignment, ended_on, names_texts};
 use crate::node::contact::{Command, Seat};
 use crate::node::mail::Letter;

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use brig_api::NodeName;
 use brig_api::explain::Verdict;
 use brig_api::lifecycle::Reason;
 use brig_api::object::ObjectKey;
 use brig_api::request::{PlanResponse, PlannedEviction, PlannedUnit};
-use brig_api::{NodeName, ResourceName};
 
 /// Most lines about the nodes of one owner, and about units that are stopped; `-o json` has all of them.
 const LINES_MAX: usize = 10;
@@ -81,25 +81,19 @@ fn evictions(evictions: &[PlannedEviction], lines: &mut Vec<String>) {
 
 fn placements(placements: &[PlannedUnit], lines: &mut Vec<String>) {
     let placed = placements.iter().filter_map(|planned| match &planned.verdict {
-        Verdict::Placed { node, preempted, .. } => {
+        Verdict::Placed { node, .. } => {
             let owner = planned.owner.as_ref().unwrap_or(&planned.key);
-            Some((owner, (node, preempted), planned))
+            Some((owner, node, planned))
         }
         Verdict::Refused { .. } => None,
     });
-    let groups: Groups<'_, (&NodeName, &Vec<ResourceName>), _> = Groups::of(placed);
+    let groups: Groups<'_, &NodeName, _> = Groups::of(placed);
     for (owner, groups) in groups.owners {
         let (shown, rest) = groups.split_at(groups.len().min(LINES_MAX));
-        for ((node, preempted), group) in shown {
+        for (node, group) in shown {
             let Some(first) = group.first() else { continue };
             let who = subject(owner, &first.key, group.len());
-            let after = if preempted.is_empty() {
-                String::new()
-            } else {
-                let names: Vec<_> = preempted.iter().map(ResourceName::as_str).collect();
-                format!(" in the room of {}", names.join(", "))
-            };
-            lines.push(format!("{who} would run on {node}{after}"));
+            lines.push(format!("{who} would run on {node}"));
         }
         if !rest.is_empty() {
             let units: usize = rest.iter().map(|(_, group)| group.len()).sum();
@@ -150,7 +144,7 @@ mod tests {
 
     fn on(node: &str) -> Verdict {
         let node = NodeName::new(node).unwrap();
-        Verdict::Placed { node, scores: vec![], total: 0, next: vec![], preempted: vec![] }
+        Verdict::Placed { node, scores: vec![], total: 0, next: vec![] }
     }
 
     fn waits(reason: Reason, message: &str, unit: PlannedUnit) -> PlannedUnit {
