@@ -6,6 +6,8 @@ mod execute;
 mod recover;
 mod report;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -29,8 +31,13 @@ use crate::shims::{ShimEvent, ShimId, Shims};
 
 /// Statuses that were not acknowledged are sent again after this time.
 const RESEND: Duration = Duration::from_secs(10);
+/// A unit that is set up within this time is never reported as `preparing`: to commit what is over in a moment would
+/// make the disk and the database busy just when the unit starts.
+const PREPARING_UNTOLD: Duration = Duration::from_millis(50);
 /// Longest wait for units to end at shutdown, beyond the longest grace of any of them.
 const SHUTDOWN_SLACK_MS: i64 = 10_000;
+/// Longest wait for shims to take the word that they may end; one that does not hear it ends by itself when idle.
+const SHIMS_END_WAIT: Duration = Duration::from_secs(30);
 /// Records that one decision may lead to in a row; it is a fault of the plan if there are more.
 const STEPS_MAX: usize = 16;
 
@@ -70,6 +77,9 @@ pub(crate) struct Agent {
     /// Runs that are being removed.
     collecting: usize,
     wakes: BTreeSet<(i64, UnitId)>,
+    /// Units that began to be prepared and were not reported yet, and since when there is any.
+    untold: BTreeSet<UnitId>,
+    untold_since: Option<Instant>,
     session: Option<mpsc::Sender<FromNode>>,
     events: mpsc::Sender<Event>,
     token: Option<String>,
@@ -100,6 +110,8 @@ impl Agent {
             strays: BTreeSet::new(),
             collecting: 0,
             wakes: BTreeSet::new(),
+            untold: BTreeSet::new(),
+            untold_since: None,
             session: None,
             events: parts.events,
             token: parts.token,
@@ -126,12 +138,14 @@ impl Agent {
                 break;
             }
             let wake = self.next_wake(give_up_ms);
+            let tell_at = self.untold_since.map(|since| since + PREPARING_UNTOLD);
             tokio::select! {
                 event = heard.recv() => match event {
                     Some(event) => self.hear(event),
                     None => break,
                 },
                 () = tokio::time::sleep(wake) => self.wake(),
+                () = until(tell_at) => self.tell_preparing(),
                 _ = resend.tick() => self.send_unacknowledged(),
                 () = shutdown.cancelled(), if !self.is_pausing => {
                     if !stops_units {
@@ -144,7 +158,13 @@ impl Agent {
             }
         }
         if self.is_pausing {
-            self.end_shims().await;
+            // What is said meanwhile is heard and dropped: who says it waits for room, and an answer waits behind it.
+            let drain = async { while heard.recv().await.is_some() {} };
+            tokio::select! {
+                () = self.end_shims() => {}
+                () = drain => {}
+                () = tokio::time::sleep(SHIMS_END_WAIT) => {}
+            }
         }
     }
 
@@ -199,8 +219,8 @@ impl Agent {
     }
 
     fn hear_connected(&mut self, shim: &ShimId, tasks: Vec<TaskView>) {
-        let missing: Vec<_> =
-            self.live_keys(shim).filter(|key| !tasks.iter().any(|view| view.key == *key)).collect();
+        let there: BTreeSet<_> = tasks.iter().map(|view| view.key.clone()).collect();
+        let missing: Vec<_> = self.live_keys(shim).filter(|key| !there.contains(key)).collect();
         for view in tasks {
             let seen = match view.state {
                 TaskState::Starting => TaskSeen::Starting,
@@ -366,9 +386,17 @@ impl Agent {
     }
 
     async fn end_shims(&self) {
-        for shim in self.shims.known() {
-            self.shims.ask(&shim, Request::Shutdown).await;
-        }
+        let known = self.shims.known();
+        let asks = known.iter().map(|shim| self.shims.ask(shim, Request::Shutdown));
+        futures::future::join_all(asks).await;
+    }
+}
+
+/// Waits until that moment; for ever when there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -47,6 +47,8 @@ pub const LAYERS_MAX: usize = 127;
 pub const IMAGE_BYTES_MAX: u64 = 32 * 1024 * 1024 * 1024;
 /// Largest wasm program; a node would not compile a larger one in useful time.
 pub const WASM_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Wasm programs that are remembered; beyond it all are forgotten, and looked at again.
+const PROGRAMS_KNOWN_MAX: usize = 1_024;
 /// Largest configuration of an image.
 const CONFIG_BYTES_MAX: u64 = MANIFEST_BYTES_MAX;
 
@@ -101,6 +103,9 @@ struct Inner {
     busy: Mutex<HashMap<(Work, Digest), Turn>>,
     /// Blobs that this process has seen to be what their name says.
     checked: Mutex<std::collections::HashSet<Digest>>,
+    /// Wasm programs that this process has looked at, by the digest of their manifest: the next start of one reads
+    /// nothing.
+    programs: Mutex<HashMap<Digest, WasmArtifact>>,
 }
 
 /// The lock of one piece of work; gone when nobody holds it or waits for it.
@@ -136,6 +141,7 @@ impl Artifacts {
                 unpacks: Semaphore::new(UNPACKS_MAX),
                 busy: Mutex::default(),
                 checked: Mutex::default(),
+                programs: Mutex::default(),
             }),
         })
     }
@@ -150,6 +156,10 @@ impl Artifacts {
         reference: &Reference,
         progress: &dyn Progress,
     ) -> Result<Artifact, ArtifactError> {
+        if let Some(program) = self.inner.program(reference) {
+            progress.end(&program.digest, true);
+            return Ok(Artifact::Wasm(program));
+        }
         let (digest, manifest) = self.inner.image_manifest(reference).await?;
         match manifest.kind() {
             ArtifactKind::Wasm => {
@@ -207,6 +217,21 @@ impl Artifacts {
 }
 
 impl Inner {
+    /// The wasm program that the reference names by its digest, if it was looked at before and is still there.
+    fn program(&self, reference: &Reference) -> Option<WasmArtifact> {
+        let digest = reference.digest.as_ref()?;
+        let known = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(digest).filter(|program| self.store.has(&program.digest)).cloned()
+    }
+
+    fn remember(&self, program: &WasmArtifact) {
+        let mut known = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= PROGRAMS_KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(program.manifest.clone(), program.clone());
+    }
+
     /// The manifest to run: what the reference names, or this machine's out of an index.
     async fn image_manifest(
         &self,
@@ -265,13 +290,15 @@ impl Inner {
             reference: reference.to_string(),
             found: name_of_other(&head).0,
         })?;
-        Ok(WasmArtifact {
+        let program = WasmArtifact {
             path,
             digest: layer.digest.clone(),
             manifest: digest,
             kind,
             config: config.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
-        })
+        };
+        self.remember(&program);
+        Ok(program)
     }
 
     async fn image(

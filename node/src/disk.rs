@@ -18,15 +18,17 @@
 //! Only the record of an exit is also flushed to the disk ([`Disk::write_record`]): after it the shim's own record
 //! is removed, and if the machine lost power then, nobody would know how the task ended.
 
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use brig_api::session::{Assignment, Texts};
 use brig_api::{NamespacePath, ResourceName, UnitId};
 use brig_shim::message::{LogTarget, TaskKey};
+use brig_shim::tree;
 use rustix::fs::FlockOperation;
 
 use crate::record::UnitRecord;
@@ -98,7 +100,14 @@ impl Disk {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse(root)),
             Err(error) => return Err(failed(error.into())),
         }
-        for dir in ["units", "tasks", "scratch", "shims/wasm", "shims/oci", "wasm-cache"] {
+        for dir in ["units", "tasks", "scratch", "shims", "wasm-cache", "artifacts"] {
+            let dir = root.join(dir);
+            std::fs::create_dir_all(&dir).map_err(failed)?;
+            // Images and containers bring programs that run as their owner, root: on the machine itself nobody but
+            // the agent may reach them. Nor what units are told and say.
+            std::fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(failed)?;
+        }
+        for dir in ["shims/wasm", "shims/oci"] {
             std::fs::create_dir_all(root.join(dir)).map_err(failed)?;
         }
         let secrets = secrets_dir(&root);
@@ -203,10 +212,10 @@ impl Disk {
     /// # Errors
     /// Those of the filesystem.
     pub fn remove_task(&self, key: &TaskKey) -> io::Result<()> {
-        remove_dir(&self.scratch(key))?;
-        remove_dir(&self.shim(&ShimId::Oci(key.clone())))?;
+        tree::remove(&self.scratch(key))?;
+        tree::remove(&self.shim(&ShimId::Oci(key.clone())))?;
         // Last: as long as it is there, the run is known to have been.
-        remove_dir(&self.task(key))
+        tree::remove(&self.task(key))
     }
 
     /// Removes everything of a unit.
@@ -214,8 +223,24 @@ impl Disk {
     /// # Errors
     /// Those of the filesystem.
     pub fn remove_unit(&self, unit: &UnitId) -> io::Result<()> {
-        remove_dir(&self.secrets(unit))?;
-        remove_dir(&self.unit(unit))
+        tree::remove(&self.secrets(unit))?;
+        tree::remove(&self.unit(unit))
+    }
+
+    /// Removes the files of secrets of all units but these.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn retain_secrets<'a>(&self, kept: impl IntoIterator<Item = &'a UnitId>) -> io::Result<()> {
+        let kept: BTreeSet<_> = kept.into_iter().map(UnitId::as_str).collect();
+        let there = match names(&self.secrets) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            there => there?,
+        };
+        for name in there.iter().filter(|name| !kept.contains(name.as_str())) {
+            tree::remove(&self.secrets.join(name))?;
+        }
+        Ok(())
     }
 
     /// Writes what a unit is to run. The texts of secrets are left out.
@@ -305,13 +330,6 @@ fn replace(path: &Path, bytes: &[u8], flush: bool) -> io::Result<()> {
         file.sync_data()?;
     }
     std::fs::rename(&temporary, path)
-}
-
-fn remove_dir(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {

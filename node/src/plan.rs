@@ -38,6 +38,10 @@ pub const SETUP_EXIT_CODE: i32 = 125;
 /// The exit code of a task whose shim died: it was killed for that.
 const LOST_EXIT_CODE: i32 = 137;
 
+/// A task that was killed and is still there after this time is killed again, in milliseconds: the shim may not have
+/// heard it.
+pub const KILL_AGAIN_MS: i64 = 10_000;
+
 /// What is wanted of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
@@ -96,8 +100,8 @@ pub struct Fault {
 pub struct StopSent {
     /// When it was asked to end, Unix milliseconds.
     pub since_ms: i64,
-    /// It was killed.
-    pub is_killed: bool,
+    /// When it was killed last, Unix milliseconds.
+    pub killed_ms: Option<i64>,
 }
 
 /// Everything that a decision rests on.
@@ -337,12 +341,16 @@ fn end_task(view: &View<'_>, now_ms: i64, task: &ResourceName, actions: &mut Vec
             actions.push(Action::Terminate(task.clone()));
             actions.push(Action::WakeAt(now_ms.saturating_add(grace_ms)));
         }
-        Some(stop) if stop.is_killed => {}
         Some(stop) => {
-            let kill_ms = stop.since_ms.saturating_add(grace_ms);
+            let (since_ms, wait_ms) = match stop.killed_ms {
+                None => (stop.since_ms, grace_ms),
+                Some(killed_ms) => (killed_ms, KILL_AGAIN_MS),
+            };
+            let kill_ms = since_ms.saturating_add(wait_ms);
             // Set back, the clock would give a task more time than its grace.
-            if now_ms >= kill_ms || now_ms < stop.since_ms {
+            if now_ms >= kill_ms || now_ms < since_ms {
                 actions.push(Action::Kill(task.clone()));
+                actions.push(Action::WakeAt(now_ms.saturating_add(KILL_AGAIN_MS)));
             } else {
                 actions.push(Action::WakeAt(kill_ms));
             }

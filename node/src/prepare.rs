@@ -66,7 +66,13 @@ impl Preparer {
         let fetched = self.programs.fetch(&assignment.namespace, reference).await?;
         let key = TaskKey::new(&assignment.unit, &task.name, run);
         let mut env = environment(assignment, task, grants)?;
-        let mounts = self.mounts(assignment, task)?;
+        let user = match (&task.program, &fetched) {
+            (Program::Oci(oci), Fetched::Image { config, .. }) => {
+                container::user(oci, config).to_owned()
+            }
+            _ => String::new(),
+        };
+        let mounts = self.mounts(assignment, task, &user)?;
         let program = match (&task.program, fetched) {
             (Program::Wasm(wasm), Fetched::Wasm { path, digest }) => {
                 StartProgram::Wasm(StartWasm {

@@ -12,10 +12,10 @@ use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -27,6 +27,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for a connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
+/// A server that was silent, or took nothing, for so long is given up.
+const SILENCE: Duration = Duration::from_millis(SILENCE_MS_MAX);
 /// Messages to the server that wait to be sent; more are dropped, and their statuses sent again later.
 const OUTGOING_MAX: usize = 1024;
 
@@ -52,8 +54,8 @@ pub(crate) enum SessionError {
     NoAnswer,
     #[error("silent for {} s", SILENCE_MS_MAX / 1_000)]
     Silent,
-    #[error("the server ended the session")]
-    Closed,
+    #[error("the server ended the session: {0}")]
+    Closed(String),
     #[error("the server refuses this node: {0}")]
     Refused(String),
     #[error("not a message of the protocol")]
@@ -114,7 +116,7 @@ async fn session(
         name: config.name.clone(),
         facts: Box::new(config.facts.clone()),
     };
-    write.send(text(&hello)?).await?;
+    send(&mut write, text(&hello)?).await?;
     match tokio::time::timeout(CONNECT_WAIT, next(&mut read)).await {
         Err(_) => return Err(SessionError::NoAnswer),
         Ok(answer) => match answer? {
@@ -124,7 +126,7 @@ async fn session(
             Some(ToNode::Refused { problem }) => {
                 return Err(SessionError::Refused(problem.to_string()));
             }
-            _ => return Err(SessionError::Closed),
+            _ => return Err(closed(None)),
         },
     }
     *was_up = true;
@@ -134,43 +136,73 @@ async fn session(
     converse(server, events, write, read, outgoing).await
 }
 
+/// Both directions at once: a server that does not read for a while is still heard, and the other way round.
 async fn converse(
     server: &str,
     events: &mpsc::Sender<Event>,
-    mut write: SplitSink<Socket, Message>,
+    write: SplitSink<Socket, Message>,
+    read: SplitStream<Socket>,
+    outgoing: mpsc::Receiver<FromNode>,
+) -> Result<(), SessionError> {
+    tokio::select! {
+        result = listen(server, events, read) => result,
+        result = speak(write, outgoing) => result,
+    }
+}
+
+async fn listen(
+    server: &str,
+    events: &mpsc::Sender<Event>,
     mut read: SplitStream<Socket>,
+) -> Result<(), SessionError> {
+    loop {
+        let message = tokio::time::timeout(SILENCE, read.next()).await;
+        match message.map_err(|_| SessionError::Silent)?.transpose()? {
+            None => return Err(closed(None)),
+            Some(Message::Close(frame)) => return Err(closed(frame)),
+            Some(Message::Text(text)) => {
+                let message = serde_json::from_str(text.as_str())?;
+                let event = Event::Session(Box::new(message), server.to_owned());
+                events.send(event).await.map_err(|_| SessionError::AgentGone)?;
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+async fn speak(
+    mut write: SplitSink<Socket, Message>,
     mut outgoing: mpsc::Receiver<FromNode>,
 ) -> Result<(), SessionError> {
     let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let silence = Duration::from_millis(SILENCE_MS_MAX);
-    let mut heard = Instant::now();
     loop {
         tokio::select! {
-            message = read.next() => {
-                heard = Instant::now();
-                match message.transpose()? {
-                    None | Some(Message::Close(_)) => return Err(SessionError::Closed),
-                    Some(Message::Text(text)) => {
-                        let message = serde_json::from_str(text.as_str())?;
-                        let event = Event::Session(Box::new(message), server.to_owned());
-                        events.send(event).await.map_err(|_| SessionError::AgentGone)?;
-                    }
-                    Some(_) => {}
-                }
-            }
             message = outgoing.recv() => {
                 let Some(message) = message else { return Err(SessionError::AgentGone) };
-                write.send(text(&message)?).await?;
+                send(&mut write, text(&message)?).await?;
             }
             _ = beat.tick() => {
-                write.send(text(&FromNode::Heartbeat)?).await?;
+                send(&mut write, text(&FromNode::Heartbeat)?).await?;
                 // Every server answers this, also one that has nothing to say.
-                write.send(Message::Ping(tungstenite::Bytes::new())).await?;
+                send(&mut write, Message::Ping(tungstenite::Bytes::new())).await?;
             }
-            () = tokio::time::sleep_until(heard + silence) => return Err(SessionError::Silent),
         }
     }
+}
+
+/// Sends; a server that takes nothing for so long is given up, as one that says nothing.
+async fn send(
+    write: &mut SplitSink<Socket, Message>,
+    message: Message,
+) -> Result<(), SessionError> {
+    let sent = tokio::time::timeout(SILENCE, write.send(message)).await;
+    Ok(sent.map_err(|_| SessionError::Silent)??)
+}
+
+fn closed(frame: Option<CloseFrame>) -> SessionError {
+    let reason = frame.map(|frame| frame.reason.to_string()).filter(|reason| !reason.is_empty());
+    SessionError::Closed(reason.unwrap_or_else(|| "without a reason".to_owned()))
 }
 
 /// Connects a WebSocket.

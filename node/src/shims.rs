@@ -15,13 +15,18 @@ use brig_api::NamespacePath;
 use brig_shim::client::{self, ClientError, Connected, ShimClient};
 use brig_shim::message::{FromShim, Request, TaskKey, TaskView};
 use rustix::fs::{MemfdFlags, SealFlags};
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, Semaphore, mpsc};
 
 use crate::disk::Disk;
 use crate::event::Event;
 
 /// Longest wait for the clean-up after a dead shim: it kills a cgroup and unmounts.
 const CLEANUP_WAIT: Duration = Duration::from_secs(30);
+
+/// Clean-ups at a time: after a boot there is one for every container that ran.
+const CLEANUPS_MAX: usize = 4;
+/// Wait before a shim is looked for again, when it can't be said whether it is there.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Which shim.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,15 +70,23 @@ struct Inner {
     sealed_oci: OnceCell<OwnedFd>,
     events: mpsc::Sender<Event>,
     slots: Mutex<HashMap<ShimId, Slot>>,
+    cleanups: Semaphore,
 }
 
-/// The connection to one shim. The lock is held while connecting, so that one shim is started once.
+/// The connection to one shim. The lock is held while connecting, so that one shim is started once, and until the
+/// agent's loop has been told.
 type Slot = Arc<tokio::sync::Mutex<Option<ShimClient>>>;
 
 impl Shims {
     pub(crate) fn new(disk: Arc<Disk>, programs: Programs, events: mpsc::Sender<Event>) -> Self {
-        let inner =
-            Inner { disk, programs, sealed_oci: OnceCell::new(), events, slots: Mutex::default() };
+        let inner = Inner {
+            disk,
+            programs,
+            sealed_oci: OnceCell::new(),
+            events,
+            slots: Mutex::default(),
+            cleanups: Semaphore::new(CLEANUPS_MAX),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -104,14 +117,46 @@ impl Shims {
     /// Tells what became of a shim whose connection ended: [`ShimEvent::Connected`] when it is there after all,
     /// [`ShimEvent::Gone`] when it is not.
     pub(crate) async fn look_after(&self, shim: &ShimId) {
-        match self.client_if_there(shim).await {
-            Ok(_) => return,
-            Err(error) => tracing::info!(shim = ?shim, error = %error, "a shim is not there"),
+        let slot = self.slot(shim);
+        let mut held = slot.lock().await;
+        loop {
+            match self.connect(shim, &mut held, false).await {
+                Ok(_) => return,
+                Err(ClientError::Gone(error)) if !is_absence(&error) => {
+                    // Of this agent, not of the shim: too many open files, for one.
+                    tracing::warn!(shim = ?shim, error = %error, "can't look after a shim now");
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                Err(error) => {
+                    tracing::info!(shim = ?shim, error = %error, "a shim is not there");
+                    break;
+                }
+            }
         }
         if let ShimId::Oci(_) = shim {
             self.clean_up(shim).await;
         }
+        // Told before the slot is free: tasks that another shim in this place is given are none of those lost.
         self.tell(shim, ShimEvent::Gone).await;
+    }
+
+    /// Lets a shim forget a task whose exit is recorded. That of a container ends then; when it is dead already, what
+    /// it left is cleaned up: after this its directory goes, and with that all knowledge of its cgroups.
+    pub(crate) async fn dismiss(&self, shim: &ShimId, task: TaskKey) {
+        let client = self.client_if_there(shim).await;
+        if let (ShimId::Oci(_), Err(_)) = (shim, &client) {
+            self.clean_up(shim).await;
+        }
+        let Ok(client) = client else { return };
+        let mut requests = vec![Request::Remove { task }];
+        if let ShimId::Oci(_) = shim {
+            requests.push(Request::Shutdown);
+        }
+        for request in requests {
+            if let Err(error) = client.request(request).await {
+                tracing::warn!(shim = ?shim, error = %error, "a shim did not do what it was asked");
+            }
+        }
     }
 
     /// The connection is dropped; the shim's directory is the agent's.
@@ -127,13 +172,22 @@ impl Shims {
     async fn client(&self, shim: &ShimId, may_start: bool) -> Result<ShimClient, ClientError> {
         let slot = self.slot(shim);
         let mut held = slot.lock().await;
+        self.connect(shim, &mut held, may_start).await
+    }
+
+    async fn connect(
+        &self,
+        shim: &ShimId,
+        held: &mut Option<ShimClient>,
+        may_start: bool,
+    ) -> Result<ShimClient, ClientError> {
         if let Some(client) = held.as_ref().filter(|client| !client.is_closed()) {
             return Ok(client.clone());
         }
         let dir = self.inner.disk.shim(shim);
         let connected = match client::connect(&dir).await {
             Ok(connected) => connected,
-            Err(ClientError::Gone(_)) if may_start => {
+            Err(ClientError::Gone(error)) if may_start && is_absence(&error) => {
                 self.start(shim, &dir).await?;
                 client::connect(&dir).await?
             }
@@ -141,7 +195,8 @@ impl Shims {
         };
         let Connected { client, tasks, events, .. } = connected;
         *held = Some(client.clone());
-        drop(held);
+        // Told while the slot is held: a task that somebody else starts over this connection is not in the list, and
+        // must not be looked for in it.
         self.tell(shim, ShimEvent::Connected(tasks)).await;
         self.listen(shim.clone(), events);
         Ok(client)
@@ -186,6 +241,10 @@ impl Shims {
 
     async fn clean_up(&self, shim: &ShimId) {
         let dir = self.inner.disk.shim(shim);
+        if !dir.exists() {
+            return;
+        }
+        let _turn = self.inner.cleanups.acquire().await;
         let Ok(program) = self.sealed_oci().await else { return };
         let cleanup = tokio::process::Command::new(program)
             .arg("cleanup")
@@ -223,6 +282,18 @@ impl Shims {
     }
 }
 
+/// Does the error of connecting say that there is no shim? Nobody listens, or who did has died meanwhile. Any other
+/// error says nothing about the shim: to take it for dead would be to start a second one beside it.
+fn is_absence(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionRefused, ConnectionReset, NotADirectory, NotFound, UnexpectedEof,
+    };
+    matches!(
+        error.kind(),
+        NotFound | NotADirectory | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof
+    )
+}
+
 fn seal(program: &Path) -> io::Result<OwnedFd> {
     let mut source = File::open(program)?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -246,5 +317,24 @@ mod tests {
         assert_eq!(status.code(), Some(7));
         let mut file = File::options().write(true).open(&path).unwrap();
         assert!(io::Write::write_all(&mut file, b"x").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_can_not_be_looked_for_now_is_not_taken_for_dead() {
+        let data = tempfile::tempdir().unwrap();
+        let (disk, _lock) = Disk::open(data.path()).unwrap();
+        let shim = ShimId::Wasm(NamespacePath::default_namespace());
+        // A link to itself: an error, and not the one of a place where nobody is.
+        let dir = disk.shim(&shim);
+        std::os::unix::fs::symlink(&dir, &dir).unwrap();
+        let programs = Programs { wasm: "/none".into(), oci: "/none".into() };
+        let (events, mut heard) = mpsc::channel(8);
+        let shims = Shims::new(Arc::new(disk), programs, events);
+        let looks = tokio::spawn(async move { shims.look_after(&shim).await });
+        let early = tokio::time::timeout(Duration::from_millis(100), heard.recv()).await;
+        assert!(early.is_err(), "{early:?}");
+        std::fs::remove_file(&dir).unwrap();
+        looks.await.unwrap();
+        assert!(matches!(heard.recv().await, Some(Event::Shim(_, ShimEvent::Gone))));
     }
 }

@@ -1,6 +1,8 @@
 //! Serves logs and exec on WebSockets of their own, so that a slow reader holds up nothing else.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use brig_api::request::{ExecRequest, LogQuery};
 use brig_api::stdio::StdioFrame;
@@ -9,8 +11,9 @@ use brig_shim::client::{self, ClientError, ExecReader, ExecStream, ExecWriter};
 use brig_shim::message::TaskKey;
 use futures::stream::SplitStream;
 use futures::{SinkExt as _, StreamExt as _};
-use inotify::{Inotify, WatchMask};
+use inotify::{EventStream, Inotify, WatchMask};
 use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::disk::LOG_FILES_KEPT;
@@ -19,6 +22,8 @@ use crate::session::{self, Socket};
 
 /// Bytes of inotify events read at once; each is an order to look at the files.
 const INOTIFY_BYTES: usize = 4 << 10;
+/// Time between looks at a log when the kernel can't tell of its growth.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Where a stream is served.
 pub(crate) struct Place {
@@ -52,14 +57,11 @@ pub(crate) async fn serve_logs(
     mut source: LogSource,
     query: &LogQuery,
 ) -> Result<(), Problem> {
-    let failed = |error: std::io::Error| {
+    let failed = |error: io::Error| {
         Problem::new(Code::Internal, format!("the node can't read the log: {error}"))
     };
     // Watched before it is read: what is written in between wakes us up.
-    let inotify = Inotify::init().map_err(failed)?;
-    let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
-    inotify.watches().add(&source.dir, mask).map_err(failed)?;
-    let mut changes = inotify.into_event_stream(vec![0; INOTIFY_BYTES]).map_err(failed)?;
+    let mut changes = Changes::of(&source.dir).map_err(failed)?;
     let mut merged = Merged::open(source.tasks, LOG_FILES_KEPT, query.tail).map_err(failed)?;
     let (mut write, mut read) = connect(place).await?.split();
     loop {
@@ -80,7 +82,7 @@ pub(crate) async fn serve_logs(
             return Ok(());
         }
         tokio::select! {
-            _ = changes.next() => {}
+            () = changes.next() => {}
             changed = source.is_over.changed() => if changed.is_err() {
                 // The unit was forgotten; its files are gone.
                 let _ = write.close().await;
@@ -91,11 +93,58 @@ pub(crate) async fn serve_logs(
     }
 }
 
+/// Says when files of a directory may have changed.
+enum Changes {
+    Told(EventStream<Vec<u8>>),
+    Looked(Interval),
+}
+
+impl Changes {
+    /// Told by the kernel. It has 128 listeners for a user by default: where there is no room for one more, one looks
+    /// now and then instead, so that no log is refused.
+    fn of(dir: &Path) -> io::Result<Self> {
+        match Self::told(dir) {
+            Err(error) if is_shortage(&error) => {
+                tracing::warn!(error = %error, "no more inotify listeners: logs come a little later");
+                let mut interval = tokio::time::interval(LOOK_EVERY);
+                interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                Ok(Self::Looked(interval))
+            }
+            told => told,
+        }
+    }
+
+    fn told(dir: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init()?;
+        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
+        inotify.watches().add(dir, mask)?;
+        Ok(Self::Told(inotify.into_event_stream(vec![0; INOTIFY_BYTES])?))
+    }
+
+    async fn next(&mut self) {
+        match self {
+            Self::Told(events) => {
+                events.next().await;
+            }
+            Self::Looked(interval) => {
+                interval.tick().await;
+            }
+        }
+    }
+}
+
+/// Is it only that there is no room for another listener?
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOSPC].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| shortages.contains(&code))
+}
+
 /// Reads away from the event loop: a backlog may come from a slow disk.
-async fn next_batch(mut merged: Merged) -> std::io::Result<(Merged, Vec<u8>)> {
+async fn next_batch(mut merged: Merged) -> io::Result<(Merged, Vec<u8>)> {
     tokio::task::spawn_blocking(move || merged.next_batch().map(|batch| (merged, batch)))
         .await
-        .map_err(std::io::Error::other)?
+        .map_err(io::Error::other)?
 }
 
 async fn until_closed(read: &mut SplitStream<Socket>) {
@@ -176,5 +225,23 @@ async fn to_program(mut read: SplitStream<Socket>, mut writer: ExecWriter) {
             Message::Close(_) => return,
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_is_looked_at_where_the_kernel_can_not_tell() {
+        let full = io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+        assert!(is_shortage(&full) && !is_shortage(&io::ErrorKind::NotFound.into()));
+        assert!(Changes::of(Path::new("/nonexistent")).is_err());
+        let mut looked = Changes::Looked(tokio::time::interval(LOOK_EVERY));
+        looked.next().await;
+        let dir = tempfile::tempdir().unwrap();
+        let mut told = Changes::told(dir.path()).unwrap();
+        std::fs::write(dir.path().join("main.log"), b"x").unwrap();
+        told.next().await;
     }
 }

@@ -1,7 +1,7 @@
 //! Whole agents against a scripted control plane and a scripted shim.
 
-mod fake_server;
+pub(crate) mod fake_server;
 mod fake_shim;
-mod lifecycle;
+pub(crate) mod lifecycle;
 mod recovery;
 mod session;

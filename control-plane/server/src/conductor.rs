@@ -34,15 +34,20 @@ use crate::questions::{Question, moment};
 /// Plans until the server stops.
 pub(crate) async fn run(app: Arc<App>, holder: String) {
     let mut pause = CONDUCTOR_PAUSE_MIN;
+    let mut lease = Lease { holder, renewed: None };
     while !app.stop.is_cancelled() {
         let began = Instant::now();
-        let ended = AssertUnwindSafe(lead(&app, &holder)).catch_unwind().await;
+        let ended = AssertUnwindSafe(lead(&app, &mut lease)).catch_unwind().await;
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(error = %chain(&error), "planning failed; the model is loaded again");
             }
             Err(_) => tracing::error!("planning panicked; the model is loaded again"),
+        }
+        // Nodes stay with a server that leads. One that lost sight of the database lets them go to the next leader.
+        if !lease.may_be_ours(Instant::now()) {
+            app.is_leader.send_replace(false);
         }
         if began.elapsed() > CONDUCTOR_PAUSE_MAX {
             pause = CONDUCTOR_PAUSE_MIN;
@@ -54,14 +59,14 @@ pub(crate) async fn run(app: Arc<App>, holder: String) {
     }
     app.is_leader.send_replace(false);
     // A lease of no length: another server, or this one's successor, need not wait for it to run out.
-    if let Err(error) = app.store.leader_try(&holder, clock::now_ms(), 0).await {
+    if let Err(error) = app.store.leader_try(&lease.holder, clock::now_ms(), 0).await {
         tracing::debug!(error = %error, "the lease was not given back");
     }
 }
 
 /// Tries for the lease; with it, plans until it is lost, something fails or the server stops.
-async fn lead(app: &App, holder: &str) -> Result<(), FeedError> {
-    if !try_lease(&app.store, holder).await? {
+async fn lead(app: &App, lease: &mut Lease) -> Result<(), FeedError> {
+    if !lease.take(&app.store).await? {
         app.is_leader.send_replace(false);
         tokio::select! {
             () = app.stop.cancelled() => {}
@@ -75,44 +80,72 @@ async fn lead(app: &App, holder: &str) -> Result<(), FeedError> {
         app.nodes.restart_grace(Instant::now());
         tracing::info!("this server plans now");
     }
-    let model = app.store.model_load().await?;
-    let follower = app.feed.follow(model.revision);
-    let model = Box::new(model);
-    let pass = Pass {
-        app,
-        model,
-        follower,
-        questions,
-        asked: Vec::new(),
-        in_a_row: 0,
-        rests_until: Instant::now(),
+    let planning = async {
+        let model = app.store.model_load().await?;
+        let follower = app.feed.follow(model.revision);
+        let pass = Pass {
+            app,
+            model: Box::new(model),
+            follower,
+            questions,
+            asked: Vec::new(),
+            in_a_row: 0,
+            rests_until: Instant::now(),
+        };
+        pass.repeat().await
     };
     tokio::select! {
-        result = pass.repeat() => result,
-        result = keep_lease(&app.store, holder) => {
+        result = planning => result,
+        result = lease.keep(&app.store) => {
             app.is_leader.send_replace(false);
+            result?;
             tracing::info!("another server plans now");
-            result.map_err(FeedError::from)
+            Ok(())
         }
         () = app.stop.cancelled() => Ok(()),
     }
 }
 
-async fn try_lease(store: &Store, holder: &str) -> Result<bool, StoreError> {
-    let lease_ms = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
-    store.leader_try(holder, clock::now_ms(), lease_ms).await
+/// The lease, as this server knows it.
+struct Lease {
+    /// Who this server is to the lease.
+    holder: String,
+    /// When the newest of our requests for it that was granted was made.
+    renewed: Option<Instant>,
 }
 
-/// Returns when the lease is lost, or could not be renewed for as long as it lasts.
-async fn keep_lease(store: &Store, holder: &str) -> Result<(), StoreError> {
-    let mut renewed = Instant::now();
-    loop {
-        tokio::time::sleep(LEASE_RENEWAL).await;
-        match try_lease(store, holder).await {
-            Ok(true) => renewed = Instant::now(),
-            Ok(false) => return Ok(()),
-            Err(error) if renewed.elapsed() >= LEASE => return Err(error),
-            Err(error) => tracing::warn!(error = %error, "the lease could not be renewed"),
+impl Lease {
+    /// Nobody else can have it yet.
+    fn may_be_ours(&self, now: Instant) -> bool {
+        self.renewed.is_some_and(|renewed| now < renewed + LEASE)
+    }
+
+    /// Takes or renews it. Waits for the database only for as long as it matters: a connection to a machine that is
+    /// gone may never answer.
+    async fn take(&mut self, store: &Store) -> Result<bool, StoreError> {
+        let asked = Instant::now();
+        let lease_ms = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+        let until = self.renewed.map_or(asked, |renewed| renewed + LEASE);
+        let until = until.max(asked + LEASE_RENEWAL);
+        let tried = store.leader_try(&self.holder, clock::now_ms(), lease_ms);
+        let is_ours = tokio::time::timeout_at(until, tried).await.unwrap_or_else(|late| {
+            let message = "the database did not answer in time: check that it runs and the network";
+            Err(StoreError::Unavailable { message: message.to_owned(), source: late.into() })
+        })?;
+        self.renewed = is_ours.then_some(asked);
+        Ok(is_ours)
+    }
+
+    /// Returns when it is lost, or could not be renewed for as long as it lasts.
+    async fn keep(&mut self, store: &Store) -> Result<(), StoreError> {
+        loop {
+            tokio::time::sleep(LEASE_RENEWAL).await;
+            match self.take(store).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if !self.may_be_ours(Instant::now()) => return Err(error),
+                Err(error) => tracing::warn!(error = %error, "the lease could not be renewed"),
+            }
         }
     }
 }
@@ -253,6 +286,10 @@ impl Pass<'_> {
         }
         let committed = self.app.store.plan_commit(&plan, clock::now_ms()).await?;
         self.model.plan = committed.sequence;
+        if !committed.skipped.is_empty() {
+            // The world is not quite as the plan took it to be.
+            self.model.doubt_everything();
+        }
         tracing::debug!(
             plan.sequence = committed.sequence.0,
             plan.revision = committed.revision.0,
@@ -280,5 +317,64 @@ impl Pass<'_> {
         let (model, result) = working.await.map_err(|_| FeedError::Stopped)?;
         self.model = model;
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::feed::Feed;
+    use crate::node::contact::Nodes;
+    use crate::node::stream::Streams;
+    use crate::registry::{MemoryIndex, Registry, RegistryConfig};
+
+    async fn app(dir: &std::path::Path) -> App {
+        let url = format!("sqlite:{}", dir.join("brig.db").display());
+        let store = Store::open(&url).await.unwrap();
+        let config = RegistryConfig { data: dir.to_owned(), blob_bytes_max: 1, now: clock::now };
+        App {
+            feed: Feed::new(store.clone()).await.unwrap(),
+            store,
+            nodes: Nodes::new(Instant::now()),
+            streams: Streams::default(),
+            registry: Registry::open(config, Arc::new(MemoryIndex::default())).unwrap(),
+            questions: Default::default(),
+            mail: crate::node::mail::Mail::new(Revision(0)),
+            is_leader: watch::Sender::new(false),
+            openapi: Arc::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_counts_from_when_it_was_asked_for_and_a_failure_takes_nothing_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = app(dir.path()).await;
+        let mut lease = Lease { holder: "me".to_owned(), renewed: None };
+        assert!(!lease.may_be_ours(Instant::now()));
+        let before = Instant::now();
+        assert!(lease.take(&app.store).await.unwrap());
+        assert!(lease.may_be_ours(before + LEASE - Duration::from_millis(1)));
+        assert!(!lease.may_be_ours(Instant::now() + LEASE));
+        app.store.close().await;
+        lease.take(&app.store).await.unwrap_err();
+        assert!(lease.may_be_ours(before), "it has not run out yet");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_lost_its_database_and_its_lease_leads_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = Arc::new(app(dir.path()).await);
+        app.store.close().await;
+        app.is_leader.send_replace(true);
+        let conductor = tokio::spawn(run(Arc::clone(&app), "me".to_owned()));
+        let mut is_leader = app.is_leader.subscribe();
+        let gone = is_leader.wait_for(|is_leader| !is_leader);
+        tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap().unwrap();
+        app.stop.cancel();
+        conductor.await.unwrap();
     }
 }

@@ -1,5 +1,6 @@
-//! The change feed inside the server: one task reads what was committed, once, and hands it to watches, node
-//! sessions and the conductor. Who falls behind reads from SQL; nobody holds anybody up, nothing is lost.
+//! The change feed inside the server: one task takes what was committed, once (from the commit itself when it is the
+//! next, else from SQL), and hands it to watches, node sessions and the conductor. Who falls behind reads from SQL;
+//! nobody holds anybody up, nothing is lost.
 //!
 //! **Invariant:** a [`Follower`] gets every batch after its position, in order, once.
 
@@ -23,15 +24,18 @@ pub(crate) struct Batch {
     /// Which transaction.
     pub(crate) revision: Revision,
     /// All its changes, in order.
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: Arc<Vec<Change>>,
 }
 
 #[cfg(test)]
 impl Batch {
     pub(crate) fn new(after: Revision, revision: Revision, changes: Vec<Change>) -> Self {
-        Self { after, revision, changes }
+        Self { after, revision, changes: Arc::new(changes) }
     }
 }
+
+/// See [`Store::commits`].
+type Commits = broadcast::Receiver<Arc<Vec<Change>>>;
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
@@ -90,7 +94,7 @@ impl Feed {
 
     /// Hands out what is committed until the server stops.
     pub(crate) async fn pump(self, stop: CancellationToken) {
-        let mut committed = self.store.subscribe();
+        let mut commits = self.store.commits();
         loop {
             if let Err(error) = self.hand_out().await {
                 tracing::warn!(error = %error, "the change feed could not be read");
@@ -107,21 +111,64 @@ impl Feed {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = committed.changed() => if changed.is_err() { return },
+                result = self.hand_over(&mut commits) => if result.is_err() { return },
                 () = others => {}
             }
         }
     }
 
+    /// Hands out what this process commits, without a read, as long as nothing is missing in between. Returns when
+    /// the feed has to be read; an error when there is no store any more.
+    async fn hand_over(&self, commits: &mut Commits) -> Result<(), broadcast::error::RecvError> {
+        loop {
+            match commits.recv().await {
+                Ok(changes) if self.is_taken(&changes) => {}
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return Ok(()),
+                Err(closed) => return Err(closed),
+            }
+        }
+    }
+
+    /// Hands out the changes of one commit if they are the next (revisions have no gaps); false when they are not.
+    fn is_taken(&self, changes: &Arc<Vec<Change>>) -> bool {
+        let after = self.position();
+        match changes.first().map(|first| first.revision) {
+            // It was read before it came here.
+            Some(revision) if revision <= after => true,
+            Some(revision) if revision.0 == after.0 + 1 => {
+                self.send(Batch { after, revision, changes: Arc::clone(changes) });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn send(&self, batch: Batch) {
+        self.position.send_replace(batch.revision);
+        // No receiver is no error: nobody watches.
+        let _ = self.batches.send(Arc::new(batch));
+    }
+
     async fn hand_out(&self) -> Result<(), StoreError> {
         loop {
             let after = self.position();
-            let changes = self.store.changes_since(after, FEED_READ_MAX).await?;
+            let changes = match self.store.changes_since(after, FEED_READ_MAX).await {
+                // This process stood still for longer than the feed is kept. It goes on from where the feed does;
+                // its followers find that something is missing, ask SQL and are told to list again.
+                Err(StoreError::RevisionTooOld { oldest }) if oldest != after => {
+                    tracing::warn!(
+                        feed.position = after.0,
+                        feed.start = oldest.0,
+                        "the change feed was lost sight of"
+                    );
+                    self.position.send_replace(oldest);
+                    continue;
+                }
+                changes => changes?,
+            };
             let is_all = changes.len() < FEED_READ_MAX;
             for batch in batches(after, changes) {
-                self.position.send_replace(batch.revision);
-                // No receiver is no error: nobody watches.
-                let _ = self.batches.send(Arc::new(batch));
+                self.send(batch);
             }
             if is_all {
                 return Ok(());
@@ -165,8 +212,8 @@ impl Follower {
 /// Changes in the feed's order, grouped by revision. Units that run the same share it: thousands of one service are
 /// read one by one.
 fn batches(mut after: Revision, changes: Vec<Change>) -> Vec<Batch> {
-    let mut batches: Vec<Batch> = Vec::new();
     let mut last: Option<Arc<UnitTemplate>> = None;
+    let mut grouped: Vec<Vec<Change>> = Vec::new();
     for mut change in changes {
         if let Some(Object::Unit(unit)) = &mut change.object {
             match &last {
@@ -174,22 +221,25 @@ fn batches(mut after: Revision, changes: Vec<Change>) -> Vec<Batch> {
                 _ => last = Some(Arc::clone(&unit.template)),
             }
         }
-        match batches.last_mut() {
-            Some(batch) if batch.revision == change.revision => batch.changes.push(change),
-            _ => {
-                let revision = change.revision;
-                batches.push(Batch { after, revision, changes: vec![change] });
-                after = revision;
-            }
+        match grouped.last_mut() {
+            Some(group) if group[0].revision == change.revision => group.push(change),
+            _ => grouped.push(vec![change]),
         }
     }
-    batches
+    let batch = |changes: Vec<Change>| {
+        let revision = changes[0].revision;
+        let batch = Batch { after, revision, changes: Arc::new(changes) };
+        after = revision;
+        batch
+    };
+    grouped.into_iter().map(batch).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use brig_api::Kind;
     use brig_api::object::ObjectKey;
+    use futures::FutureExt as _;
 
     use super::*;
 
@@ -205,5 +255,55 @@ mod tests {
             found.iter().map(|b| (b.after.0, b.revision.0, b.changes.len())).collect();
         assert_eq!(shape, [(3, 4, 2), (4, 6, 1)]);
         assert!(batches(Revision(3), Vec::new()).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_feed_that_was_trimmed_meanwhile_goes_on_and_its_followers_are_told_to_list_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("brig.db").display());
+        let store = Store::open(&url).await.unwrap();
+        let feed = Feed::new(store.clone()).await.unwrap();
+        let mut follower = feed.follow(feed.position());
+        let tag = |tag: &str| brig_store::NewArtifact {
+            repository: "a".into(),
+            tag: tag.into(),
+            digest: brig_api::Digest::of_sha256(&[7; 32]),
+            media_type: String::new(),
+            kind: brig_api::object::ArtifactKind::Other,
+            size_bytes: 0,
+        };
+        for name in ["1", "2", "3", "4"] {
+            store.artifact_put(tag(name), 1).await.unwrap();
+        }
+        store.changes_trim(2).await.unwrap();
+        feed.hand_out().await.unwrap();
+        assert_eq!(feed.position(), store.revision().await.unwrap());
+        let told = follower.next().await;
+        assert!(
+            matches!(told, Err(FeedError::Store(StoreError::RevisionTooOld { .. }))),
+            "{told:?}"
+        );
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_commit_is_handed_out_without_a_read_only_when_it_is_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("brig.db").display());
+        let feed = Feed::new(Store::open(&url).await.unwrap()).await.unwrap();
+        let position = feed.position();
+        let mut follower = feed.follow(position);
+        let commit = |ahead: u64| Arc::new(vec![change(position.0 + ahead, 0)]);
+        assert!(!feed.is_taken(&commit(2)), "one is missing");
+        assert!(!feed.is_taken(&Arc::default()), "it can't be told which");
+        assert_eq!(feed.position(), position);
+        for ahead in [1, 2] {
+            assert!(feed.is_taken(&commit(ahead)));
+        }
+        assert!(feed.is_taken(&commit(1)), "it was handed out before");
+        for ahead in [1, 2] {
+            assert_eq!(follower.next().await.unwrap().revision.0, position.0 + ahead);
+        }
+        assert!(follower.next().now_or_never().is_none());
     }
 }

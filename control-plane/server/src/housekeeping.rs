@@ -30,9 +30,14 @@ pub(crate) async fn run(app: Arc<App>) {
 
 async fn every(app: &App, period: Duration, work: impl AsyncFn(&App)) {
     loop {
+        let next = async {
+            tokio::time::sleep(period).await;
+            work(app).await;
+        };
+        // Work that is under way is left: a sweep of a large registry takes longer than a stop may.
         tokio::select! {
             () = app.stop.cancelled() => return,
-            () = tokio::time::sleep(period) => work(app).await,
+            () = next => {}
         }
     }
 }

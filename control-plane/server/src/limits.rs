@@ -8,6 +8,10 @@ use std::time::Duration;
 pub(crate) const CONNECTIONS_MAX: usize = 4_096;
 /// Time for a request's head to arrive: a slow one would hold a connection for nothing.
 pub(crate) const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+/// A peer that says nothing is asked whether it is there after this time, and again after it.
+pub(crate) const KEEPALIVE_PERIOD: Duration = Duration::from_secs(30);
+/// Questions without an answer after which a peer counts as gone.
+pub(crate) const KEEPALIVES_MAX: u32 = 4;
 /// Time for a request that is no stream, its body included.
 pub(crate) const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// Time for open requests to finish when the server stops.
@@ -59,6 +63,9 @@ pub(crate) const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
 pub(crate) const LEAD_TIME_MAX: Duration = Duration::from_secs(1);
 /// Ended units of which a node that connects is told, so that it keeps their logs: what a message has room for.
 pub(crate) const ENDED_UNITS_MAX: usize = 1_000;
+/// Bytes of assignments in one message to a node, where there are several: they are told in so many messages. Far
+/// below what a message may have, and sent well within [`SEND_TIME_MAX`] on a slow line.
+pub(crate) const ASSIGNMENTS_BYTES_MAX: usize = 4 << 20;
 /// Time for one message to a node to leave; a node that reads slower is cut off and comes back.
 pub(crate) const SEND_TIME_MAX: Duration = Duration::from_secs(10);
 /// Buffer for what a node says, in bytes. There is one for each node as long as it is connected, and most say little; the

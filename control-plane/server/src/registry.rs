@@ -63,7 +63,7 @@ struct Inner {
     referrers: PathBuf,
     config: RegistryConfig,
     /// Pushes of manifests share it, the collector has it alone: what a push found stays until it is committed.
-    sweep: tokio::sync::RwLock<()>,
+    sweep: Arc<tokio::sync::RwLock<()>>,
 }
 
 /// What a reference of the built-in registry names.
@@ -94,7 +94,7 @@ impl Registry {
         let referrers = root.join("referrers");
         std::fs::create_dir_all(&referrers)
             .map_err(|source| RegistryError::storage(&referrers, source))?;
-        let sweep = tokio::sync::RwLock::new(());
+        let sweep = Arc::default();
         Ok(Self { inner: Arc::new(Inner { blobs, uploads, index, referrers, config, sweep }) })
     }
 
@@ -126,10 +126,21 @@ impl Registry {
         &self,
         reference: &Reference,
     ) -> Result<Option<Described>, RegistryError> {
-        let Some(digest) = self.resolve(reference).await? else { return Ok(None) };
-        let Some((bytes, document)) = self.inner.manifest_by_digest(&digest).await? else {
-            return Ok(None);
+        let (digest, found) = match &reference.digest {
+            Some(digest) if reference.registry.is_none() => {
+                match self.inner.manifest_by_digest(digest).await {
+                    // As when it had never been pushed: the next push brings it again.
+                    Err(RegistryError::CorruptBlob { .. }) => return Ok(None),
+                    found => (digest.clone(), found?),
+                }
+            }
+            _ => {
+                let Some(digest) = self.resolve(reference).await? else { return Ok(None) };
+                let found = self.inner.manifest_by_digest(&digest).await?;
+                (digest, found)
+            }
         };
+        let Some((bytes, document)) = found else { return Ok(None) };
         Ok(Some(Described {
             media_type: document.media_type().to_owned(),
             kind: document.kind(),

@@ -1,6 +1,9 @@
 //! The HTTP listener: connections with caps and time-outs, requests with a span, failures as problems.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -11,8 +14,10 @@ use brig_api::{Code, Problem};
 use http::StatusCode;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -20,7 +25,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use crate::access::{Access, guard};
-use crate::limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, DRAIN_TIME_MAX, HEAD_TIME_MAX};
+use crate::limits::{
+    ACCEPT_PAUSE, CONNECTIONS_MAX, DRAIN_TIME_MAX, KEEPALIVE_PERIOD, KEEPALIVES_MAX,
+};
 use crate::problem::Failure;
 
 /// Puts around the routes what holds for every request, outermost last.
@@ -71,12 +78,18 @@ async fn observe(request: Request, next: Next) -> Response {
 }
 
 /// Serves until `stop`, then lets open requests finish for a moment.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+/// A connection on which no request has come after `head_time_max` is closed.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    head_time_max: Duration,
+    stop: CancellationToken,
+) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let open = TaskTracker::new();
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
-    builder.http2().timer(TokioTimer::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(head_time_max);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEPALIVE_PERIOD);
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -91,16 +104,33 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
             }
         };
         let router = router.clone();
+        let asked = Arc::new(Notify::new());
+        let first = Arc::clone(&asked);
         let service = hyper::service::service_fn(move |request: hyper::Request<_>| {
+            asked.notify_one();
             router.clone().call(request.map(Body::new))
         });
-        let connection =
-            builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        // The time for heads begins when HTTP's version is known; who says nothing, or half a preface, has none.
+        let said_nothing = async move {
+            if tokio::time::timeout(head_time_max, first.notified()).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let connection = builder
+            .serve_connection_with_upgrades(
+                TokioIo::new(Counted { stream, _permit: permit }),
+                service,
+            )
+            .into_owned();
         let stop = stop.clone();
         open.spawn(async move {
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
+                () = said_nothing => {
+                    tracing::debug!("a connection without a request was closed");
+                    return;
+                }
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
@@ -109,7 +139,6 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
             if let Err(error) = ended {
                 tracing::debug!(error = %error, "a connection broke");
             }
-            drop(permit);
         });
     }
     drop(listener);
@@ -119,15 +148,78 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
     }
 }
 
+/// A connection that counts until it is closed, also after it has become a WebSocket.
+struct Counted {
+    stream: TcpStream,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     // Small messages go out at once: answers and frames are written whole.
     stream.set_nodelay(true)?;
+    notice_dead_peers(&stream)?;
     Ok((stream, permit))
+}
+
+/// A peer that lost its power or its network closes nothing: a log that is followed, an exec or a push would be
+/// waited for (and hold its connection, its node's stream or its upload) for ever.
+fn notice_dead_peers(stream: &TcpStream) -> std::io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_PERIOD)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_PERIOD)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVES_MAX)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -135,6 +227,7 @@ mod tests {
     use std::net::IpAddr;
 
     use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -152,5 +245,40 @@ mod tests {
         let problem: Problem = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(problem.code, Code::Internal);
         assert!(!problem.detail.contains("row 5"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_request_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let access = Access::new(None, address.ip());
+        let router = wrap(Router::new().route("/", get(async || "here")), access);
+        let stop = CancellationToken::new();
+        let head_time_max = Duration::from_millis(100);
+        let server = tokio::spawn(serve(listener, router, head_time_max, stop.clone()));
+        for (sent, expected) in [
+            ("", ""),
+            ("PRI * HTTP/2.0\r\n", ""),
+            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "here"),
+        ] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(sent.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let closed = stream.read_to_string(&mut answer);
+            let closed = tokio::time::timeout(Duration::from_secs(60), closed).await;
+            closed.expect("the server closes").unwrap();
+            assert!(answer.ends_with(expected), "{answer}");
+        }
+        stop.cancel();
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn peers_that_are_gone_are_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connections = Arc::new(Semaphore::new(1));
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _permit) = accept(&listener, &connections).await.unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
     }
 }

@@ -17,6 +17,7 @@ use crate::app::App;
 use crate::config::{ServerConfig, StartError};
 use crate::feed::Feed;
 use crate::index::StoreIndex;
+use crate::limits::HEAD_TIME_MAX;
 use crate::node::contact::Nodes;
 use crate::node::mail::Mail;
 use crate::node::stream::Streams;
@@ -89,7 +90,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
     let holder = identity(&config.data_dir)?;
     let task = tokio::spawn(async move {
         tokio::join!(
-            serve::serve(listener, router, stop.clone()),
+            serve::serve(listener, router, HEAD_TIME_MAX, stop.clone()),
             app.feed.clone().pump(stop.clone()),
             app.mail.deliver(&app.feed, stop.clone()),
             conductor::run(Arc::clone(&app), holder),

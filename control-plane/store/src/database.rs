@@ -1,5 +1,7 @@
 //! Connections to either database, and the two kinds of transaction: reads, which see one moment, and writes.
 
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -94,6 +96,7 @@ impl Pools {
                 "a database in memory would be lost with the process: expected `sqlite:PATH`";
             return Err(invalid_url(message));
         }
+        make_private(options.get_filename());
         // FULL, not NORMAL: in WAL mode NORMAL survives the crash of a process, but a power cut may take the newest
         // commits with it, and a node acts on a commit as soon as it is told. It costs one fsync a commit.
         let writing = options
@@ -200,6 +203,12 @@ impl Tx {
             Self::Postgres(_) => sql.postgres,
         }
     }
+}
+
+/// Makes the file where it is missing, for its owner alone: it holds the texts of secrets. SQLite gives the files
+/// beside it the same permissions. What does not work here does not work there either, and is told with its reason.
+fn make_private(file: &Path) {
+    let _ = std::fs::File::options().write(true).create_new(true).mode(0o600).open(file);
 }
 
 fn invalid_url(message: &str) -> StoreError {

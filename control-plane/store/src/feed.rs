@@ -7,6 +7,7 @@ use crate::error::StoreError;
 use crate::store::{Store, cluster_revision};
 use crate::table::change::{change_list, changes_remove, feed_start};
 use crate::table::event::events_remove;
+use crate::table::plan::plans_remove;
 use crate::write::{Write, in_write};
 
 /// Most changes that are read at once, give or take a revision.
@@ -36,7 +37,7 @@ impl Store {
         Ok(changes)
     }
 
-    /// Forgets all but the newest `keep` revisions of the feed and of the events.
+    /// Forgets all but the newest `keep` revisions of the feed, and the events and plans of before.
     ///
     /// # Errors
     /// When the database fails.
@@ -53,6 +54,7 @@ async fn trim(tx: &mut Write, keep: u64) -> Result<(), StoreError> {
     }
     changes_remove(&mut tx.db, until).await?;
     events_remove(&mut tx.db, until).await?;
+    plans_remove(&mut tx.db, until).await?;
     tx.keep_rows();
     Ok(())
 }

@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** revisions have no gaps, and the feed holds every change of a kept revision, in order.
 //! **Invariant:** writers take their turns: each locks the counter of revisions before it reads anything.
+//! **Invariant:** whatever was committed is announced, whether or not who asked for it still waits.
 //! **Invariant:** secrets' texts leave the store through [`Store::texts_for`] alone.
 #![warn(missing_docs)]
 

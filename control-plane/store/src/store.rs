@@ -1,12 +1,18 @@
 //! Opening the store, and what concerns all of it.
 
+use std::sync::Arc;
+
 use brig_api::Revision;
-use tokio::sync::watch;
+use brig_api::change::Change;
+use tokio::sync::{broadcast, watch};
 
 use crate::columns::unsigned;
 use crate::database::{Pools, Tx, on_db};
 use crate::error::StoreError;
 use crate::schema;
+
+/// Commits that wait for who takes them over; who is further behind reads the feed.
+const COMMITS_WAITING_MAX: usize = 64;
 
 const CLUSTER_REVISION: &str = "SELECT revision FROM cluster WHERE id = 1";
 
@@ -37,6 +43,7 @@ pub struct Store {
     /// Operators' questions run as a role without a right on the secrets' texts (PostgreSQL, where one could be made).
     has_reader_role: bool,
     committed: watch::Sender<Revision>,
+    commits: broadcast::Sender<Arc<Vec<Change>>>,
 }
 
 impl Store {
@@ -50,7 +57,8 @@ impl Store {
         schema::migrate(&pools).await?;
         let has_reader_role = schema::reader_role_ensure(&pools).await?;
         let (committed, _) = watch::channel(Revision(0));
-        let store = Self { pools, has_reader_role, committed };
+        let (commits, _) = broadcast::channel(COMMITS_WAITING_MAX);
+        let store = Self { pools, has_reader_role, committed, commits };
         store.announce(store.revision().await?);
         Ok(store)
     }
@@ -86,12 +94,26 @@ impl Store {
         self.committed.subscribe()
     }
 
+    /// The changes of each commit of this process, as [`Self::changes_since`] gives them, without a read. Commits of
+    /// two tasks may come in the other order, those of other processes do not come at all, and who is slow misses
+    /// some: whoever gets a revision that is not the next reads what is in between. No changes: read, too.
+    #[must_use]
+    pub fn commits(&self) -> broadcast::Receiver<Arc<Vec<Change>>> {
+        self.commits.subscribe()
+    }
+
     pub(crate) fn pools(&self) -> &Pools {
         &self.pools
     }
 
     pub(crate) fn has_reader_role(&self) -> bool {
         self.has_reader_role
+    }
+
+    /// Gives what a commit wrote to those who wait for commits.
+    pub(crate) fn hand_out(&self, written: Vec<Change>) {
+        // They may have gone meanwhile, or never come.
+        let _ = self.commits.send(Arc::new(written));
     }
 
     /// Wakes those who wait. Commits of two tasks may get here in the other order: the newest counts.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use brig_api::change::EventLevel;
+use brig_api::change::{Change, EventLevel};
 use brig_api::object::{Meta, ObjectKey};
 use brig_api::{Object, PlanSequence, Revision};
 
@@ -185,25 +185,33 @@ impl Write {
             return Ok(self.newest);
         }
         let revision = if has_changes { self.revision() } else { self.newest };
-        if has_changes {
-            self.append_to_feed(revision).await?;
-        }
+        let written = if has_changes { self.append_to_feed(revision).await? } else { Vec::new() };
         let plan = self.next_plan.unwrap_or(self.plan);
         let numbers = (number("revision", revision.0)?, number("plan", plan.0)?);
         on_db!(&mut self.db, |connection| {
             let query = sqlx::query(CLUSTER_SET).bind(numbers.0).bind(numbers.1);
             query.execute(connection).await.map(drop)
         })?;
-        self.db.commit().await?;
-        if has_changes {
-            store.announce(revision);
-        }
-        Ok(revision)
+        // In a task of its own: who asked may go away at any moment (a client that hangs up, a time-out), and then a
+        // commit that is under way still takes effect. Nobody would look for it if it were not announced.
+        let (db, store) = (self.db, store.clone());
+        let committed = tokio::spawn(async move {
+            db.commit().await?;
+            if has_changes {
+                store.announce(revision);
+                store.hand_out(written);
+            }
+            Ok(revision)
+        });
+        committed.await.unwrap_or_else(|gone| Err(StoreError::Database(gone.into())))
     }
 
-    async fn append_to_feed(&mut self, revision: Revision) -> Result<(), StoreError> {
+    async fn append_to_feed(&mut self, revision: Revision) -> Result<Vec<Change>, StoreError> {
         changes_insert(&mut self.db, revision, &self.changes).await?;
-        events_insert(&mut self.db, revision, self.now_ms, &self.events).await
+        events_insert(&mut self.db, revision, self.now_ms, &self.events).await?;
+        let written = (0..).zip(std::mem::take(&mut self.changes));
+        let change = |(position, (key, object))| Change { revision, position, key, object };
+        Ok(written.map(change).collect())
     }
 
     /// Rolls back because of `error`, which matters more than whether that succeeds.

@@ -16,7 +16,7 @@ impl Agent {
             ToNode::Refused { problem } => {
                 tracing::warn!(problem = %problem, "the server refuses this node");
             }
-            ToNode::Assignments { units } => self.assign_all(units),
+            ToNode::Assignments { units, others } => self.assign_all(units, others),
             ToNode::Assign { units } => {
                 for assignment in units {
                     self.assign(assignment);
@@ -35,11 +35,12 @@ impl Agent {
     }
 
     /// The complete list: what is not in it is not this node's.
-    fn assign_all(&mut self, assignments: Vec<Assignment>) {
-        let listed: BTreeSet<_> = assignments.iter().map(|one| one.unit.clone()).collect();
-        let others: Vec<_> =
+    fn assign_all(&mut self, assignments: Vec<Assignment>, others: Vec<UnitId>) {
+        let mut listed: BTreeSet<_> = others.into_iter().collect();
+        listed.extend(assignments.iter().map(|one| one.unit.clone()));
+        let withdrawn: Vec<_> =
             self.units.keys().filter(|unit| !listed.contains(*unit)).cloned().collect();
-        for unit in others {
+        for unit in withdrawn {
             self.withdraw(&unit);
         }
         for assignment in assignments {

@@ -98,7 +98,7 @@ impl Agent {
         let is_over = unit.record.phase == Phase::Ended;
         unit.is_over.send_if_modified(|over| std::mem::replace(over, is_over) != is_over);
         if is_report {
-            self.send_status(id);
+            self.report(id);
         }
         true
     }
@@ -123,7 +123,13 @@ impl Agent {
         run: u32,
         outcome: Result<Vec<StartTask>, Fault>,
     ) {
-        let Some(unit) = self.units.get_mut(id) else { return };
+        let Some(unit) = self.units.get_mut(id) else {
+            // Withdrawn meanwhile: what was put in place after that (files of secrets) belongs to nobody.
+            if let Err(error) = self.disk.remove_unit(id) {
+                tracing::warn!(unit.id = %id, error = %error, "can't remove a unit's files");
+            }
+            return;
+        };
         if unit.record.run != run || unit.preparation != Preparation::Underway {
             return;
         }
@@ -159,9 +165,9 @@ impl Agent {
             // Decided again when the shim has answered; else the stop might overtake the start.
             return;
         }
-        let is_killed = how == StopSignal::Kill;
+        let killed_ms = (how == StopSignal::Kill).then_some(now_ms);
         let since_ms = unit.stops.get(task).map_or(now_ms, |stop| stop.since_ms);
-        unit.stops.insert(task.clone(), StopSent { since_ms, is_killed });
+        unit.stops.insert(task.clone(), StopSent { since_ms, killed_ms });
         let key = unit.key(task);
         let shim = unit.shim_of(&key);
         self.ask(&shim, Request::Stop { task: key, how });
@@ -172,9 +178,8 @@ impl Agent {
         self.collecting += 1;
         let (shims, disk, events) = (self.shims.clone(), self.disk.clone(), self.events.clone());
         tokio::spawn(async move {
-            shims.ask(&shim, Request::Remove { task: key.clone() }).await;
+            shims.dismiss(&shim, key.clone()).await;
             if matches!(shim, ShimId::Oci(_)) {
-                shims.ask(&shim, Request::Shutdown).await;
                 shims.forget(&shim);
             }
             remove_task(&disk, &key).await;

@@ -36,6 +36,10 @@ impl Agent {
             }
             self.units.insert(id, unit);
         }
+        // Put in place for a unit that was withdrawn meanwhile, by an agent that was killed then.
+        if let Err(error) = self.disk.retain_secrets(self.units.keys()) {
+            tracing::warn!(error = %error, "can't remove files of secrets that nobody needs");
+        }
         let (all, events) = (self.shims.clone(), self.events.clone());
         tokio::spawn(async move {
             futures::future::join_all(shims.iter().map(|shim| all.look_after(shim))).await;

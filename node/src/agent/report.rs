@@ -5,6 +5,7 @@ use std::io;
 use brig_api::UnitId;
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::session::{FromNode, StatusReport};
+use tokio::time::Instant;
 
 use super::{Agent, Unit};
 use crate::clock::now_ms;
@@ -25,6 +26,26 @@ impl Agent {
             .collect();
         for some in reports.chunks(REPORTS_MAX) {
             self.tell(FromNode::Statuses { reports: some.to_vec() });
+        }
+    }
+
+    /// Sends a unit's newest status; but not at once that it is being prepared: see [`super::PREPARING_UNTOLD`].
+    pub(super) fn report(&mut self, id: &UnitId) {
+        if self.units.get(id).is_some_and(Unit::is_preparing) {
+            self.untold.insert(id.clone());
+            self.untold_since.get_or_insert_with(Instant::now);
+        } else {
+            self.send_status(id);
+        }
+    }
+
+    /// Sends the status of units whose preparing takes longer.
+    pub(super) fn tell_preparing(&mut self) {
+        self.untold_since = None;
+        for id in std::mem::take(&mut self.untold) {
+            if self.units.get(&id).is_some_and(Unit::is_preparing) {
+                self.send_status(&id);
+            }
         }
     }
 
@@ -66,6 +87,10 @@ impl Agent {
 }
 
 impl Unit {
+    fn is_preparing(&self) -> bool {
+        self.record.status.state == UnitState::Preparing
+    }
+
     fn status_report(&self) -> StatusReport {
         StatusReport { unit: self.assignment.unit.clone(), status: self.record.status.clone() }
     }
@@ -76,5 +101,77 @@ impl Unit {
         if status.sequence <= self.sequence_floor {
             status.sequence = self.sequence_floor.saturating_add(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use brig_api::session::FromNode;
+    use tokio::sync::mpsc;
+
+    use super::super::{Parts, Unit};
+    use super::*;
+    use crate::disk::Disk;
+    use crate::prepare::Preparer;
+    use crate::record::UnitRecord;
+    use crate::shims::{Programs, Shims};
+    use crate::tests::fake_server::assignment;
+    use crate::tests::lifecycle::Known;
+
+    fn agent(disk: Disk) -> Agent {
+        let (events, _) = mpsc::channel(8);
+        let (disk, nowhere) = (Arc::new(disk), PathBuf::from("/nonexistent"));
+        let programs = Programs { wasm: nowhere.clone(), oci: nowhere };
+        let address = "127.0.0.1".parse().unwrap();
+        Agent::new(Parts {
+            shims: Shims::new(disk.clone(), programs, events.clone()),
+            preparer: Preparer {
+                disk: disk.clone(),
+                programs: Arc::new(Known),
+                host_paths: Vec::new(),
+                address,
+                architecture: "amd64",
+            },
+            disk,
+            events,
+            token: None,
+            address,
+            boot_id: String::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn only_a_preparing_that_takes_long_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _lock) = Disk::open(dir.path()).unwrap();
+        let mut agent = agent(disk);
+        let (session, mut told) = mpsc::channel(8);
+        agent.session = Some(session);
+        let mut told = || match told.try_recv() {
+            Ok(FromNode::Statuses { reports }) => Some(reports[0].status.state),
+            _ => None,
+        };
+        let id = UnitId::new("u1").unwrap();
+        agent
+            .units
+            .insert(id.clone(), Unit::new(assignment("u1", "never"), UnitRecord::assigned()));
+        let become_ = |agent: &mut Agent, state| {
+            agent.units.get_mut(&id).unwrap().record.report(state, None, None);
+            agent.report(&id);
+        };
+        become_(&mut agent, UnitState::Preparing);
+        assert_eq!(told(), None);
+        become_(&mut agent, UnitState::Running);
+        assert_eq!(told(), Some(UnitState::Running));
+        agent.tell_preparing();
+        assert_eq!(told(), None, "it is over");
+        become_(&mut agent, UnitState::Preparing);
+        assert_eq!(told(), None);
+        agent.tell_preparing();
+        assert_eq!((told(), told()), (Some(UnitState::Preparing), None));
+        assert!(agent.untold.is_empty() && agent.untold_since.is_none());
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use brig_api::Digest;
+use brig_shim::tree;
 use sha2::{Digest as _, Sha256};
 
 use super::error::{ArtifactError, is_disk_full};
@@ -72,8 +73,13 @@ impl LayerStore {
         std::fs::create_dir_all(&root).map_err(fails)?;
         for entry in std::fs::read_dir(&root).map_err(fails)? {
             let entry = entry.map_err(fails)?;
-            if entry.file_name().to_string_lossy().starts_with(UNPACKING) {
-                std::fs::remove_dir_all(entry.path()).map_err(fails)?;
+            // One that can't be removed takes room, which is no reason for the node not to run.
+            if entry.file_name().to_string_lossy().starts_with(UNPACKING)
+                && let Err(error) = tree::remove(&entry.path())
+            {
+                tracing::warn!(
+                    path = %entry.path().display(), error = %error, "a layer half-done can't be removed"
+                );
             }
         }
         Ok(Self { root, limits, tries: Arc::default() })
@@ -93,10 +99,8 @@ impl LayerStore {
         let done = self
             .unpack_into(&scratch, blob, diff_id)
             .and_then(|()| self.give_name(&scratch, self.root.join(diff_id.hex())));
-        if scratch.exists() {
-            // What stays is removed at the next start.
-            let _ = std::fs::remove_dir_all(&scratch);
-        }
+        // What stays is removed at the next start.
+        let _ = tree::remove(&scratch);
         done
     }
 
@@ -119,6 +123,7 @@ impl LayerStore {
     ) -> Result<(), ArtifactError> {
         use std::os::unix::fs::PermissionsExt as _;
         let fails = |source| ArtifactError::file(scratch, source);
+        tree::remove(scratch).map_err(fails)?;
         std::fs::create_dir(scratch).map_err(fails)?;
         std::fs::set_permissions(scratch, std::fs::Permissions::from_mode(0o755)).map_err(fails)?;
         let file = std::fs::File::open(blob).map_err(|source| ArtifactError::file(blob, source))?;

@@ -12,7 +12,7 @@ use super::unpack::UnpackError;
 
 /// Tar is made of blocks of this size.
 const BLOCK: usize = 512;
-/// Largest extension header: long names, and attributes such as capabilities.
+/// Largest extension headers of one entry, together: long names, and attributes such as capabilities.
 const EXTENSION_BYTES_MAX: u64 = 1024 * 1024;
 /// The prefix by which tars carry extended attributes.
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
@@ -56,20 +56,25 @@ impl<R: Read> TarStream<R> {
     /// The next entry; None at the end. What was left of the one before is passed over.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, UnpackError> {
         let mut extensions = Extensions::default();
+        let mut room = EXTENSION_BYTES_MAX;
         loop {
             self.skip_rest()?;
             let Some(header) = self.header()? else { return Ok(None) };
             let size = header.entry_size().map_err(|error| UnpackError::broken(&error))?;
             self.begin(size);
             match header.entry_type() {
-                EntryType::GNULongName => extensions.path = Some(trimmed(self.extension(size)?)),
-                EntryType::GNULongLink => extensions.link = Some(trimmed(self.extension(size)?)),
+                EntryType::GNULongName => {
+                    extensions.path = Some(trimmed(self.extension(size, &mut room)?));
+                }
+                EntryType::GNULongLink => {
+                    extensions.link = Some(trimmed(self.extension(size, &mut room)?));
+                }
                 EntryType::XHeader => {
-                    let bytes = self.extension(size)?;
+                    let bytes = self.extension(size, &mut room)?;
                     extensions.read(&bytes)?;
                 }
                 // What it says holds for all entries; images carry only comments in it.
-                EntryType::XGlobalHeader => drop(self.extension(size)?),
+                EntryType::XGlobalHeader => drop(self.extension(size, &mut room)?),
                 _ => {
                     let entry = extensions.entry(&header, size)?;
                     if entry.size != size {
@@ -133,14 +138,13 @@ impl<R: Read> TarStream<R> {
         }
     }
 
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>, UnpackError> {
-        if size > EXTENSION_BYTES_MAX {
-            return Err(UnpackError::Broken {
-                why: format!(
-                    "an extension header has {size} bytes; at most {EXTENSION_BYTES_MAX} are taken"
-                ),
-            });
-        }
+    /// An extension header, taken out of the `room` that an entry has for them: any number of them may come before it.
+    fn extension(&mut self, size: u64, room: &mut u64) -> Result<Vec<u8>, UnpackError> {
+        *room = room.checked_sub(size).ok_or_else(|| UnpackError::Broken {
+            why: format!(
+                "an entry's extension headers have more than {EXTENSION_BYTES_MAX} bytes, the most that are taken"
+            ),
+        })?;
         let mut bytes = Vec::new();
         self.read_to_end(&mut bytes).map_err(UnpackError::read)?;
         Ok(bytes)

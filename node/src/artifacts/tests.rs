@@ -240,6 +240,17 @@ fn bombs_are_stopped() {
     let stream = std::io::Read::chain(header.as_bytes().as_slice(), std::io::repeat(b'a'));
     let error = unpack(stream, &place.root, limits).unwrap_err();
     assert!(error.to_string().contains("extension header"), "{error}");
+    // Any number of extension headers may come before an entry, and what they say is kept until then.
+    let mut endless = Tar::default();
+    for number in 0..8 {
+        // The length is that of the whole record, its own digits included.
+        let record = format!("200010 {number:02}={}\n", "x".repeat(199_999));
+        assert_eq!(record.len(), 200_010);
+        endless = endless.put(EntryType::XHeader, "pax", "", 0, record.as_bytes());
+    }
+    let endless = endless.file("a", b"").end();
+    let error = place.unpack(&endless).unwrap_err();
+    assert!(error.to_string().contains("extension headers"), "{error}");
     // Zeros after the end are hashed, not kept; but not for ever.
     let bomb = std::io::Read::chain(many.as_slice(), std::io::repeat(0));
     let store =
@@ -366,6 +377,27 @@ async fn wasm_is_fetched_once_and_again_when_its_file_was_changed() {
     fixture.server.abort();
     let pinned = name.pinned(pushed.digest);
     fixture.artifacts().fetch_wasm(&pinned, &Quiet).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_was_looked_at_needs_only_its_file() {
+    let fixture = fixture().await;
+    let file = fixture.dir.path().join("a.wasm");
+    std::fs::write(&file, b"\0asm\x01\0\0\0").unwrap();
+    let name = reference("team/a:1");
+    let pushed = fixture.client.push_wasm(&file, &name, &Quiet).await.unwrap();
+    let (artifacts, pinned) = (fixture.artifacts(), name.pinned(pushed.digest));
+    let first = artifacts.fetch_wasm(&pinned, &Quiet).await.unwrap();
+    fixture.server.abort();
+    let manifest = first.path.with_file_name(first.manifest.hex());
+    std::fs::remove_file(manifest).unwrap();
+    let again = artifacts.fetch_wasm(&pinned, &Quiet).await.unwrap();
+    assert_eq!((again.path, again.digest), (first.path.clone(), first.digest));
+    let error = artifacts.fetch_image(&pinned, &Quiet).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::InvalidArtifact);
+    std::fs::remove_file(first.path).unwrap();
+    let error = artifacts.fetch_wasm(&pinned, &Quiet).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::PullFailed, "it is looked for again: {error}");
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use brig_api::Digest;
+use brig_shim::tree;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
     XattrFlags,
@@ -34,6 +35,9 @@ const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const OPAQUE: &str = "trusted.overlay.opaque";
 /// Longest path or link; the kernel takes no longer one either.
 const PATH_BYTES_MAX: usize = 4096;
+/// Most memory for the times of folders. It is enough for those of 500,000 folders, and a hostile tar can name
+/// millions with the longest paths.
+const FOLDER_TIMES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// `openat2` may ask to be called again when something is renamed meanwhile.
 const OPEN_TRIES_MAX: usize = 64;
 
@@ -123,7 +127,7 @@ pub(crate) fn unpack(
     let folder = rustix::fs::open(root, flags, Mode::empty()).map_err(|error| at(error.into()))?;
     let is_root = rustix::process::geteuid().is_root();
     let mut unpacker =
-        Unpacker { root: folder, is_root, limits, made: 0, folder_times: Vec::new() };
+        Unpacker { root: folder, is_root, limits, made: 0, folder_times: FolderTimes::default() };
     let mut tar = TarStream::new(reader);
     while let Some(entry) = tar.next_entry()? {
         unpacker.count()?;
@@ -139,8 +143,25 @@ struct Unpacker {
     is_root: bool,
     limits: UnpackLimits,
     made: u64,
-    /// Folders' times are set last: each file made in one changes it.
-    folder_times: Vec<(PathBuf, i64)>,
+    folder_times: FolderTimes,
+}
+
+/// Folders' times are set last: each file made in one changes it.
+#[derive(Default)]
+struct FolderTimes {
+    kept: Vec<(PathBuf, i64)>,
+    bytes: usize,
+}
+
+impl FolderTimes {
+    /// Beyond what is kept, folders have the time at which they were unpacked.
+    fn keep(&mut self, path: &Path, mtime: i64) {
+        let bytes = path.as_os_str().len() + size_of::<(PathBuf, i64)>();
+        if self.bytes + bytes <= FOLDER_TIMES_BYTES_MAX {
+            self.bytes += bytes;
+            self.kept.push((path.to_owned(), mtime));
+        }
+    }
 }
 
 /// The entry that is being made, for messages.
@@ -207,26 +228,27 @@ impl Unpacker {
 
     /// The folder that `path` is in; made where it is missing, if wanted.
     fn parent(&mut self, path: &Path, make: bool) -> Result<OwnedFd, UnpackError> {
-        let parent = path.parent().unwrap_or_else(|| Path::new(""));
         let fails =
             |error: Errno| UnpackError::Write { path: path.to_owned(), source: error.into() };
-        match self.open(parent) {
-            Err(Errno::NOENT) if make => {}
-            other => return other.map_err(fails),
-        }
-        let mut folder = self.open(Path::new("")).map_err(fails)?;
-        let mut prefix = PathBuf::new();
-        for part in parent {
-            prefix.push(part);
-            folder = match self.open(&prefix) {
-                Err(Errno::NOENT) => {
-                    self.count()?;
-                    rustix::fs::mkdirat(&folder, part, Mode::from_raw_mode(0o755))
-                        .map_err(fails)?;
-                    self.open(&prefix).map_err(fails)?
+        let mut there = path.parent().unwrap_or_else(|| Path::new(""));
+        // From the end: mostly nothing or the last folder is missing, and a long path is not walked once for each part.
+        let mut missing = Vec::new();
+        let mut folder = loop {
+            match (self.open(there), there.file_name(), there.parent()) {
+                (Ok(folder), ..) => break folder,
+                (Err(Errno::NOENT), Some(name), Some(above)) if make => {
+                    missing.push(name);
+                    there = above;
                 }
-                other => other.map_err(fails)?,
-            };
+                (Err(error), ..) => return Err(fails(error)),
+            }
+        };
+        let mut made = there.to_owned();
+        for name in missing.into_iter().rev() {
+            self.count()?;
+            rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o755)).map_err(fails)?;
+            made.push(name);
+            folder = self.open(&made).map_err(fails)?;
         }
         Ok(folder)
     }
@@ -242,7 +264,7 @@ impl Unpacker {
         let place = Place { parent, name: OsStr::new("."), path: Path::new("/") };
         let folder = open_folder(&place)?;
         self.attributes(&folder, entry, &place)?;
-        self.folder_times.push((PathBuf::new(), entry.mtime));
+        self.folder_times.keep(Path::new(""), entry.mtime);
         Ok(())
     }
 
@@ -262,7 +284,7 @@ impl Unpacker {
             set_opaque(&folder, place)?;
         }
         self.attributes(&folder, entry, place)?;
-        self.folder_times.push((place.path.to_owned(), entry.mtime));
+        self.folder_times.keep(place.path, entry.mtime);
         Ok(())
     }
 
@@ -390,7 +412,7 @@ impl Unpacker {
 
     /// A folder that is gone again has no time to set, and a wrong time is no reason to fail.
     fn set_folder_times(&self) {
-        for (path, mtime) in self.folder_times.iter().rev() {
+        for (path, mtime) in self.folder_times.kept.iter().rev() {
             if let Ok(folder) = self.open(path) {
                 let _ = rustix::fs::utimensat(&folder, ".", &times(*mtime), AtFlags::empty());
             }
@@ -458,9 +480,9 @@ fn remove(place: &Place<'_>) -> Result<(), UnpackError> {
         return rustix::fs::unlinkat(&place.parent, place.name, AtFlags::empty())
             .map_err(|error| place.fails(error));
     }
-    // The standard library's removal follows no links; the parent is named by its descriptor.
+    // The removal follows no links; the parent is named by its descriptor.
     let parent = PathBuf::from(format!("/proc/self/fd/{}", place.parent.as_raw_fd()));
-    std::fs::remove_dir_all(parent.join(place.name)).map_err(|error| place.fails(error))
+    tree::remove(&parent.join(place.name)).map_err(|error| place.fails(error))
 }
 
 fn open_folder(place: &Place<'_>) -> Result<OwnedFd, UnpackError> {
@@ -498,5 +520,21 @@ fn copy(
             return Ok(());
         }
         std::io::Write::write_all(to, &piece[..count]).map_err(|error| place.fails(error))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_times_of_folders_take_no_more_memory_than_their_limit() {
+        let path = PathBuf::from("x".repeat(PATH_BYTES_MAX));
+        let mut times = FolderTimes::default();
+        let fit = FOLDER_TIMES_BYTES_MAX / (PATH_BYTES_MAX + size_of::<(PathBuf, i64)>());
+        for _ in 0..fit + 1000 {
+            times.keep(&path, 0);
+        }
+        assert_eq!(times.kept.len(), fit);
     }
 }

@@ -33,6 +33,19 @@ fn a_second_agent_is_refused_and_told_why() {
 }
 
 #[test]
+fn nobody_else_on_the_machine_reaches_images_containers_and_units() {
+    let dir = tempfile::tempdir().unwrap();
+    // As an agent before this one left it.
+    std::fs::create_dir(dir.path().join("artifacts")).unwrap();
+    let (disk, _lock) = Disk::open(dir.path()).unwrap();
+    for entry in std::fs::read_dir(disk.root()).unwrap().map(Result::unwrap) {
+        let metadata = entry.metadata().unwrap();
+        let mode = metadata.permissions().mode() & 0o777;
+        assert!(metadata.is_file() || mode == 0o700, "{}: {mode:o}", entry.path().display());
+    }
+}
+
+#[test]
 fn units_are_read_back_without_the_texts_of_secrets() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, _lock) = Disk::open(dir.path()).unwrap();

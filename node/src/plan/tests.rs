@@ -138,9 +138,9 @@ impl World {
                 assert!(matches!(before, None | Some(TaskSeen::NotStarted)), "started twice");
             }
             Action::Terminate(task) | Action::Kill(task) => {
-                let is_killed = matches!(action, Action::Kill(_));
+                let killed_ms = matches!(action, Action::Kill(_)).then_some(self.now_ms);
                 let since_ms = self.stops.get(task).map_or(self.now_ms, |stop| stop.since_ms);
-                self.stops.insert(task.clone(), StopSent { since_ms, is_killed });
+                self.stops.insert(task.clone(), StopSent { since_ms, killed_ms });
             }
             Action::Collect(task) => {
                 assert!(self.record.exits.contains_key(task), "collected before it was recorded");
@@ -301,6 +301,11 @@ fn a_unit_is_stopped_with_grace_and_then_killed() {
     world.settle();
     world.settle();
     assert_eq!(world.times(&Action::Kill(name("main"))), 1);
+    // The shim may not have heard it.
+    world.now_ms += KILL_AGAIN_MS;
+    world.settle();
+    world.settle();
+    assert_eq!(world.times(&Action::Kill(name("main"))), 2);
     world.see("main", TaskSeen::Exited(exit(137, None, world.now_ms)));
     assert_eq!(world.state(), (UnitState::Stopped, Some(Reason::Requested), Some(137)));
     world.wanted = Wanted::Run;

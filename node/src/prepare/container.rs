@@ -53,11 +53,16 @@ pub(super) fn merge(
         layers,
         scratch,
         args,
-        user: oci.user.clone().unwrap_or_else(|| config.user.clone()),
+        user: user(oci, config).to_owned(),
         working_dir: if working_dir.is_empty() { "/".to_owned() } else { working_dir },
         read_only_root: oci.read_only_root,
         stop_signal: config.stop_signal.clone(),
     })
+}
+
+/// As whom the program runs: the spec's word wins over the image's.
+pub(super) fn user<'a>(oci: &'a OciProgram, config: &'a ImageConfig) -> &'a str {
+    oci.user.as_deref().unwrap_or(&config.user)
 }
 
 /// The spec's command takes the place of the image's entrypoint and drops the image's default arguments; the

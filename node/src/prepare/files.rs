@@ -8,20 +8,21 @@ use std::path::{Path, PathBuf};
 use brig_api::ResourceName;
 use brig_api::lifecycle::Reason;
 use brig_api::session::Assignment;
-use brig_api::unit_spec::{Mount, Program, Task};
+use brig_api::unit_spec::{Mount, Task};
 use brig_shim::message::BindMount;
 
 use super::{Preparer, missing};
 use crate::plan::Fault;
 
 impl Preparer {
-    /// Puts the files in place.
+    /// Puts the files in place. `user` is as whom the task runs: `user[:group]`, empty for root.
     pub(super) fn mounts(
         &self,
         assignment: &Assignment,
         task: &Task,
+        user: &str,
     ) -> Result<Vec<BindMount>, Fault> {
-        task.mounts.iter().map(|mount| self.mount(assignment, task, mount)).collect()
+        task.mounts.iter().map(|mount| self.mount(assignment, task, mount, user)).collect()
     }
 
     fn mount(
@@ -29,6 +30,7 @@ impl Preparer {
         assignment: &Assignment,
         task: &Task,
         mount: &Mount,
+        user: &str,
     ) -> Result<BindMount, Fault> {
         let at = mount.at.clone();
         let whose = format!("mount `{at}` of task `{}`", task.name);
@@ -44,7 +46,7 @@ impl Preparer {
             (dir, texts_of("config", name, &assignment.texts.configs)?, Access::Everybody)
         } else if let Some(name) = &mount.secret {
             let dir = self.disk.secrets(&assignment.unit).join(format!("{}.{name}", task.name));
-            (dir, texts_of("secret", name, &assignment.texts.secrets)?, access(task))
+            (dir, texts_of("secret", name, &assignment.texts.secrets)?, access(user))
         } else {
             return Err(refused(&whose, "it names neither `host` nor `config` nor `secret`"));
         };
@@ -91,12 +93,10 @@ enum Access {
 
 /// A secret belongs to the task's user where that is a number. A name is known only inside the image: then
 /// the files are readable for all in the container, and the directory around them keeps everybody else out.
-fn access(task: &Task) -> Access {
-    let user = match &task.program {
-        Program::Wasm(_) => None,
-        Program::Oci(oci) => oci.user.as_deref().filter(|user| !user.is_empty()),
-    };
-    let Some(user) = user else { return Access::Owner(None) };
+fn access(user: &str) -> Access {
+    if user.is_empty() {
+        return Access::Owner(None);
+    }
     let (user, group) = user.split_once(':').unwrap_or((user, user));
     match (user.parse(), group.parse()) {
         (Ok(user), Ok(group)) => Access::Owner(Some((user, group))),

@@ -20,7 +20,8 @@ impl Programs for Known {
     ) -> BoxFuture<'a, Result<Fetched, Fault>> {
         let fetched = if reference.starts_with("image") {
             let entrypoint = vec!["/app".to_owned()];
-            let config = ImageConfig { entrypoint, ..ImageConfig::default() };
+            let user = reference.strip_prefix("image:of-").unwrap_or_default().to_owned();
+            let config = ImageConfig { entrypoint, user, ..ImageConfig::default() };
             Fetched::Image { config, layers: vec!["/layer".into()] }
         } else {
             Fetched::Wasm { path: "/app.wasm".into(), digest: Digest::of_sha256(&[1; 32]) }
@@ -50,6 +51,16 @@ fn task(program: &Value, more: &Value) -> Value {
     json!([task])
 }
 
+fn preparer(data: &Path) -> Preparer {
+    Preparer {
+        disk: Arc::new(Disk::open(data).unwrap().0),
+        programs: Arc::new(Known),
+        host_paths: vec![],
+        address: "127.0.0.1".parse().unwrap(),
+        architecture: "amd64",
+    }
+}
+
 async fn prepare(
     tasks: &Value,
     ports: &BTreeMap<ResourceName, u16>,
@@ -63,13 +74,7 @@ async fn prepare_with(
     grants: Grants,
 ) -> (tempfile::TempDir, Result<Vec<StartTask>, Fault>) {
     let dir = tempfile::tempdir().unwrap();
-    let preparer = Preparer {
-        disk: Arc::new(Disk::open(dir.path()).unwrap().0),
-        programs: Arc::new(Known),
-        host_paths: vec![],
-        address: "127.0.0.1".parse().unwrap(),
-        architecture: "amd64",
-    };
+    let preparer = preparer(dir.path());
     let assignment_of = |tasks| Assignment { grants, ..assignment(tasks) };
     let outcome = preparer.prepare(&assignment_of(tasks), 2, ports).await;
     let _ = std::fs::remove_dir_all(preparer.disk.secrets(&assignment(tasks).unit));
@@ -144,6 +149,21 @@ async fn a_container_finds_its_ports_and_devices_and_can_not_be_told_others() {
     let fault = outcome.unwrap_err();
     assert_eq!(fault.reason, Reason::CreateFailed);
     assert!(fault.message.contains("`main` leaves a port open"), "{}", fault.message);
+}
+
+#[tokio::test]
+async fn the_user_that_the_image_names_can_read_the_secrets_too() {
+    use std::os::unix::fs::MetadataExt as _;
+    let more = json!({"mounts": [{"secret": "s", "at": "/etc/s"}]});
+    for (image, mode) in [("image:1", 0o400), ("image:of-www", 0o444)] {
+        let tasks = task(&json!({"oci": {"image": image}}), &more);
+        let dir = tempfile::tempdir().unwrap();
+        let preparer = preparer(dir.path());
+        let start = preparer.prepare(&assignment(&tasks), 2, &BTreeMap::new()).await.unwrap();
+        let file = start[0].mounts[0].source.join("file").metadata().unwrap();
+        let _ = std::fs::remove_dir_all(preparer.disk.secrets(&assignment(&tasks).unit));
+        assert_eq!(file.mode() & 0o777, mode, "{image}");
+    }
 }
 
 #[tokio::test]

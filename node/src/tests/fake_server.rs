@@ -76,7 +76,7 @@ impl FakeServer {
         }
         assert_eq!(session.path, "/v1/node-session");
         session.say(&ToNode::Welcome { server_version: "test".into() }).await;
-        session.say(&ToNode::Assignments { units }).await;
+        session.say(&ToNode::Assignments { units, others: vec![] }).await;
         session
     }
 }

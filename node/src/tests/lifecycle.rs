@@ -21,7 +21,7 @@ use crate::program::{Fetched, Programs};
 use crate::{CancellationToken, NodeConfig, RunError, run_with};
 
 /// Knows every program but those whose name begins with `no`.
-struct Known;
+pub(crate) struct Known;
 
 impl Programs for Known {
     fn fetch<'a>(

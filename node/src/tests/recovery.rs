@@ -53,7 +53,7 @@ async fn a_running_unit_runs_on_under_the_next_agent() {
     session.until(&unit(), UnitState::Running).await;
     assert!(shim.is_quiet(), "nothing was asked of the shim");
     // Not assigned any more: the complete list says so by leaving it out.
-    session.say(&ToNode::Assignments { units: vec![] }).await;
+    session.say(&ToNode::Assignments { units: vec![], others: vec![] }).await;
     assert!(matches!(shim.asked().await, Asked::Stop(key, _) if key == start.key));
 }
 

@@ -61,7 +61,8 @@ async fn assignments_that_come_twice_start_once_and_old_plans_are_refused() {
     let mut session = server.session(vec![assignment("u1", "always")]).await;
     let start = shim.started().await;
     session.say(&ToNode::Assign { units: vec![assignment("u1", "always")] }).await;
-    session.say(&ToNode::Assignments { units: vec![assignment("u1", "always")] }).await;
+    let units = vec![assignment("u1", "always")];
+    session.say(&ToNode::Assignments { units, others: vec![] }).await;
     let mut old = assignment("u1", "always");
     old.placed_by = PlanSequence(4);
     old.is_wanted = false;
@@ -71,6 +72,22 @@ async fn assignments_that_come_twice_start_once_and_old_plans_are_refused() {
     let mut new = assignment("u1", "always");
     new.is_wanted = false;
     session.say(&ToNode::Assign { units: vec![new] }).await;
+    assert!(matches!(shim.asked().await, Asked::Stop(key, _) if key == start.key));
+}
+
+#[tokio::test]
+async fn units_that_came_before_the_complete_list_are_kept_when_it_names_them() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::new().await);
+    let mut shim = FakeShim::new(dir.path());
+    let _agent = Running::start(config(dir.path(), &server));
+    let mut session = server.session(vec![]).await;
+    session.say(&ToNode::Assign { units: vec![assignment("u1", "always")] }).await;
+    let start = shim.started().await;
+    let all = ToNode::Assignments { units: vec![assignment("u2", "always")], others: vec![unit()] };
+    session.say(&all).await;
+    // Neither was asked to end before the other was started.
+    assert_eq!(shim.started().await.key.0, "u2.main.0");
+    session.say(&ToNode::Assignments { units: vec![], others: vec![] }).await;
     assert!(matches!(shim.asked().await, Asked::Stop(key, _) if key == start.key));
 }
 

@@ -12,6 +12,8 @@ use crate::unit_spec::{UnitSpec, UnitTemplate};
 
 /// Largest manifest file, in bytes.
 pub const MANIFEST_BYTES_MAX: usize = 4 << 20;
+/// A text longer than this is no slip of the pen: nobody guesses what was meant, and messages cut it off.
+const GUESS_CHARS_MAX: usize = 200;
 /// Kinds a manifest may have, for messages.
 const KINDS: [&str; 6] = ["namespace", "service", "job", "unit", "secret", "config"];
 
@@ -128,7 +130,7 @@ pub fn parse(
     let mut errors = Vec::new();
     for (index, mut value) in documents.into_iter().enumerate() {
         set_namespace(&mut value, namespace);
-        let text_of = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+        let text_of = |key: &str| value.get(key).and_then(Value::as_str).map(shown);
         let (kind, name) = (text_of("kind"), text_of("name"));
         match Manifest::from_value(value) {
             Ok(manifest) => manifests.push(manifest),
@@ -215,7 +217,8 @@ impl Manifest<UnitSpec> {
                     .map(|kind| format!(" Did you mean `{kind}`?"))
                     .unwrap_or_default();
                 let message = format!(
-                    "`{written}` is no kind of manifest.{near} Expected one of {}",
+                    "`{}` is no kind of manifest.{near} Expected one of {}",
+                    shown(&written),
                     KINDS.join(", ")
                 );
                 Err(FieldError { path: "kind".to_owned(), message })
@@ -247,7 +250,7 @@ pub(crate) fn read<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
-        let path = if path == "." { String::new() } else { path };
+        let path = if path == "." { String::new() } else { shown(&path) };
         FieldError { path, message: with_nearest_name(&message) }
     })
 }
@@ -262,12 +265,24 @@ fn with_nearest_name(message: &str) -> String {
     let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
     let near = nearest(unknown, known.iter().copied());
     let near = near.map(|name| format!(" Did you mean `{name}`?")).unwrap_or_default();
-    format!("unknown field `{unknown}`.{near} Known here: {}", known.join(", "))
+    format!("unknown field `{}`.{near} Known here: {}", shown(unknown), known.join(", "))
+}
+
+/// As much of a wrong text as a message needs.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(GUESS_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// Below this similarity a guess would confuse more than help.
     const SIMILARITY_MIN: f64 = 0.6;
+    // The comparison takes memory for every pair of characters.
+    if written.chars().nth(GUESS_CHARS_MAX).is_some() {
+        return None;
+    }
     let scored =
         known.into_iter().map(|name| (strsim::normalized_damerau_levenshtein(written, name), name));
     let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
@@ -345,6 +360,19 @@ unit:
         assert!(message.contains("service `x`") && message.contains("`replicas`"), "{message}");
         let message = fault("kind: servise\nname: x");
         assert!(message.contains("Did you mean `service`?"), "{message}");
+    }
+
+    #[test]
+    fn a_name_of_a_megabyte_is_neither_guessed_at_nor_repeated() {
+        let long = "ä".repeat(1 << 20);
+        for text in [
+            format!(r#"{{"kind": "service", "name": "x", "unit": {{}}, "{long}": 1}}"#),
+            format!(r#"{{"kind": "{long}", "name": "x"}}"#),
+        ] {
+            let message = parse(&text, Format::Json, None).unwrap_err()[0].to_string();
+            assert!(message.contains("ä…`") && message.len() < 2_000, "{}", message.len());
+            assert!(!message.contains("Did you mean"));
+        }
     }
 
     #[test]

@@ -83,8 +83,11 @@ pub enum ToNode {
     },
     /// Everything that the node should run. What it runs besides, it stops and forgets.
     Assignments {
-        /// All of them.
+        /// All of them, but for `others`.
         units: Vec<Assignment>,
+        /// Those that did not fit into this message and came before it in [`ToNode::Assign`].
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        others: Vec<UnitId>,
     },
     /// New or changed assignments.
     Assign {

@@ -181,7 +181,7 @@ fn check_template(
     faults: &mut Faults,
 ) -> Option<UnitTemplate> {
     faults.within("unit", |faults| {
-        if spec.priority.abs() > PRIORITY_MAX {
+        if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&spec.priority) {
             faults.add("priority", format!("must be from -{PRIORITY_MAX} to {PRIORITY_MAX}"));
         }
         if spec.grace_ms.is_some_and(|grace| grace > GRACE_MS_MAX) {
@@ -568,6 +568,8 @@ mod tests {
                 "unit.mounts[0]: needs exactly one of `host`",
             ),
             ("{wasm: {artifact: a}, priority: 5000}", "unit.priority"),
+            // The one number whose absolute value is none.
+            ("{wasm: {artifact: a}, priority: -2147483648}", "unit.priority"),
             (
                 "{wasm: {artifact: a}, constraints: [{attribute: z, operator: '='}]}",
                 "unit.constraints[0]",

@@ -7,6 +7,7 @@ use brig_api::object::{ArtifactKind, Object, ObjectKey};
 use brig_api::reference::Reference;
 use brig_api::unit_spec::Runtime;
 use brig_client::Client;
+use brig_client::registry::wasm::WasmPackage;
 use brig_client::registry::{
     Credentials, Progress, RegistryClient, RegistryError, RegistryOptions,
 };
@@ -84,12 +85,26 @@ async fn push_to_own_place(client: &Client, path: &Path) -> Result<Runnable, Fai
     let name = crate::target::name_from_artifact(&path.display().to_string());
     let target: Reference =
         format!("run/{name}:latest").parse().map_err(|error| Failure::usage(format!("{error}")))?;
-    let pushed = push(client, path, &target).await?;
+    let pushed = if is_layout(path) {
+        push(client, path, &target).await?
+    } else {
+        // Most of the time the file was run before, and its name is all that the registry needs.
+        let package = WasmPackage::read(path).await?;
+        if !client.wasm_name(&package, &target).await? {
+            let bars = Bars::new();
+            registry(client)?.push_wasm_package(&package, &target, &bars as &dyn Progress).await?;
+        }
+        Pushed { digest: package.digest().clone(), runtime: Runtime::Wasm }
+    };
     // By digest: somebody else may push another file of that name meanwhile.
     Ok(Runnable {
         reference: Reference { tag: None, ..target.pinned(pushed.digest) }.to_string(),
         runtime: pushed.runtime,
     })
+}
+
+fn is_layout(path: &Path) -> bool {
+    path.is_dir() || path.extension().is_some_and(|ending| ending == "tar")
 }
 
 /// What was pushed.
@@ -106,8 +121,7 @@ pub(crate) async fn push(
 ) -> Result<Pushed, Failure> {
     let registry = registry(client)?;
     let bars = Bars::new();
-    let is_layout = path.is_dir() || path.extension().is_some_and(|ending| ending == "tar");
-    let (pushed, runtime) = if is_layout {
+    let (pushed, runtime) = if is_layout(path) {
         (registry.push_layout(path, target, &bars as &dyn Progress).await, Runtime::Oci)
     } else {
         (registry.push_wasm(path, target, &bars as &dyn Progress).await, Runtime::Wasm)

@@ -24,13 +24,38 @@ struct End {
     signal_code: Option<u8>,
 }
 
-/// Shows a unit's output until it has ended. The exit code is the unit's.
-pub(crate) async fn to_the_end(client: &Client, unit: &Unit) -> Result<(), Failure> {
-    let end = follow(client, unit).await?;
-    outcome(&end)
+/// How following a unit ended.
+enum Followed {
+    Ended(Box<End>),
+    /// The user does not want to wait for the end.
+    Left(u8),
 }
 
-async fn follow(client: &Client, unit: &Unit) -> Result<End, Failure> {
+/// How a unit was attended to.
+pub(crate) struct Attended {
+    /// The exit code is the unit's.
+    pub(crate) outcome: Result<(), Failure>,
+    /// The user left before its end.
+    pub(crate) was_left: bool,
+}
+
+/// Shows a unit's output until it has ended.
+pub(crate) async fn to_the_end(client: &Client, unit: &Unit) -> Attended {
+    match follow(client, unit).await {
+        Ok(Followed::Ended(end)) => Attended { outcome: outcome(&end), was_left: false },
+        Ok(Followed::Left(code)) => Attended { outcome: Err(Failure::exit(code)), was_left: true },
+        Err(failure) => Attended { outcome: Err(failure), was_left: false },
+    }
+}
+
+/// Waits for SIGINT or SIGTERM: the exit code that goes with it.
+pub(crate) async fn signalled() -> std::io::Result<u8> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(either(&mut interrupt, &mut terminate).await)
+}
+
+async fn follow(client: &Client, unit: &Unit) -> Result<Followed, Failure> {
     let filter = WatchFilter { kind: Some(Kind::Unit), namespace: Some(unit.namespace.clone()) };
     let mut watch = client.watch(filter, unit.meta.revision);
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -45,7 +70,10 @@ async fn follow(client: &Client, unit: &Unit) -> Result<End, Failure> {
             // Output first: what was written before the end is shown before the end is told.
             biased;
             result = &mut logs, if !are_logs_done => {
-                result?;
+                if let Err(failure) = result {
+                    // The unit runs on, and its end is still of interest.
+                    say(&format!("no more output of {}: {}", unit.name, failure.message));
+                }
                 are_logs_done = true;
             }
             changed = next_of(&mut watch, unit) => {
@@ -57,14 +85,13 @@ async fn follow(client: &Client, unit: &Unit) -> Result<End, Failure> {
                         // A node that is gone sends no more output; the end is known all the same.
                         let _ = tokio::time::timeout(DRAIN_TIME_MAX, &mut logs).await;
                     }
-                    return Ok(End { unit: newest, signal_code });
+                    return Ok(Followed::Ended(Box::new(End { unit: newest, signal_code })));
                 }
                 told.tell(&newest);
             }
             code = either(&mut interrupt, &mut terminate) => {
                 if signal_code.is_some() {
-                    // Asked twice: the user does not want to wait.
-                    return Err(Failure::exit(code));
+                    return Ok(Followed::Left(code));
                 }
                 signal_code = Some(code);
                 match client.unit_stop(&unit.namespace, unit.name.as_str()).await {

@@ -11,8 +11,9 @@ use brig_api::{Kind, Milli, NodeName, Resources};
 use brig_client::Client;
 use brig_node::{CancellationToken, NodeConfig};
 use brig_server::ServerConfig;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{Dev, NodeAgent, Server};
@@ -38,6 +39,7 @@ pub(crate) fn dev(arguments: Dev, context: &Context) -> Result<(), Failure> {
     let name = host_name();
     start_logging();
     runtime()?.block_on(async {
+        let mut signals = StopSignals::listen()?;
         let stop_server = CancellationToken::new();
         let stop_node = CancellationToken::new();
         let config = ServerConfig {
@@ -67,14 +69,14 @@ pub(crate) fn dev(arguments: Dev, context: &Context) -> Result<(), Failure> {
         let mut node = tokio::spawn(brig_node::run(node, stop_node.clone()));
         let outcome = tokio::select! {
             ended = &mut node => Err(node_ended(ended)),
-            signalled = asked_to_stop() => signalled,
+            () = signals.received() => Ok(()),
             ready = ready(&url, context.token.as_deref(), &name) => match ready {
                 Err(failure) => Err(failure),
                 Ok(()) => {
                     announce(&url)?;
                     tokio::select! {
                         ended = &mut node => Err(node_ended(ended)),
-                        signalled = asked_to_stop() => signalled,
+                        () = signals.received() => Ok(()),
                     }
                 }
             },
@@ -95,6 +97,7 @@ pub(crate) fn server(arguments: Server, context: &Context) -> Result<(), Failure
     let data = absolute(&arguments.data)?;
     start_logging();
     runtime()?.block_on(async {
+        let mut signals = StopSignals::listen()?;
         let stop = CancellationToken::new();
         let config = ServerConfig {
             listen: arguments.listen,
@@ -104,10 +107,10 @@ pub(crate) fn server(arguments: Server, context: &Context) -> Result<(), Failure
         };
         let server = brig_server::run(config, stop.clone()).await.map_err(failed)?;
         announce(&format!("http://{}", server.address))?;
-        let outcome = asked_to_stop().await;
+        signals.received().await;
         stop.cancel();
         server.stopped().await;
-        outcome
+        Ok(())
     })
 }
 
@@ -132,15 +135,16 @@ pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failur
         stops_units_at_shutdown: false,
     };
     runtime()?.block_on(async {
+        let mut signals = StopSignals::listen()?;
         let stop = CancellationToken::new();
         let mut node = tokio::spawn(brig_node::run(config, stop.clone()));
-        let outcome = tokio::select! {
+        tokio::select! {
             ended = &mut node => return Err(node_ended(ended)),
-            signalled = asked_to_stop() => signalled,
-        };
+            () = signals.received() => {}
+        }
         stop.cancel();
         let _ = node.await;
-        outcome
+        Ok(())
     })
 }
 
@@ -169,7 +173,18 @@ fn node_ended(ended: Result<Result<(), brig_node::RunError>, tokio::task::JoinEr
 }
 
 fn runtime() -> Result<Runtime, Failure> {
+    raise_open_files();
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Lets the process open as many files as it may: each container, connection and log that is followed takes one, and
+/// the limit that programs begin with (1024) is for those that could not count further.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        crate::say(&format!("brig: the limit of open files can't be raised: {error}"));
+    }
 }
 
 /// Standard error, as lines for people, or as JSON where BRIG_LOG_FORMAT says so.
@@ -185,14 +200,25 @@ fn start_logging() {
     };
 }
 
-async fn asked_to_stop() -> Result<(), Failure> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT. Listened for before `ready` is said: who waits for that may end us at once.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// Waits for one; one that came before is not missed.
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// `ready URL`, alone on a line: scripts wait for it.
@@ -268,6 +294,13 @@ mod tests {
         assert_eq!(scalars(&devices(["gpu=2", "fpga=1"])).unwrap()["gpu"], Milli(2_000));
         let failure = scalars(&devices(["gpu=2", "gpu=1"])).unwrap_err().to_string();
         assert!(failure.contains("gpu is given twice"), "{failure}");
+    }
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_machine_allows() {
+        raise_open_files();
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use brig_api::request::ExecRequest;
 use brig_api::stdio::StdioFrame;
 use brig_api::{NamespacePath, Problem};
-use futures::{SinkExt, StreamExt};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{Sink, SinkExt, Stream, StreamExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -14,10 +15,24 @@ use crate::api::unit_key;
 use crate::error::ClientError;
 use crate::http::{Client, object_path};
 
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
 /// A command that runs in a task.
 #[derive(Debug)]
 pub struct ExecStream {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: Socket,
+}
+
+/// What comes from the command.
+#[derive(Debug)]
+pub struct ExecReader {
+    read: SplitStream<Socket>,
+}
+
+/// What goes to the command.
+#[derive(Debug)]
+pub struct ExecWriter {
+    write: SplitSink<Socket, Message>,
 }
 
 impl Client {
@@ -63,13 +78,20 @@ impl Client {
 }
 
 impl ExecStream {
+    /// Takes the stream apart. A command whose output nobody reads takes no more input: who has much of it reads
+    /// while sending.
+    #[must_use]
+    pub fn split(self) -> (ExecReader, ExecWriter) {
+        let (write, read) = self.socket.split();
+        (ExecReader { read }, ExecWriter { write })
+    }
+
     /// Sends input, or a new size of the terminal.
     ///
     /// # Errors
     /// [`ClientError::Broken`]
     pub async fn send(&mut self, frame: &StdioFrame) -> Result<(), ClientError> {
-        let message = Message::binary(frame.encode());
-        self.socket.send(message).await.map_err(|error| ClientError::Broken(Box::new(error)))
+        send(&mut self.socket, frame).await
     }
 
     /// The next frame; None at the end. The last one is an exit or a failure. Cancel-safe.
@@ -77,23 +99,106 @@ impl ExecStream {
     /// # Errors
     /// [`ClientError::Broken`]; a problem that the server sent as text.
     pub async fn next(&mut self) -> Result<Option<StdioFrame>, ClientError> {
-        while let Some(message) = self.socket.next().await {
-            match message.map_err(|error| ClientError::Broken(Box::new(error)))? {
-                Message::Binary(bytes) => {
-                    return StdioFrame::decode(&bytes)
-                        .map(Some)
-                        .map_err(|error| ClientError::Broken(Box::new(error)));
-                }
-                Message::Text(text) => {
-                    return Err(match serde_json::from_str::<Problem>(&text) {
-                        Ok(problem) => ClientError::Problem(Box::new(problem)),
-                        Err(_) => ClientError::Broken("an unexpected message".into()),
-                    });
-                }
-                Message::Close(_) => return Ok(None),
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+        next(&mut self.socket).await
+    }
+}
+
+impl ExecWriter {
+    /// As [`ExecStream::send`].
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`]
+    pub async fn send(&mut self, frame: &StdioFrame) -> Result<(), ClientError> {
+        send(&mut self.write, frame).await
+    }
+}
+
+impl ExecReader {
+    /// As [`ExecStream::next`].
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`]; a problem that the server sent as text.
+    pub async fn next(&mut self) -> Result<Option<StdioFrame>, ClientError> {
+        next(&mut self.read).await
+    }
+}
+
+async fn send(
+    to: &mut (impl Sink<Message, Error = SocketError> + Unpin),
+    frame: &StdioFrame,
+) -> Result<(), ClientError> {
+    let message = Message::binary(frame.encode());
+    to.send(message).await.map_err(|error| ClientError::Broken(Box::new(error)))
+}
+
+async fn next(
+    from: &mut (impl Stream<Item = Result<Message, SocketError>> + Unpin),
+) -> Result<Option<StdioFrame>, ClientError> {
+    while let Some(message) = from.next().await {
+        match message.map_err(|error| ClientError::Broken(Box::new(error)))? {
+            Message::Binary(bytes) => {
+                return StdioFrame::decode(&bytes)
+                    .map(Some)
+                    .map_err(|error| ClientError::Broken(Box::new(error)));
             }
+            Message::Text(text) => {
+                return Err(match serde_json::from_str::<Problem>(&text) {
+                    Ok(problem) => ClientError::Problem(Box::new(problem)),
+                    Err(_) => ClientError::Broken("an unexpected message".into()),
+                });
+            }
+            Message::Close(_) => return Ok(None),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
         }
-        Ok(None)
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use brig_api::stdio::FRAME_PAYLOAD_BYTES_MAX;
+
+    #[tokio::test]
+    async fn much_input_and_as_much_output_pass_one_another() {
+        /// More than all buffers on the way hold together.
+        const FRAMES: usize = 512;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Client::new(&format!("http://{}", listener.local_addr().unwrap()), None);
+        // `cat`: takes the next piece when it is rid of the last.
+        let cat = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            while let Some(Ok(message)) = socket.next().await {
+                let Message::Binary(bytes) = message else { continue };
+                let StdioFrame::Stdin(bytes) = StdioFrame::decode(&bytes).unwrap() else {
+                    continue;
+                };
+                let is_end = bytes.is_empty();
+                let frame = if is_end { StdioFrame::Exit(0) } else { StdioFrame::Stdout(bytes) };
+                socket.send(Message::binary(frame.encode())).await.unwrap();
+            }
+        });
+        let namespace = NamespacePath::default_namespace();
+        let request = ExecRequest { task: None, command: vec!["cat".into()], terminal: None };
+        let stream = client.unwrap().exec(&namespace, "x", &request).await.unwrap();
+        let (mut reader, mut writer) = stream.split();
+        let input = async {
+            for _ in 0..FRAMES {
+                writer.send(&StdioFrame::Stdin(vec![7; FRAME_PAYLOAD_BYTES_MAX])).await.unwrap();
+            }
+            writer.send(&StdioFrame::Stdin(vec![])).await.unwrap();
+        };
+        let output = async {
+            let mut count = 0;
+            while let Some(StdioFrame::Stdout(bytes)) = reader.next().await.unwrap() {
+                count += bytes.len();
+            }
+            count
+        };
+        let both = async { tokio::join!(input, output).1 };
+        let count = tokio::time::timeout(std::time::Duration::from_secs(30), both).await;
+        assert_eq!(count.unwrap(), FRAMES * FRAME_PAYLOAD_BYTES_MAX);
+        cat.abort();
     }
 }

@@ -50,14 +50,8 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!("brig/", env!("CARGO_PKG_VERSION")));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = if url.scheme() == "http" {
-            // Reading the system's certificates takes longer than `brig ps` does otherwise.
-            let tls = rustls::ClientConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions();
-            let tls =
-                tls.map_err(|_| invalid())?.with_root_certificates(rustls::RootCertStore::empty());
-            builder.tls_backend_preconfigured(tls.with_no_client_auth())
+            without_certificates(builder).map_err(|_| invalid())?
         } else {
             // Already there when another client was made before: the same one.
             let _ = rustls::crypto::CryptoProvider::install_default(
@@ -127,6 +121,26 @@ impl Client {
         self.json(response).await
     }
 
+    /// Sends bytes as they are; true when the server took them, false when it had something against it.
+    pub(crate) async fn put_bytes(
+        &self,
+        path: &str,
+        media_type: &str,
+        body: bytes::Bytes,
+    ) -> Result<bool, ClientError> {
+        let request = self
+            .request(Method::PUT, path)
+            .timeout(ANSWER_TIME_MAX)
+            .header(reqwest::header::CONTENT_TYPE, media_type)
+            .body(body);
+        match self.send(request).await {
+            // Read to its end, so that the connection can be used again.
+            Ok(response) => self.bytes(response).await.map(|_| true),
+            Err(ClientError::Problem(_) | ClientError::UnexpectedAnswer { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
         let bytes = self.bytes(response).await?;
         serde_json::from_slice(&bytes).map_err(|error| self.unexpected(error.to_string()))
@@ -155,6 +169,17 @@ impl Client {
     pub(crate) fn unexpected(&self, what: String) -> ClientError {
         ClientError::UnexpectedAnswer { server: self.server.to_string(), what }
     }
+}
+
+/// For plain http alone: reading the system's certificates takes longer than `brig ps` does otherwise.
+pub(crate) fn without_certificates(
+    builder: reqwest::ClientBuilder,
+) -> Result<reqwest::ClientBuilder, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(rustls::RootCertStore::empty());
+    Ok(builder.tls_backend_preconfigured(tls.with_no_client_auth()))
 }
 
 /// The path of a list.

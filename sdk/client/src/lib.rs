@@ -21,7 +21,7 @@ mod watch;
 
 pub use api::EventQuery;
 pub use error::ClientError;
-pub use exec::ExecStream;
+pub use exec::{ExecReader, ExecStream, ExecWriter};
 pub use http::Client;
 pub use logs::{LogStream, TaskLine};
 pub use watch::{WatchFilter, WatchStream};

@@ -16,6 +16,9 @@ const RETRY_MS_MAX: u64 = 5_000;
 /// Largest event: all changes of one revision, of at most a thousand manifests.
 const EVENT_BYTES_MAX: usize = 64 << 20;
 
+/// A watch that says nothing for so long is lost: servers send a sign of life every 10 s.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
+
 /// What to watch; everything by default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WatchFilter {
@@ -33,13 +36,24 @@ pub struct WatchStream {
     since: Revision,
     connection: Option<Response>,
     buffer: Vec<u8>,
+    /// So much of `buffer` holds no end of an event.
+    searched: usize,
+    silence_max: Duration,
 }
 
 impl Client {
     /// Watches what `filter` names, from the first change after `since`: the revision of the list that came before.
     #[must_use]
     pub fn watch(&self, filter: WatchFilter, since: Revision) -> WatchStream {
-        WatchStream { client: self.clone(), filter, since, connection: None, buffer: Vec::new() }
+        WatchStream {
+            client: self.clone(),
+            filter,
+            since,
+            connection: None,
+            buffer: Vec::new(),
+            searched: 0,
+            silence_max: SILENCE_MAX,
+        }
     }
 }
 
@@ -68,6 +82,7 @@ impl WatchStream {
                     tracing::debug!(error = &error as &dyn std::error::Error, "watch lost");
                     self.connection = None;
                     self.buffer.clear();
+                    self.searched = 0;
                     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
                     pause_ms = (pause_ms * 2).min(RETRY_MS_MAX);
                 }
@@ -85,8 +100,9 @@ impl WatchStream {
                     self.connection.insert(response)
                 }
             };
-            while let Some(end) = end_of_event(&self.buffer) {
+            while let Some(end) = end_of_event(&self.buffer, self.searched) {
                 let event: Vec<u8> = self.buffer.drain(..end).collect();
+                self.searched = 0;
                 let Some((revision, changes)) =
                     parse(&event).map_err(|_| broken("not an event of a watch"))?
                 else {
@@ -104,7 +120,11 @@ impl WatchStream {
             if self.buffer.len() > EVENT_BYTES_MAX {
                 return Err(broken("an event of the watch is too long"));
             }
-            match connection.chunk().await.map_err(|error| ClientError::Broken(Box::new(error)))? {
+            // The end may lie across the next piece.
+            self.searched = self.buffer.len().saturating_sub(1);
+            let next = tokio::time::timeout(self.silence_max, connection.chunk()).await;
+            let next = next.map_err(|_| broken("the watch fell silent"))?;
+            match next.map_err(|error| ClientError::Broken(Box::new(error)))? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk),
                 None => return Err(broken("the watch ended")),
             }
@@ -123,9 +143,10 @@ impl WatchStream {
     }
 }
 
-/// Just behind the first whole event: events end with an empty line.
-fn end_of_event(buffer: &[u8]) -> Option<usize> {
-    buffer.windows(2).position(|pair| pair == b"\n\n").map(|position| position + 2)
+/// Just behind the first whole event: events end with an empty line. There is none in the first `searched` bytes.
+fn end_of_event(buffer: &[u8], searched: usize) -> Option<usize> {
+    let rest = buffer.get(searched..)?;
+    rest.windows(2).position(|pair| pair == b"\n\n").map(|position| searched + position + 2)
 }
 
 /// A revision and its changes.
@@ -161,7 +182,38 @@ mod tests {
         assert_eq!(parse(b"id: 8\n:\n\n").unwrap(), Some((Revision(8), vec![])));
         assert!(parse(b": alive\n\n").unwrap().is_none());
         assert!(parse(b"id: x\ndata: []\n\n").is_err());
-        assert_eq!(end_of_event(b"id: 7\n\nid: 8"), Some(7));
-        assert_eq!(end_of_event(b"id: 7\n"), None);
+        assert_eq!(end_of_event(b"id: 7\n\nid: 8", 0), Some(7));
+        assert_eq!(end_of_event(b"id: 7\n\nid: 8", 5), Some(7));
+        assert_eq!(end_of_event(b"id: 7\n", 0), None);
+    }
+
+    #[tokio::test]
+    async fn a_watch_whose_server_fell_silent_is_opened_again() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Client::new(&format!("http://{}", listener.local_addr().unwrap()), None);
+        let server = tokio::spawn(async move {
+            // The first says that it is there, and then nothing more, without hanging up.
+            let _silent = answer(&listener, "id: 1\n:\n\n").await;
+            let change = r#"{"revision":2,"position":0,"key":{"kind":"unit","namespace":"default","name":"x"},"object":null}"#;
+            let _second = answer(&listener, &format!("id: 2\ndata: [{change}]\n\n")).await;
+            std::future::pending::<()>().await;
+        });
+        let mut watch = client.unwrap().watch(WatchFilter::default(), Revision(0));
+        watch.silence_max = Duration::from_millis(50);
+        let changes = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
+        assert_eq!(changes.unwrap().unwrap()[0].key.name, "x");
+        server.abort();
+    }
+
+    async fn answer(listener: &tokio::net::TcpListener, events: &str) -> tokio::net::TcpStream {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.unwrap());
+        }
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+        stream.write_all(format!("{head}{events}").as_bytes()).await.unwrap();
+        stream
     }
 }

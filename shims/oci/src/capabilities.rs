@@ -1,7 +1,10 @@
-//! What root inside a container may do: the container engines' default list without MKNOD.
+//! What root inside a container may do: the container engines' default list without MKNOD and NET_RAW.
 //!
 //! Engines grant MKNOD and rely on a device cgroup to make the node useless. On hosts with the unified cgroup
 //! hierarchy that needs a BPF program; leaving the capability out holds on every host.
+//!
+//! NET_RAW in a network of the container's own reads that one's traffic. Here the network is the node's, and it would
+//! read what all other containers, the agent and the node itself send, and forge it.
 
 use std::collections::HashSet;
 
@@ -9,7 +12,7 @@ use oci_spec::runtime::Capability;
 use rustix::thread::CapabilitySet;
 
 /// The capabilities of root inside a container, as the runtime spec and as the kernel call them.
-const DEFAULT: [(Capability, CapabilitySet); 13] = [
+const DEFAULT: [(Capability, CapabilitySet); 12] = [
     (Capability::AuditWrite, CapabilitySet::AUDIT_WRITE),
     (Capability::Chown, CapabilitySet::CHOWN),
     (Capability::DacOverride, CapabilitySet::DAC_OVERRIDE),
@@ -17,7 +20,6 @@ const DEFAULT: [(Capability, CapabilitySet); 13] = [
     (Capability::Fsetid, CapabilitySet::FSETID),
     (Capability::Kill, CapabilitySet::KILL),
     (Capability::NetBindService, CapabilitySet::NET_BIND_SERVICE),
-    (Capability::NetRaw, CapabilitySet::NET_RAW),
     (Capability::Setfcap, CapabilitySet::SETFCAP),
     (Capability::Setgid, CapabilitySet::SETGID),
     (Capability::Setpcap, CapabilitySet::SETPCAP),

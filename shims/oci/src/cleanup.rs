@@ -10,7 +10,8 @@ use crate::{shim, sys};
 pub(crate) fn clean_up(dir: &Path) -> anyhow::Result<()> {
     let Some(record) = Record::read(dir)? else { return Ok(()) };
     if let Some(init) = record.init.and_then(|init| init.if_still_there()) {
-        sys::kill(init, libc::SIGKILL)?;
+        // It may end by itself meanwhile; and its cgroup is killed next.
+        let _ = sys::kill(init, libc::SIGKILL);
     }
     shim::clean_up(dir, &record.cgroup, &record.scratch)?;
     Ok(())

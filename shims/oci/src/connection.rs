@@ -105,6 +105,13 @@ impl Connection {
         }
     }
 
+    /// The connection is over: a program that still runs for it is told so.
+    pub(crate) fn hang_up(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.hang_up();
+        }
+    }
+
     /// Writes what the other side takes now. False: it has gone.
     pub(crate) fn flush(&mut self) -> bool {
         while !self.out.is_empty() {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use brig_api::request::ExecRequest;
 use brig_api::stdio::{FRAME_PAYLOAD_BYTES_MAX, StdioFrame, TerminalSize};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags};
@@ -23,6 +24,9 @@ use crate::{clock, sys};
 /// How long output is waited for after the program ended, in milliseconds: a process that it left behind may hold
 /// its streams for ever.
 const DRAIN_MS: i64 = 200;
+/// Most output that is passed on after that time, in bytes. It is what pipes hold at most: a reader that was slow shall
+/// miss nothing of the program's own, and a process that writes for ever shall not be waited for.
+const OVERDUE_BYTES_MAX: usize = 1 << 20;
 /// Most input that waits for a program that does not read, in bytes; then the connection is not read either.
 const STDIN_BYTES_MAX: usize = 256 << 10;
 /// Longest report of the children, in bytes.
@@ -46,7 +50,8 @@ pub(crate) struct Target<'a> {
 /// A running program and our ends of its streams.
 #[derive(Debug)]
 pub(crate) struct Session {
-    joiner: Pid,
+    /// Until it has ended: its number may be another process's afterwards.
+    joiner: Option<Pid>,
     process: Option<Pid>,
     report: Option<OwnedFd>,
     reported: Vec<u8>,
@@ -60,6 +65,8 @@ pub(crate) struct Session {
     terminal: Option<OwnedFd>,
     exit_code: Option<i32>,
     drain_until: Option<i64>,
+    /// Output that was read after that time.
+    overdue_bytes: usize,
 }
 
 /// Which of a session's descriptors is ready.
@@ -104,7 +111,7 @@ impl Session {
         let joiner = join.spawn().map_err(|error| Failure::system("starting a process", error))?;
         let Ends { stdin, outputs, terminal } = ends;
         Ok(Self {
-            joiner,
+            joiner: Some(joiner),
             process: None,
             report: Some(report),
             reported: Vec::new(),
@@ -116,6 +123,7 @@ impl Session {
             terminal,
             exit_code: None,
             drain_until: None,
+            overdue_bytes: 0,
         })
     }
 
@@ -178,12 +186,13 @@ impl Session {
 
     /// A child of the shim ended. True when it was one of this session.
     pub(crate) fn reap(&mut self, pid: Pid, code: i32) -> bool {
-        if pid == self.joiner {
+        if self.joiner == Some(pid) {
+            self.joiner = None;
             return true;
         }
         // The joiner reports the process before it ends, and only then the process becomes our child.
         self.read_report();
-        if self.process != Some(pid) {
+        if self.process != Some(pid) || self.exit_code.is_some() {
             return false;
         }
         self.exit_code = Some(code);
@@ -203,8 +212,24 @@ impl Session {
         let code = self.exit_code?;
         // Without room nothing was read: what is in the pipes must not be lost.
         let is_drained = self.outputs.iter().all(Option::is_none)
-            || has_room && self.drain_until.is_some_and(|until| clock::steady_ms() >= until);
+            || has_room
+                && self.is_overdue()
+                && (self.overdue_bytes >= OVERDUE_BYTES_MAX || !self.has_output());
         is_drained.then(|| vec![StdioFrame::Exit(code)])
+    }
+
+    /// The program has ended, and its output was waited for long enough.
+    fn is_overdue(&self) -> bool {
+        self.drain_until.is_some_and(|until| clock::steady_ms() >= until)
+    }
+
+    /// Output can be read at once.
+    fn has_output(&self) -> bool {
+        self.outputs.iter().flatten().any(|output| {
+            let mut ready = [PollFd::new(output, PollFlags::IN)];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut ready, Some(&now)).is_ok_and(|_| ready[0].revents().contains(PollFlags::IN))
+        })
     }
 
     /// The other side has gone: hang up, as a terminal would.
@@ -287,6 +312,9 @@ impl Session {
             Ok(0) => None,
             Ok(length) => {
                 self.outputs[index] = Some(file.into());
+                if self.is_overdue() {
+                    self.overdue_bytes = self.overdue_bytes.saturating_add(length);
+                }
                 bytes.truncate(length);
                 let is_stderr = index == 1;
                 Some(if is_stderr { StdioFrame::Stderr(bytes) } else { StdioFrame::Stdout(bytes) })
@@ -354,4 +382,83 @@ fn open_terminal(init: Pid, size: TerminalSize) -> std::io::Result<(Streams, End
 
 fn window(size: TerminalSize) -> Winsize {
     Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session whose program is process 2, started by process 1, and our end of its standard output.
+    fn session() -> (Session, OwnedFd) {
+        let (stdin_end, stdin) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (stdout, stdout_end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::io::ioctl_fionbio(&stdout, true).unwrap();
+        drop(stdin_end);
+        let session = Session {
+            joiner: Pid::from_raw(1),
+            process: Pid::from_raw(2),
+            report: None,
+            reported: Vec::new(),
+            failure: None,
+            stdin: Some(stdin),
+            stdin_pending: Vec::new(),
+            stdin_ends: false,
+            outputs: [Some(stdout), None],
+            terminal: None,
+            exit_code: None,
+            drain_until: None,
+            overdue_bytes: 0,
+        };
+        (session, stdout_end)
+    }
+
+    fn pid(number: i32) -> Pid {
+        Pid::from_raw(number).unwrap()
+    }
+
+    #[test]
+    fn the_number_of_a_process_that_has_ended_belongs_to_another_one_day() {
+        let (mut session, _stdout) = session();
+        assert!(session.reap(pid(1), 0));
+        assert!(!session.reap(pid(1), 9), "the joiner ends once");
+        assert!(session.reap(pid(2), 3));
+        assert!(!session.reap(pid(2), 9), "and so does the program");
+        assert_eq!(session.exit_code, Some(3));
+    }
+
+    #[test]
+    fn all_that_an_ended_program_has_written_comes_before_its_exit_however_late_it_is_read() {
+        let (mut session, stdout) = session();
+        let size = rustix::pipe::fcntl_setpipe_size(&stdout, 4 * FRAME_PAYLOAD_BYTES_MAX).unwrap();
+        rustix::io::write(&stdout, &vec![b'x'; size]).unwrap();
+        session.reap(pid(2), 0);
+        session.drain_until = Some(clock::steady_ms());
+        let mut received = 0;
+        let last = loop {
+            if let Some(frames) = session.last_frames(true) {
+                break frames;
+            }
+            match session.serve(Channel::Output(0)) {
+                Some(StdioFrame::Stdout(bytes)) => received += bytes.len(),
+                other => panic!("expected output, got {other:?}"),
+            }
+        };
+        assert_eq!((received, last), (size, vec![StdioFrame::Exit(0)]));
+    }
+
+    #[test]
+    fn a_process_that_writes_for_ever_is_not_waited_for() {
+        let (mut session, stdout) = session();
+        session.reap(pid(2), 0);
+        session.drain_until = Some(clock::steady_ms());
+        let mut received = 0;
+        rustix::io::write(&stdout, &[b'x'; 4096]).unwrap();
+        while session.last_frames(true).is_none() {
+            if let Some(StdioFrame::Stdout(bytes)) = session.serve(Channel::Output(0)) {
+                received += bytes.len();
+            }
+            rustix::io::write(&stdout, &[b'x'; 4096]).unwrap();
+        }
+        assert!(received <= OVERDUE_BYTES_MAX + FRAME_PAYLOAD_BYTES_MAX, "{received}");
+    }
 }

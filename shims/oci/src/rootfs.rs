@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use brig_api::lifecycle::Reason;
 use brig_shim::message::{BindMount, StartOci};
-use rustix::fs::{CWD, Mode, OFlags};
+use brig_shim::tree;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
@@ -42,7 +43,7 @@ impl RootFs {
 
     /// Mounts the overlay of `program` in its scratch directory.
     pub(crate) fn mount(program: &StartOci) -> Result<Self, Failure> {
-        clear(&program.scratch)
+        tree::clear(&program.scratch)
             .map_err(|error| Failure::system("clearing the scratch directory", error))?;
         let path = program.scratch.join("root");
         let layers = layers(program)?;
@@ -69,6 +70,48 @@ impl RootFs {
     /// The root directory.
     pub(crate) fn directory(&self) -> &OwnedFd {
         &self.directory
+    }
+
+    /// Refuses an image in which a directory of [`RESERVED`] is a link. The library mounts on it as the container would
+    /// find it, but then fills /dev by its path on the host, where the link would lead to a directory of the host.
+    pub(crate) fn check_own_directories(&self) -> Result<(), Failure> {
+        for at in RESERVED {
+            let name = at.trim_start_matches('/');
+            match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => {}
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
+                Ok(_) => {
+                    let message = format!("the image's {at} is not a directory: rebuild the image");
+                    return Err(Failure::new(Reason::InvalidArtifact, message));
+                }
+                Err(error) => {
+                    return Err(Failure::system(&format!("looking at the image's {at}"), error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes links to nothing from where `files` will be mounted: the library makes a file to mount on, but none
+    /// through a link. Images of whole systems have such a link for /etc/resolv.conf.
+    pub(crate) fn make_way_for(&self, files: &[BindMount]) -> Result<(), Failure> {
+        for BindMount { at, .. } in files {
+            let failed = |error: Errno| {
+                Failure::system(&format!("making room for the container's {at}"), error)
+            };
+            let Some((parent, name)) = at.rsplit_once('/') else { continue };
+            if !matches!(open_in_root(&self.directory, at, OFlags::PATH), Err(Errno::NOENT)) {
+                continue;
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            match open_in_root(&self.directory, parent, flags)
+                .and_then(|parent| rustix::fs::unlinkat(parent, name, AtFlags::empty()))
+            {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
     }
 
     /// Makes the working directory where the image has none, never outside the root. What lies below a mount is
@@ -175,30 +218,6 @@ fn mount_overlay(layers: &[PathBuf], scratch: &Path, at: &Path) -> Result<(), Er
     move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-/// Removes everything in `scratch`, but not itself.
-pub(crate) fn clear(scratch: &Path) -> io::Result<()> {
-    let entries = match std::fs::read_dir(scratch) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let mut result = Ok(());
-    for entry in entries {
-        let entry = entry?;
-        let removed = if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())
-        } else {
-            std::fs::remove_file(entry.path())
-        };
-        // One that can't be removed must not keep the others.
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(error),
-            _ => {}
-        }
-    }
-    result
-}
-
 /// Checks what a unit wants mounted: sources are there, targets are clean paths that cover nothing of ours.
 pub(crate) fn check_mounts(mounts: &[BindMount]) -> Result<(), Failure> {
     for mount in mounts {
@@ -291,15 +310,5 @@ mod tests {
         assert_eq!(host_name("web-1/main"), "web-1-main");
         assert_eq!(host_name("/"), "container");
         assert_eq!(host_name(&"x".repeat(100)).len(), 63);
-    }
-
-    #[test]
-    fn a_scratch_directory_is_emptied_and_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
-        std::fs::write(dir.path().join("c"), "x").unwrap();
-        clear(dir.path()).unwrap();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        clear(&dir.path().join("absent")).unwrap();
     }
 }

@@ -82,12 +82,14 @@ fn rules(architecture: &str) -> Vec<Value> {
             is_there.then(|| json!({ "syscall": name }))
         })
         .collect();
-    let argument = |index: u8, operator: Value, value: u64| json!({ "index": index, "type": "qword", "op": operator, "val": value });
-    let no_namespaces = argument(0, json!({ "masked_eq": CLONE_NAMESPACES }), 0);
+    let argument = |index: u8, kind: &str, operator: Value, value: u64| json!({ "index": index, "type": kind, "op": operator, "val": value });
+    let no_namespaces = argument(0, "qword", json!({ "masked_eq": CLONE_NAMESPACES }), 0);
     rules.push(json!({ "syscall": "clone", "args": [no_namespaces] }));
-    rules.push(json!({ "syscall": "socket", "args": [argument(0, json!("ne"), AF_VSOCK)] }));
+    // The kernel takes the family for an int: what is in the register above it must not make another number of it.
+    let no_hypervisor = argument(0, "dword", json!("ne"), AF_VSOCK);
+    rules.push(json!({ "syscall": "socket", "args": [no_hypervisor] }));
     for value in PERSONALITIES {
-        let equal = argument(0, json!("eq"), value);
+        let equal = argument(0, "qword", json!("eq"), value);
         rules.push(json!({ "syscall": "personality", "args": [equal] }));
     }
     rules
@@ -150,5 +152,13 @@ mod tests {
             assert!(!names.iter().any(|name| name == refused), "{refused}");
         }
         assert!(!rules("aarch64").iter().any(|rule| rule["syscall"] == "open"));
+    }
+
+    #[test]
+    fn a_family_of_sockets_is_what_the_kernel_takes_it_for() {
+        let rules = rules("x86_64");
+        let sockets: Vec<_> = rules.iter().filter(|rule| rule["syscall"] == "socket").collect();
+        let [only] = sockets[..] else { panic!("one rule: {sockets:?}") };
+        assert_eq!(only["args"][0]["type"], "dword", "an int has 32 bits");
     }
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use brig_shim::exit::ExitRecord;
 use brig_shim::message::{FromShim, StartProgram, StartTask, TaskKey, TaskState, Usage};
+use brig_shim::tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions};
 
@@ -23,7 +24,7 @@ use crate::connection::Connection;
 use crate::container::Directories;
 use crate::failure::Failure;
 use crate::record::Record;
-use crate::rootfs::{self, RootFs};
+use crate::rootfs::RootFs;
 use crate::task::{self, ExitStatus, Task};
 use crate::{clock, exec, sys};
 
@@ -200,8 +201,8 @@ impl Shim {
             };
         }
         if !is_there {
-            if let Some(mut session) = self.connections.remove(&id).and_then(|gone| gone.session) {
-                session.hang_up();
+            if let Some(mut gone) = self.connections.remove(&id) {
+                gone.hang_up();
             }
             return;
         }
@@ -281,7 +282,11 @@ impl Shim {
         }
         self.connections.retain(|_, connection| {
             let is_there = connection.flush();
-            is_there && (connection.has_output() || !connection.is_ending)
+            let is_kept = is_there && (connection.has_output() || !connection.is_ending);
+            if !is_kept {
+                connection.hang_up();
+            }
+            is_kept
         });
     }
 
@@ -389,11 +394,8 @@ pub(crate) fn clean_up(dir: &Path, cgroup: &str, scratch: &Path) -> std::io::Res
     let cgroups = Hierarchies::of_this_machine()?.of_container(cgroup);
     cgroups.kill()?;
     cgroups.remove()?;
-    rootfs::clear(scratch)?;
+    tree::clear(scratch)?;
     Directories::of(dir).remove()?;
-    match std::fs::remove_dir_all(dir.join("etc")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    tree::remove(&dir.join("etc"))?;
     Record::remove(dir)
 }

@@ -101,10 +101,12 @@ impl Task {
         let hierarchies = Hierarchies::of_this_machine()
             .map_err(|error| Failure::system("finding the cgroup hierarchies", error))?;
         let root = RootFs::mount(program)?;
+        root.check_own_directories()?;
         let identity = user::resolve(root.directory(), &program.user)?;
         root.make_working_dir(&program.working_dir, &start.mounts)?;
         let host_name = rootfs::host_name(&start.title);
         let files = rootfs::write_network_files(&dir.join("etc"), &host_name)?;
+        root.make_way_for(&files)?;
         let cgroup = cgroup::name(&start.key, dir);
         let spec = spec::build(Plan {
             start,

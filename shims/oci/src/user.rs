@@ -11,6 +11,8 @@ use crate::failure::Failure;
 
 /// Largest passwd or group file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// How often opening a file of the image is tried.
+const OPEN_TRIES_MAX: usize = 64;
 /// Most supplementary groups, the kernel's own limit.
 const GROUPS_MAX: usize = 65_536;
 
@@ -59,13 +61,21 @@ fn read(root: impl AsFd, path: &str) -> Result<String, Failure> {
 }
 
 /// Opens a path of a file tree as a program that has the tree as its root would.
+///
+/// The kernel may ask for another try when anything on the machine is renamed or mounted while it follows a `..`.
 pub(crate) fn open_in_root(
     root: impl AsFd,
     path: &str,
     flags: OFlags,
 ) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    let mut tries = 0;
+    loop {
+        match rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN) if tries < OPEN_TRIES_MAX => tries += 1,
+            outcome => return outcome,
+        }
+    }
 }
 
 struct User<'a> {
@@ -85,7 +95,7 @@ fn users(passwd: &str) -> impl Iterator<Item = User<'_>> {
     passwd.lines().filter_map(|line| {
         let fields: Vec<_> = line.split(':').collect();
         let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
-        Some(User { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home })
+        Some(User { name, uid: id(uid)?, gid: id(gid)?, home })
     })
 }
 
@@ -93,8 +103,13 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
     group.lines().filter_map(|line| {
         let fields: Vec<_> = line.split(':').collect();
         let [name, _, gid, ..] = fields[..] else { return None };
-        Some(Group { name, gid: gid.parse().ok()?, members: fields.get(3).copied().unwrap_or("") })
+        Some(Group { name, gid: id(gid)?, members: fields.get(3).copied().unwrap_or("") })
     })
+}
+
+/// The number of a user or group. The highest one means "no change" to the kernel: who asked for it would stay root.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, Failure> {
@@ -103,7 +118,7 @@ fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, Failure
         None => (user, None),
     };
     let user_part = if user_part.is_empty() { "0" } else { user_part };
-    let number = user_part.parse::<u32>().ok();
+    let number = id(user_part);
     let entry = users(passwd)
         .find(|entry| entry.name == user_part)
         .or_else(|| users(passwd).find(|entry| Some(entry.uid) == number));
@@ -126,7 +141,7 @@ fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, Failure
 
 fn group_id(name: &str, group: &str) -> Result<u32, Failure> {
     let entry = groups(group).find(|entry| entry.name == name).map(|entry| entry.gid);
-    entry.or_else(|| name.parse().ok()).ok_or_else(|| {
+    entry.or_else(|| id(name)).ok_or_else(|| {
         Failure::create(format!(
             "group `{name}` is not in the image's /etc/group: name one that is there, or a number"
         ))
@@ -180,6 +195,14 @@ mod tests {
         assert!(message("mallory").contains("`mallory`"));
         assert!(message("web:mallory").contains("/etc/group"));
         assert!(message("-1").contains("/etc/passwd"));
+    }
+
+    #[test]
+    fn the_number_that_changes_nothing_is_no_user_and_no_group() {
+        let passwd = "ghost:x:4294967295:4294967295::/:/bin/sh\n";
+        for user in ["4294967295", "ghost", "0:4294967295", "0:ghost"] {
+            assert!(resolve_in(user, passwd, "ghost:x:4294967295:root\n").is_err(), "{user}");
+        }
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub enum ClientError {
     /// Nobody listens there, or the connection broke.
     #[error("the shim is not there")]
     Gone(#[source] io::Error),
+    /// It is there and closed the connection instead of answering.
+    #[error("the shim is there and does not answer this connection")]
+    TurnedAway,
     /// It said something that is not of this protocol.
     #[error("the shim does not speak the protocol")]
     Frame(#[from] FrameError),
@@ -87,13 +90,19 @@ pub struct Connected {
 /// Connects to the shim whose state directory is `dir`.
 ///
 /// # Errors
-/// [`ClientError`]
+/// [`ClientError`]. [`ClientError::Gone`] means that nobody listens: a caller may start another shim in its place.
 pub async fn connect(dir: &Path) -> Result<Connected, ClientError> {
     let (mut stream, mut decoder) = dial(dir).await?;
     let hello = Request::Hello { version: PROTOCOL_VERSION };
-    let Reply::Hello { version, pid, tasks } = ask(&mut stream, &mut decoder, hello).await? else {
-        return Err(closed());
+    let answer = match ask(&mut stream, &mut decoder, hello).await {
+        // It ended just now; or it has too many connections, and its tasks must not lose it to a second shim.
+        Err(ClientError::Gone(error)) => match dial(dir).await {
+            Ok(_) => return Err(ClientError::TurnedAway),
+            Err(_) => return Err(ClientError::Gone(error)),
+        },
+        answer => answer?,
     };
+    let Reply::Hello { version, pid, tasks } = answer else { return Err(closed()) };
     if version != PROTOCOL_VERSION {
         return Err(ClientError::Version(version));
     }
@@ -117,16 +126,17 @@ impl ShimClient {
     /// # Errors
     /// [`ClientError`]; [`Reply::Refused`] comes as [`ClientError::Refused`].
     pub async fn request(&self, request: Request) -> Result<Reply, ClientError> {
+        self.request_within(REPLY_WAIT, request).await
+    }
+
+    async fn request_within(&self, wait: Duration, request: Request) -> Result<Reply, ClientError> {
         let (reply_tx, reply) = oneshot::channel();
-        self.requests.send((request, reply_tx)).await.map_err(|_| closed())?;
-        match tokio::time::timeout(REPLY_WAIT, reply).await {
-            Ok(Ok(Reply::Refused { reason, message })) => {
-                Err(ClientError::Refused { reason, message })
-            }
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(closed()),
-            Err(_) => Err(ClientError::Silent),
-        }
+        // A shim that does not read holds up those that wait for their turn, too.
+        let answer = async {
+            self.requests.send((request, reply_tx)).await.map_err(|_| closed())?;
+            reply.await.map_err(|_| closed())
+        };
+        in_time(wait, answer).await
     }
 
     /// The connection has ended.
@@ -299,8 +309,8 @@ async fn ask(
 ) -> Result<Reply, ClientError> {
     let mut bytes = Vec::new();
     frame::encode_message(&ToShim { id: 0, request }, &mut bytes)?;
-    stream.write_all(&bytes).await?;
     let answer = async {
+        stream.write_all(&bytes).await?;
         let mut bytes = [0; 8 << 10];
         loop {
             while let Some(message) = decoder.next_message()? {
@@ -314,7 +324,15 @@ async fn ask(
             }
         }
     };
-    match tokio::time::timeout(REPLY_WAIT, answer).await {
+    in_time(REPLY_WAIT, answer).await
+}
+
+/// Waits for an answer, and makes an error of a refusal.
+async fn in_time(
+    wait: Duration,
+    answer: impl Future<Output = Result<Reply, ClientError>>,
+) -> Result<Reply, ClientError> {
+    match tokio::time::timeout(wait, answer).await {
         Ok(Ok(Reply::Refused { reason, message })) => Err(ClientError::Refused { reason, message }),
         Ok(answer) => answer,
         Err(_) => Err(ClientError::Silent),
@@ -412,6 +430,52 @@ mod tests {
             connected.client.request(Request::Shutdown).await,
             Err(ClientError::Gone(_))
         ));
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_stops_reading_is_found_silent_by_all_who_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let hello = read_request(&mut stream, &mut Decoder::default()).await;
+            let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: 7, tasks: Vec::new() };
+            send(&mut stream, &FromShim::Reply { id: hello.id, reply }).await;
+            stream
+        });
+        let Connected { client, events: _events, .. } = connect(dir.path()).await.unwrap();
+        let _stream = server.await.unwrap();
+        // More than the socket and the queue hold.
+        let waiting: Vec<_> = (0..REQUESTS_WAITING_MAX + 16)
+            .map(|_| {
+                let client = client.clone();
+                let request = Request::Usage { task: TaskKey("x".repeat(64 << 10)) };
+                tokio::spawn(async move {
+                    client.request_within(Duration::from_millis(200), request).await
+                })
+            })
+            .collect();
+        for request in waiting {
+            let answer = tokio::time::timeout(REPLY_WAIT, request).await;
+            let answer = answer.expect("nobody waits for ever").unwrap();
+            assert!(matches!(answer, Err(ClientError::Silent)), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_turns_a_connection_away_is_there_and_one_that_ends_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+        let server = tokio::spawn(async move {
+            for _ in 0..2 {
+                drop(listener.accept().await.unwrap());
+            }
+            drop(listener.accept().await.unwrap());
+            drop(listener);
+        });
+        assert!(matches!(connect(dir.path()).await, Err(ClientError::TurnedAway)));
+        assert!(matches!(connect(dir.path()).await, Err(ClientError::Gone(_))));
+        server.await.unwrap();
     }
 
     #[tokio::test]

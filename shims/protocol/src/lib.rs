@@ -11,3 +11,4 @@ pub mod exit;
 pub mod frame;
 pub mod log;
 pub mod message;
+pub mod tree;

@@ -8,6 +8,9 @@ use brig_api::logline::{LINE_BYTES_MAX, LogLine, Stream};
 
 use crate::message::LogTarget;
 
+/// A buffer larger than this is given back after use: a task of many holds one each, outside its memory limit.
+const BUFFER_KEPT_BYTES: usize = 16 << 10;
+
 /// Cuts output into lines and appends them to a log file; rotates it by renaming.
 ///
 /// A write that fails (a full disk) drops the output and counts it: a program is never held up by its log.
@@ -16,6 +19,8 @@ pub struct LogWriter {
     target: LogTarget,
     file: Option<File>,
     size: u64,
+    /// The file ends within a line.
+    is_torn: bool,
     dropped_bytes: u64,
     buffer: Vec<u8>,
 }
@@ -28,7 +33,14 @@ impl LogWriter {
     pub fn open(target: LogTarget) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(&target.path)?;
         let size = file.metadata()?.len();
-        Ok(Self { target, file: Some(file), size, dropped_bytes: 0, buffer: Vec::new() })
+        Ok(Self {
+            target,
+            file: Some(file),
+            size,
+            is_torn: false,
+            dropped_bytes: 0,
+            buffer: Vec::new(),
+        })
     }
 
     /// Appends output as it came from the program. A last line without newline is written at once (flag `P`), so
@@ -53,7 +65,9 @@ impl LogWriter {
             self.dropped_bytes =
                 self.dropped_bytes.saturating_add(u64::try_from(output.len()).unwrap_or(u64::MAX));
         }
-        self.buffer = buffer;
+        if buffer.capacity() <= BUFFER_KEPT_BYTES {
+            self.buffer = buffer;
+        }
     }
 
     /// Output that could not be written, in bytes.
@@ -71,7 +85,18 @@ impl LogWriter {
             self.file = Some(OpenOptions::new().create(true).append(true).open(&self.target.path)?);
         }
         let Some(file) = &mut self.file else { return Ok(()) };
-        file.write_all(bytes)?;
+        if self.is_torn {
+            file.write_all(b"\n")?;
+            self.is_torn = false;
+            self.size = self.size.saturating_add(1);
+        }
+        if let Err(error) = file.write_all(bytes) {
+            // A disk that fills up takes a part. It stays, for readers may have it: the next line begins anew.
+            let size = file.metadata().map_or(self.size, |metadata| metadata.len());
+            self.is_torn = size > self.size;
+            self.size = size;
+            return Err(error);
+        }
         self.size = self.size.saturating_add(length);
         Ok(())
     }
@@ -84,12 +109,18 @@ impl LogWriter {
                 rotated(&self.target.path, index + 1),
             );
         }
-        if self.target.files_kept == 0 {
-            std::fs::remove_file(&self.target.path)?;
+        let moved = if self.target.files_kept == 0 {
+            std::fs::remove_file(&self.target.path)
         } else {
-            std::fs::rename(&self.target.path, rotated(&self.target.path, 1))?;
+            std::fs::rename(&self.target.path, rotated(&self.target.path, 1))
+        };
+        match moved {
+            // Somebody took the file away: a new one begins all the same.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
         self.size = 0;
+        self.is_torn = false;
         Ok(())
     }
 }
@@ -143,6 +174,42 @@ mod tests {
         );
         assert!(!dir.path().join("main.log.3").exists());
         assert_eq!(log.dropped_bytes(), 0);
+    }
+
+    #[test]
+    fn a_log_goes_on_after_somebody_took_its_file_away() {
+        for files_kept in [0, 2] {
+            let dir = tempfile::tempdir().unwrap();
+            let target = LogTarget { files_kept, ..target(dir.path(), 100) };
+            let mut log = LogWriter::open(target).unwrap();
+            log.write(1, Stream::Stdout, &[b'x'; 90]);
+            std::fs::remove_file(dir.path().join("main.log")).unwrap();
+            log.write(1, Stream::Stdout, b"later\n");
+            let file = std::fs::read_to_string(dir.path().join("main.log")).unwrap();
+            assert!(file.contains("later"));
+            assert_eq!(log.dropped_bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn a_line_after_a_torn_one_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogWriter::open(target(dir.path(), 100)).unwrap();
+        // What a disk took before it was full.
+        log.file.as_mut().unwrap().write_all(b"1 o F to").unwrap();
+        log.is_torn = true;
+        log.write(1, Stream::Stdout, b"later\n");
+        let file = std::fs::read(dir.path().join("main.log")).unwrap();
+        let last = file.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap();
+        assert_eq!(LogLine::parse(last).unwrap().bytes, b"later");
+    }
+
+    #[test]
+    fn output_of_many_short_lines_is_not_kept_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogWriter::open(target(dir.path(), 64 << 20)).unwrap();
+        log.write(1, Stream::Stdout, &[b'\n'; 64 << 10]);
+        assert!(log.buffer.capacity() <= BUFFER_KEPT_BYTES);
     }
 
     #[test]

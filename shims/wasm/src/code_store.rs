@@ -4,23 +4,37 @@
 //! CACHE/<compatibility>/<sha256 of the module>.code   what the compiler made, read-only
 //! CACHE/<compatibility>/<sha256 of the module>.seal   its kind and its own sha256
 //! ```
+//! What was not used for longest makes room for more, whatever version it was compiled for.
+//!
 //! wasmtime runs whatever it is given as compiled code, so the sum in the seal is checked whenever a shim maps
 //! a file for the first time. Files appear by rename and are never changed. The directory belongs to the shims
 //! alone (mode 0700): whoever can write there can run code as the node.
 
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use brig_api::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
+use crate::clock::now_ms;
+
 /// Largest seal that is read.
 const SEAL_BYTES_MAX: u64 = 4 << 10;
 /// Largest compiled file that is mapped.
 const CODE_BYTES_MAX: u64 = 4 << 30;
+/// Most compiled code that a node keeps: of some hundred interpreters. Its tenants choose what is compiled.
+const STORE_BYTES_MAX: u64 = 8 << 30;
+/// Most modules whose code a node keeps; they are looked through after each compilation.
+const STORE_MODULES_MAX: usize = 10_000;
+/// A file that is not complete is written to for seconds. One that is older was left by a compiler that was killed.
+const INCOMPLETE_AGE_MAX_MS: i64 = 3_600_000;
+/// How the name of a file that is not complete ends.
+const INCOMPLETE: &str = "incomplete";
 
 /// The two kinds of wasm binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +67,8 @@ struct Seal {
 /// The directory for one compatibility name.
 #[derive(Debug, Clone)]
 pub(crate) struct CodeStore {
+    /// All directories of all names.
+    cache: PathBuf,
     dir: PathBuf,
 }
 
@@ -70,14 +86,17 @@ impl CodeStore {
         let dir = cache.join(compatibility);
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o700))?;
-        Ok(Self { dir })
+        Ok(Self { cache: cache.to_owned(), dir })
     }
 
     /// The code of a module, if it is there and sound. A damaged entry is removed.
     pub(crate) fn fetch(&self, module: &Digest) -> io::Result<Option<SealedCode>> {
         let (code_path, seal_path) = self.paths(module);
         let found = match read_checked(&code_path, &seal_path) {
-            Ok(found) => return Ok(Some(found)),
+            Ok(found) => {
+                mark_used(&found.file);
+                return Ok(Some(found));
+            }
             Err(error) => error,
         };
         match found.kind() {
@@ -97,11 +116,55 @@ impl CodeStore {
         let (code_path, seal_path) = self.paths(module);
         let seal = Seal { kind, code: Digest::of_sha256(&sha2::Sha256::digest(code).into()) };
         self.publish(&code_path, code)?;
-        self.publish(&seal_path, &serde_json::to_vec(&seal)?)
+        self.publish(&seal_path, &serde_json::to_vec(&seal)?)?;
+        if let Err(error) = self.make_room(STORE_BYTES_MAX, STORE_MODULES_MAX) {
+            // There is room for this one; the next compiler tries again.
+            tracing::warn!(error = %error, "old compiled code could not be removed");
+        }
+        Ok(())
+    }
+
+    /// Removes what was not used for longest until so much is left, and what is incomplete and old.
+    fn make_room(&self, bytes_max: u64, modules_max: usize) -> io::Result<()> {
+        let now_ms = now_ms();
+        let mut modules = Vec::new();
+        for dir in std::fs::read_dir(&self.cache)? {
+            let dir = dir?;
+            if !dir.file_type()?.is_dir() {
+                continue;
+            }
+            for entry in std::fs::read_dir(dir.path())? {
+                let entry = entry?;
+                // Another compiler may have removed it meanwhile.
+                let Ok(metadata) = entry.metadata() else { continue };
+                let (path, used_ms) = (entry.path(), unix_ms(metadata.modified()?));
+                match path.extension().and_then(OsStr::to_str) {
+                    Some("code") => modules.push((used_ms, metadata.len(), path)),
+                    Some(INCOMPLETE) if used_ms < now_ms - INCOMPLETE_AGE_MAX_MS => {
+                        remove_if_there(&path)?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        modules.sort();
+        let mut bytes: u64 = modules.iter().map(|(_, length, _)| length).sum();
+        let mut count = modules.len();
+        for (_, length, code) in modules {
+            if bytes <= bytes_max && count <= modules_max {
+                break;
+            }
+            remove_if_there(&code.with_extension("seal"))?;
+            remove_if_there(&code)?;
+            bytes -= length;
+            count -= 1;
+        }
+        Ok(())
     }
 
     fn publish(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut temporary = tempfile::NamedTempFile::new_in(&self.dir)?;
+        let suffix = format!(".{INCOMPLETE}");
+        let mut temporary = tempfile::Builder::new().suffix(&suffix).tempfile_in(&self.dir)?;
         temporary.write_all(bytes)?;
         temporary.as_file().set_permissions(PermissionsExt::from_mode(0o444))?;
         temporary.as_file().sync_all()?;
@@ -141,6 +204,20 @@ fn read_checked(code_path: &Path, seal_path: &Path) -> io::Result<SealedCode> {
     Ok(SealedCode { file, kind: seal.kind })
 }
 
+/// The time of last use is that of modification: files are never modified, and few disks keep the other.
+fn mark_used(file: &File) {
+    let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+    let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+    if let Err(error) = rustix::fs::futimens(file, &times) {
+        tracing::debug!(error = %error, "the time of a use could not be kept");
+    }
+}
+
+fn unix_ms(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -167,6 +244,42 @@ mod tests {
         assert_eq!(store.fetch(&module).unwrap().unwrap().kind, BinaryKind::Component);
         let other = CodeStore::open(cache.path(), "two").unwrap();
         assert!(other.fetch(&module).unwrap().is_none());
+    }
+
+    /// Sets when a file was last used, in seconds after 1970.
+    fn age(path: &Path, seconds: u64) {
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        File::open(path).unwrap().set_modified(time).unwrap();
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_makes_room_whatever_it_was_compiled_for() {
+        let cache = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| CodeStore::open(cache.path(), name).unwrap());
+        let [first, second, third] = ["1", "2", "3"].map(|text| digest(text.as_bytes()));
+        for (store, module, used) in [(&old, &first, 10), (&old, &second, 20), (&new, &third, 30)] {
+            store.put(module, BinaryKind::Module, b"0123456789").unwrap();
+            age(&store.paths(module).0, used);
+        }
+        assert!(old.fetch(&first).unwrap().is_some(), "it is used again");
+        new.make_room(20, 3).unwrap();
+        assert!(old.fetch(&second).unwrap().is_none() && !old.paths(&second).1.exists());
+        assert!(old.fetch(&first).unwrap().is_some() && new.fetch(&third).unwrap().is_some());
+        new.make_room(20, 0).unwrap();
+        assert_eq!(std::fs::read_dir(&old.dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_compiler_has_left_is_removed() {
+        let cache = tempfile::tempdir().unwrap();
+        let store = CodeStore::open(cache.path(), "one").unwrap();
+        let [left, written] = ["a", "b"].map(|name| store.dir.join(format!("{name}.{INCOMPLETE}")));
+        for path in [&left, &written] {
+            std::fs::write(path, b"half").unwrap();
+        }
+        age(&left, 10);
+        store.put(&digest(b"module"), BinaryKind::Module, b"code").unwrap();
+        assert!(!left.exists() && written.exists());
     }
 
     #[test]

@@ -27,6 +27,8 @@ const COMPILE_TIME_MAX: Duration = Duration::from_secs(600);
 const COMPILE_ADDRESS_BYTES_MAX: u64 = 8 << 30;
 /// Running programs go before compilers.
 const COMPILE_NICE: i32 = 10;
+/// The most that a process can ask for to be killed before others.
+const OOM_FIRST: &str = "1000";
 /// Longest answer of a compiler.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
@@ -79,6 +81,9 @@ pub(crate) fn run(job: &CompileJob) -> std::io::Result<()> {
     let limit = Some(COMPILE_ADDRESS_BYTES_MAX);
     rustix::process::setrlimit(Resource::As, Rlimit { current: limit, maximum: limit })?;
     rustix::process::nice(COMPILE_NICE)?;
+    // On a machine with less memory than that, the kernel takes this process first and no running program. To be
+    // refused that changes nothing else.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_FIRST);
     let answer = serde_json::to_vec(&compile_here(job).err())?;
     let mut stdout = std::io::stdout().lock();
     let end = usize::try_from(ANSWER_BYTES_MAX).map_or(answer.len(), |max| answer.len().min(max));

@@ -17,8 +17,9 @@ use crate::output::{LogStream, TaskLog};
 
 /// Most random bytes that a guest gets in one call.
 const RANDOM_BYTES_MAX: u64 = 1 << 20;
-/// Most open handles of a component: files, streams, requests.
-const HANDLES_MAX: usize = 10_000;
+/// Most open handles of a component: files, streams, requests; natively a process has 1,024. What is behind them is
+/// in the shim's memory and not in the guest's, up to 128 KiB for one set of http fields.
+const HANDLES_MAX: usize = 2_000;
 
 /// What a task was granted.
 pub(crate) struct Grants {

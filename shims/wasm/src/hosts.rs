@@ -1,6 +1,14 @@
 //! Which hosts a task's outgoing HTTP requests may go to, and which addresses behind them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Where clouds serve a machine's metadata, credentials among them, that is not link-local: Amazon's over IPv6
+/// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>), and Alibaba's
+/// (<https://www.alibabacloud.com/help/en/ecs/user-guide/view-instance-metadata>).
+const METADATA: [IpAddr; 2] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+];
 
 /// One entry of `allow_hosts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +50,7 @@ impl AllowedHosts {
         if address.is_loopback() {
             return host == "localhost" || host.ends_with(".localhost");
         }
-        !is_for_the_machine_only(address)
+        !is_for_the_machine_only(address) && !METADATA.contains(&address)
     }
 }
 
@@ -143,6 +151,8 @@ mod tests {
             "::ffff:127.0.0.1",
             "169.254.169.254",
             "fe80::1",
+            "fd00:ec2::254",
+            "100.100.100.200",
             "0.0.0.0",
             "224.0.0.1",
         ] {

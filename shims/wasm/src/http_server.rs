@@ -18,6 +18,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
@@ -38,8 +39,10 @@ const BACKLOG: u32 = 1_024;
 const RESPONSE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a guest may go on after its response has ended, or its client has gone, where the task has no deadline.
 const AFTER_RESPONSE_MAX: Duration = Duration::from_secs(60);
-/// Longest time a client takes to send the head of a request.
+/// Longest time a client takes to send the head of a request, and to answer whether it is still there.
 const HEAD_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest time a client takes nothing of what it is sent, in milliseconds.
+const TAKE_WAIT_MAX_MS: u32 = 60_000;
 /// Pause after a connection could not be accepted (no descriptors left, for instance).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -62,9 +65,13 @@ pub(crate) async fn run(
     on_running: impl FnOnce(Option<SocketAddr>) + Send,
 ) -> Outcome {
     let stop = Arc::clone(&task.control.stop);
-    let room = match try_out(&task, pre).await {
-        Ok(room) => room,
-        Err(outcome) => return outcome,
+    let room = tokio::select! {
+        biased;
+        () = stop.asked() => return Outcome::stopped(stop.code()),
+        room = try_out(&task, pre) => match room {
+            Ok(room) => room,
+            Err(outcome) => return outcome,
+        },
     };
     let (listener, local) = match listen(address) {
         Ok(listening) => listening,
@@ -103,7 +110,7 @@ async fn try_out(task: &Arc<Task>, pre: &ProxyPre<ComponentHost>) -> Result<usiz
     let instance = async {
         match pre.instantiate_async(&mut store).await {
             Ok(_) => Outcome::exited(0),
-            Err(error) => Outcome::of_instantiation_error(&error),
+            Err(error) => task.outcome_of_instantiation(&error),
         }
     };
     let outcome = task.run_guest(&slice, instance).await;
@@ -144,14 +151,26 @@ impl Server {
 
     async fn serve(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
         let stop = Arc::clone(&self.task.control.stop);
+        // Else a client that does not read holds a guest for ever. A streaming answer has no other limit of time.
+        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, TAKE_WAIT_MAX_MS) {
+            tracing::debug!(error = %error, "a time-out could not be set");
+        }
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT_MAX);
-        builder.http2().timer(TokioTimer::new());
-        let service = hyper::service::service_fn(move |request| Arc::clone(&self).answer(request));
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_WAIT_MAX);
+        let asked = CancellationToken::new();
+        let service = hyper::service::service_fn({
+            let asked = asked.clone();
+            move |request| {
+                asked.cancel();
+                Arc::clone(&self).answer(request)
+            }
+        });
         let mut connection =
             Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
         let result = tokio::select! {
             result = &mut connection => result,
+            () = never_asks(&asked) => return,
             () = stop.cut() => return,
             () = stop.asked() => {
                 connection.as_mut().graceful_shutdown();
@@ -167,6 +186,9 @@ impl Server {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<ServedBody>, Infallible> {
+        if !names_its_host(&request) {
+            return Ok(plain(StatusCode::BAD_REQUEST, "the request names no host"));
+        }
         let wait = self.task.deadline_ms.map_or(RESPONSE_WAIT_MAX, Duration::from_millis);
         let guests = Arc::clone(&self.guests);
         let Ok(Ok(permit)) = tokio::time::timeout(wait, guests.acquire_owned()).await else {
@@ -175,7 +197,7 @@ impl Server {
         let title = format!("{} {}", request.method(), request.uri().path());
         let (sender, receiver) = oneshot::channel();
         let guest = self.running.spawn(Arc::clone(&self).run_guest(request, sender, permit));
-        let mut guest = EndedOnDrop { guest, patience: Duration::ZERO };
+        let mut guest = EndedOnDrop { guest: Some(guest), patience: Duration::ZERO };
         match tokio::time::timeout(wait, receiver).await {
             Ok(Ok(Ok(response))) => {
                 guest.patience = AFTER_RESPONSE_MAX;
@@ -185,20 +207,22 @@ impl Server {
                 self.task.log.note(&format!("{title}: the program answered with an error: {code}"));
                 Ok(plain(StatusCode::BAD_GATEWAY, "the program answered with an error"))
             }
-            Ok(Err(_)) => Ok(self.failed(&title, &mut guest.guest).await),
-            Err(_) => {
-                self.task.log.note(&format!("{title}: no response within {wait:?}"));
-                Ok(plain(StatusCode::GATEWAY_TIMEOUT, "the program took too long"))
-            }
+            // There will be no response; how the guest ends says why. It may go on without giving one.
+            Ok(Err(_)) => Ok(match tokio::time::timeout(wait, guest.ended()).await {
+                Ok(outcome) => self.failed(&title, &outcome),
+                Err(_) => self.too_late(&title, wait),
+            }),
+            Err(_) => Ok(self.too_late(&title, wait)),
         }
     }
 
+    fn too_late(&self, title: &str, wait: Duration) -> Response<ServedBody> {
+        self.task.log.note(&format!("{title}: no response within {wait:?}"));
+        plain(StatusCode::GATEWAY_TIMEOUT, "the program took too long")
+    }
+
     /// The answer for a guest that ended without a response of its own.
-    async fn failed(&self, title: &str, guest: &mut JoinHandle<Outcome>) -> Response<ServedBody> {
-        let outcome = match guest.await {
-            Ok(outcome) => outcome,
-            Err(error) => Outcome::host_failed(&error.to_string()),
-        };
+    fn failed(&self, title: &str, outcome: &Outcome) -> Response<ServedBody> {
         let says = outcome.message.as_deref().unwrap_or("it ended without a response");
         self.task.log.note(&format!("{title}: {says}"));
         match outcome.reason {
@@ -236,7 +260,7 @@ impl Server {
         };
         let proxy = match self.pre.instantiate_async(&mut store).await {
             Ok(proxy) => proxy,
-            Err(error) => return Outcome::of_instantiation_error(&error),
+            Err(error) => return self.task.outcome_of_instantiation(&error),
         };
         let called = async {
             let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
@@ -247,24 +271,47 @@ impl Server {
     }
 }
 
+/// Ends when nothing was asked on a connection in time. The time-out for heads does not run before the version of
+/// HTTP is known, and not in version 2.
+async fn never_asks(asked: &CancellationToken) {
+    if tokio::time::timeout(HEAD_WAIT_MAX, asked.cancelled()).await.is_ok() {
+        std::future::pending().await
+    }
+}
+
 /// A guest whose client waits for it: when that is over, the guest's time is, too.
 struct EndedOnDrop {
-    guest: JoinHandle<Outcome>,
+    /// None once its time is over.
+    guest: Option<JoinHandle<Outcome>>,
     /// How much longer it may run.
     patience: Duration,
 }
 
+impl EndedOnDrop {
+    /// How the guest ended.
+    async fn ended(&mut self) -> Outcome {
+        match &mut self.guest {
+            Some(guest) => match guest.await {
+                Ok(outcome) => outcome,
+                Err(error) => Outcome::host_failed(&error.to_string()),
+            },
+            None => std::future::pending().await,
+        }
+    }
+}
+
 impl Drop for EndedOnDrop {
     fn drop(&mut self) {
-        if self.guest.is_finished() {
-            return;
-        }
-        let (guest, patience) = (self.guest.abort_handle(), self.patience);
+        let Some(guest) = self.guest.take().filter(|guest| !guest.is_finished()) else { return };
+        let patience = self.patience;
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if !patience.is_zero() => {
+                // Most guests end at once: whoever waited for each to the end of its time would be many.
                 runtime.spawn(async move {
-                    tokio::time::sleep(patience).await;
-                    guest.abort();
+                    let abort = guest.abort_handle();
+                    if tokio::time::timeout(patience, guest).await.is_err() {
+                        abort.abort();
+                    }
                 });
             }
             _ => guest.abort(),
@@ -298,10 +345,48 @@ impl Body for WatchedBody {
     }
 }
 
+/// A request of wasi:http has an authority: without one it can't be given to a guest.
+fn names_its_host(request: &Request<Incoming>) -> bool {
+    let host = request.headers().get(hyper::header::HOST);
+    request.uri().authority().is_some() || host.is_some_and(|host| host.to_str().is_ok())
+}
+
 fn plain(status: StatusCode, text: &'static str) -> Response<ServedBody> {
     let body = Full::new(Bytes::from_static(text.as_bytes()));
     let body = body.map_err(|never: Infallible| match never {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_guest_that_ends_after_its_response() {
+        let (end, ended) = oneshot::channel::<()>();
+        let guest = tokio::spawn(async move {
+            let _ = ended.await;
+            Outcome::exited(0)
+        });
+        drop(EndedOnDrop { guest: Some(guest), patience: AFTER_RESPONSE_MAX });
+        end.send(()).unwrap();
+        let metrics = tokio::runtime::Handle::current().metrics();
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(metrics.num_alive_tasks(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_goes_on_after_its_response_is_ended_in_time() {
+        let (alive, is_gone) = oneshot::channel::<()>();
+        let guest = tokio::spawn(async move {
+            let _alive = alive;
+            std::future::pending::<Outcome>().await
+        });
+        drop(EndedOnDrop { guest: Some(guest), patience: Duration::from_millis(20) });
+        assert!(is_gone.await.is_err());
+    }
 }

@@ -44,6 +44,9 @@ const PROVIDED: &[&str] = &[
 /// The version of WASI that is provided: any of these.
 const PROVIDED_VERSION: &str = "0.2.";
 
+/// Most names in a message. A module may have a million imports, and messages are short.
+const NAMES_MAX: usize = 20;
+
 /// What a component exports, as far as it decides how it is run.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Exports {
@@ -105,7 +108,7 @@ impl Exports {
 pub(crate) fn missing_component_imports(engine: &Engine, component: &Component) -> Option<Refusal> {
     let imported = component.component_type();
     let names = imported.imports(engine).map(|(name, _)| name.to_owned());
-    missing(&names.filter(|name| !is_provided(name)).collect())
+    missing(names.filter(|name| !is_provided(name)))
 }
 
 fn is_provided(import: &str) -> bool {
@@ -125,18 +128,26 @@ pub(crate) fn missing_core_imports(
         .imports()
         .filter(|import| linker.get(&mut store, import.module(), import.name()).is_err())
         .map(|import| format!("{}.{}", import.module(), import.name()));
-    missing(&names.collect())
+    missing(names)
 }
 
-fn missing(names: &BTreeSet<String>) -> Option<Refusal> {
-    if names.is_empty() {
+fn missing(names: impl Iterator<Item = String>) -> Option<Refusal> {
+    let mut named = BTreeSet::new();
+    for name in names {
+        let name = format!("`{name}`");
+        if named.len() == NAMES_MAX && !named.contains(&name) {
+            named.insert("…".to_owned());
+            break;
+        }
+        named.insert(name);
+    }
+    if named.is_empty() {
         return None;
     }
-    let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     let message = format!(
         "it imports {}, which nothing provides: a wasm unit gets WASI preview 1 (modules) or WASI 0.2 with \
          wasi:http (components). Build it for wasm32-wasip1 or wasm32-wasip2 without that import",
-        names.join(", ")
+        named.into_iter().collect::<Vec<_>>().join(", ")
     );
     Some(Refusal::new(Reason::ImportNotGranted, message))
 }
@@ -162,6 +173,15 @@ mod tests {
             assert_eq!(refusal.reason, Reason::InvalidArtifact);
             assert!(refusal.message.contains(says), "{refusal}");
         }
+    }
+
+    #[test]
+    fn of_many_missing_imports_some_are_named() {
+        assert_eq!(missing(std::iter::empty()), None);
+        let two = missing(["b", "a", "b"].map(str::to_owned).into_iter()).unwrap();
+        assert!(two.message.contains("it imports `a`, `b`, which"), "{two}");
+        let many = missing((0..).map(|index| format!("env.{index}"))).unwrap();
+        assert!(many.message.contains("`env.9`, …, which"), "{many}");
     }
 
     #[test]

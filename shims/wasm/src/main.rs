@@ -33,11 +33,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use options::{Options, ShimOptions};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Threads that answer agents and watch over tasks; apart from the guests', so that no guest delays them.
 const CONTROL_THREADS: usize = 1;
 /// Threads for what guests do with files; they wait for disks most of the time.
 const BLOCKING_THREADS_MAX: usize = 64;
+/// Most open files: each task has its log, each mount of it and each connection of a service a descriptor.
+const FILES_MAX: u64 = 65_536;
 
 fn main() -> ExitCode {
     let result = match Options::parse(std::env::args_os().skip(1)) {
@@ -66,6 +69,7 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
     let listener = listener_from_stdin()?;
     // A session of its own: signals to the agent's group are not for running tasks. Fails when it leads one.
     let _ = rustix::process::setsid();
+    allow_many_files();
     let engine =
         engine::for_running().map_err(anyhow::Error::from).context("setting up wasmtime")?;
     let programs = program::Programs::new(&engine, options.cache).context("opening the cache")?;
@@ -91,6 +95,18 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
     })?;
     guests.shutdown_background();
     Ok(())
+}
+
+/// Lets this process have more files open than the usual 1,024, which are meant for programs that use `select`.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.map_or(FILES_MAX, |maximum| maximum.min(FILES_MAX));
+    // None is no limit.
+    let Some(current) = limit.current.filter(|current| *current < most) else { return };
+    let raised = Rlimit { current: Some(most), maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(current, error = %error, "the limit of open files could not be raised");
+    }
 }
 
 /// The socket that the agent has bound: so it can be connected to before this process has come up.

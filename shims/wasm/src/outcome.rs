@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 
 use brig_api::lifecycle::Reason;
 use brig_shim::exit::MESSAGE_BYTES_MAX;
+use brig_shim::frame::FRAME_BYTES_MAX;
 use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::memory::MemoryExceeded;
+use crate::tasks::TASKS_MAX;
 
 /// The code of a task that could not be started, as shells use it for a file that can't be run.
 pub(crate) const CODE_NOT_STARTED: i32 = 126;
@@ -17,6 +19,9 @@ const CODE_DEADLINE: i32 = 124;
 const CODE_OUT_OF_MEMORY: i32 = 137;
 /// The code of a trap.
 const CODE_TRAPPED: i32 = 1;
+/// Longest message in bytes of JSON: those of all tasks, and what else is told of a task, fit one answer to hello.
+const MESSAGE_JSON_BYTES_MAX: usize = FRAME_BYTES_MAX / TASKS_MAX - 1024;
+const _: () = assert!(MESSAGE_JSON_BYTES_MAX <= MESSAGE_BYTES_MAX);
 /// How many frames of a trap's backtrace a message shows.
 const FRAMES_MAX: usize = 8;
 
@@ -44,7 +49,7 @@ impl Refusal {
 
 impl From<Refusal> for Outcome {
     fn from(refusal: Refusal) -> Self {
-        Self::failed(CODE_NOT_STARTED, refusal.reason, refusal.message)
+        Self::failed(CODE_NOT_STARTED, refusal.reason, &refusal.message)
     }
 }
 
@@ -62,13 +67,13 @@ impl Outcome {
     /// The deadline passed.
     pub(crate) fn deadline(deadline_ms: u64) -> Self {
         let message = format!("its deadline of {deadline_ms} ms passed");
-        Self::failed(CODE_DEADLINE, Reason::DeadlineExceeded, message)
+        Self::failed(CODE_DEADLINE, Reason::DeadlineExceeded, &message)
     }
 
     /// The host itself failed while it ran the guest.
     pub(crate) fn host_failed(what: &str) -> Self {
         let message = format!("the wasm shim failed while it ran this: {what}; please report it");
-        Self::failed(CODE_TRAPPED, Reason::ShimLost, message)
+        Self::failed(CODE_TRAPPED, Reason::ShimLost, &message)
     }
 
     /// What a call into a guest ended with, if not by returning.
@@ -78,9 +83,9 @@ impl Outcome {
         }
         if let Some(exceeded) = error.downcast_ref::<MemoryExceeded>() {
             let message = format!("ended for its memory: {exceeded}");
-            return Self::failed(CODE_OUT_OF_MEMORY, Reason::OutOfMemory, message);
+            return Self::failed(CODE_OUT_OF_MEMORY, Reason::OutOfMemory, &message);
         }
-        Self::failed(CODE_TRAPPED, Reason::Trapped, trap_message(error))
+        Self::failed(CODE_TRAPPED, Reason::Trapped, &trap_message(error))
     }
 
     /// What instantiating a guest failed with, before any of its code ran (a start function aside).
@@ -96,7 +101,7 @@ impl Outcome {
         Refusal::new(Reason::CreateFailed, message).into()
     }
 
-    fn failed(code: i32, reason: Reason, message: String) -> Self {
+    fn failed(code: i32, reason: Reason, message: &str) -> Self {
         Self { code, reason: Some(reason), message: Some(cut(message)) }
     }
 }
@@ -133,16 +138,25 @@ fn short_name(name: &str) -> &str {
     &name[..end]
 }
 
-fn cut(mut message: String) -> String {
-    if message.len() > MESSAGE_BYTES_MAX {
-        let mut end = MESSAGE_BYTES_MAX - '…'.len_utf8();
-        while !message.is_char_boundary(end) {
-            end -= 1;
-        }
-        message.truncate(end);
-        message.push('…');
+/// Cuts a message to its length, and takes out what would do something to a terminal: guests choose the names of
+/// their functions and imports.
+fn cut(message: &str) -> String {
+    let mut kept = String::new();
+    let mut room = MESSAGE_JSON_BYTES_MAX - '…'.len_utf8();
+    for character in message.chars() {
+        let (character, json_bytes) = match character {
+            '\n' | '\t' | '"' | '\\' => (character, 2),
+            other if other.is_control() => ('\u{fffd}', '\u{fffd}'.len_utf8()),
+            other => (other, other.len_utf8()),
+        };
+        let Some(rest) = room.checked_sub(json_bytes) else {
+            kept.push('…');
+            break;
+        };
+        room = rest;
+        kept.push(character);
     }
-    message
+    kept
 }
 
 #[cfg(test)]
@@ -171,8 +185,14 @@ mod tests {
 
     #[test]
     fn long_messages_are_cut_between_characters() {
-        let message = cut("ü".repeat(MESSAGE_BYTES_MAX));
-        assert!(message.len() <= MESSAGE_BYTES_MAX && message.ends_with('…'));
-        assert_eq!(cut("short".into()), "short");
+        let message = cut(&"ü".repeat(MESSAGE_BYTES_MAX));
+        assert!(message.len() <= MESSAGE_JSON_BYTES_MAX && message.ends_with('…'));
+        assert_eq!(cut("short"), "short");
+    }
+
+    #[test]
+    fn messages_hold_nothing_for_a_terminal() {
+        let message = cut("trapped: \"x\"\n  0: shop!\u{1b}]0;owned\u{7}\u{9b}2J");
+        assert_eq!(message, "trapped: \"x\"\n  0: shop!\u{fffd}]0;owned\u{fffd}\u{fffd}2J");
     }
 }

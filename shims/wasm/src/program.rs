@@ -11,6 +11,7 @@ use brig_shim::message::StartWasm;
 use tokio::sync::{OnceCell, Semaphore};
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{Engine, InstancePre, Linker, Module, ResourcesRequired};
+use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
@@ -83,6 +84,10 @@ impl Programs {
     pub(crate) fn new(engine: &Engine, cache: PathBuf) -> anyhow::Result<Self> {
         let mut core = Linker::new(engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut core, |host: &mut CoreHost| &mut host.wasi)?;
+        // The library's own makes a trap of every code above 125, of `exit(-1)` for one.
+        core.allow_shadowing(true);
+        core.func_wrap("wasi_snapshot_preview1", "proc_exit", proc_exit)?;
+        core.allow_shadowing(false);
         let mut component = ComponentLinker::new(engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut component)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut component)?;
@@ -219,6 +224,12 @@ impl Ready {
             _ => Ok(()),
         }
     }
+}
+
+/// Ends a guest with a code of one byte, as processes have it; what does not fit is 255, and never success.
+fn proc_exit(code: u32) -> wasmtime::Result<()> {
+    let code = u8::try_from(code).unwrap_or(u8::MAX);
+    Err(wasmtime::Error::new(I32Exit(i32::from(code))))
 }
 
 /// The memory that a program begins with. wasmtime counts in pages.

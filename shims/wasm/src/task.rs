@@ -140,6 +140,14 @@ impl Task {
         Outcome::of_error(error)
     }
 
+    /// What instantiating a guest failed with.
+    pub(crate) fn outcome_of_instantiation(&self, error: &wasmtime::Error) -> Outcome {
+        if error.is::<CutOff>() {
+            return Outcome::stopped(self.control.stop.code());
+        }
+        Outcome::of_instantiation_error(error)
+    }
+
     /// A new meter slice for a guest.
     pub(crate) fn slice(&self) -> Arc<Slice> {
         Slice::new(&self.control.meter)
@@ -225,7 +233,7 @@ async fn run_core(task: &Task, pre: &wasmtime::InstancePre<CoreHost>) -> Outcome
     let guest = async {
         let instance = match pre.instantiate_async(&mut store).await {
             Ok(instance) => instance,
-            Err(error) => return Outcome::of_instantiation_error(&error),
+            Err(error) => return task.outcome_of_instantiation(&error),
         };
         let called = match instance.get_typed_func::<(), ()>(&mut store, "_start") {
             Ok(start) => start.call_async(&mut store, ()).await,
@@ -251,7 +259,7 @@ async fn run_command(
     let guest = async {
         let command = match pre.instantiate_async(&mut store).await {
             Ok(command) => command,
-            Err(error) => return Outcome::of_instantiation_error(&error),
+            Err(error) => return task.outcome_of_instantiation(&error),
         };
         match command.wasi_cli_run().call_run(&mut store).await {
             Ok(Ok(())) => Outcome::exited(0),

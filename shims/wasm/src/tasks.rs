@@ -21,7 +21,7 @@ use crate::outcome::Outcome;
 use crate::task::{self, Control, Machine};
 
 /// Tasks of one shim that have not been removed. The rest of the pool's slots is for requests.
-const TASKS_MAX: usize = GUESTS_MAX as usize * 9 / 10;
+pub(crate) const TASKS_MAX: usize = GUESTS_MAX as usize * 9 / 10;
 /// Events that a slow connection may lag behind; then it is closed, and hears the rest at its next hello.
 const EVENTS_KEPT: usize = 4_096;
 /// How often an exit that could not be written (a full disk) is tried again.
@@ -192,4 +192,35 @@ async fn write(record: &ExitRecord, dir: &std::path::Path) -> bool {
 
 fn refused(reason: Option<Reason>, message: &str) -> Reply {
     Reply::Refused { reason, message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use brig_shim::frame::encode_message;
+    use brig_shim::message::Usage;
+
+    use super::*;
+
+    #[test]
+    fn the_answer_to_hello_fits_a_frame_whatever_the_tasks_ended_with() {
+        for text in ["x", "\"", "\\\n", "\u{1}", "\u{10ffff}"] {
+            let Outcome { code, reason, message } = Outcome::host_failed(&text.repeat(8 << 10));
+            let most = u64::MAX;
+            let usage = Usage {
+                cpu_ns: most,
+                memory_bytes: most,
+                memory_peak_bytes: most,
+                throttled_ns: most,
+            };
+            let record = ExitRecord { code, reason, message, finished_ms: i64::MIN, usage };
+            let tasks = (0..TASKS_MAX)
+                .map(|_| TaskView {
+                    key: TaskKey("k".repeat(255)),
+                    state: TaskState::Exited(record.clone()),
+                })
+                .collect();
+            let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: u32::MAX, tasks };
+            encode_message(&FromShim::Reply { id: most, reply }, &mut Vec::new()).unwrap();
+        }
+    }
 }

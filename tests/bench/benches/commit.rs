@@ -175,7 +175,7 @@ async fn plan(store: &Store, nodes: &[NodeName], units: usize) -> Result<Plan> {
             status: UnitStatus::default(),
             meta: Meta::default(),
         };
-        plan.decisions.push(Decision::UnitCreate(Box::new(unit)));
+        plan.decisions.push(Decision::UnitCreate(Arc::new(unit)));
         places.push(id);
     }
     for (index, unit) in places.into_iter().enumerate() {
@@ -189,22 +189,21 @@ async fn plan(store: &Store, nodes: &[NodeName], units: usize) -> Result<Plan> {
 }
 
 fn explanation(unit: &UnitId, plan: PlanSequence, node: &NodeName) -> Explanation {
-    let score = |name: &str, points| Score { name: name.to_owned(), points, weight: 4 };
+    let score = |name: &str, points| Score { name: name.to_owned().into(), points, weight: 4 };
     Explanation {
         unit: unit.clone(),
         plan,
         decided_ms: NOW_MS,
         nodes: 1_000,
-        policy: "bin-packing/1".to_owned(),
+        policy: "bin-packing/2".into(),
         verdict: Verdict::Placed {
             node: node.clone(),
             scores: vec![score("bin-packing", 187), score("balance", 875), score("spread", 500)],
             total: 6_248,
             next: Vec::new(),
-            preempted: Vec::new(),
         },
         refusals: vec![Refusal {
-            filter: "resources".to_owned(),
+            filter: "resources".into(),
             nodes: 12,
             detail: "memory: wanted 64Gi, at most 23Gi free (node-00001)".to_owned(),
         }],

@@ -247,7 +247,7 @@ async fn join(url: &str, name: &NodeName) -> Result<Socket> {
             other => bail!("expected a welcome, heard {other:?}"),
         }
         match hear(&mut socket).await? {
-            ToNode::Assignments { units } => ensure!(units.is_empty(), "an old database"),
+            ToNode::Assignments { units, .. } => ensure!(units.is_empty(), "an old database"),
             other => bail!("expected the assignments, heard {other:?}"),
         }
         return Ok(socket);

@@ -1,5 +1,6 @@
 //! The programs that are measured, and what the kernel says of one that runs.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,6 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// What cargo adds to a benchmark's environment (the Cargo book, "Environment variables").
+const CARGO_PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_EXE_"];
+const CARGO_NAMES: [&str; 5] =
+    ["CARGO", "CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
 /// The unit of times in `/proc`, whatever the kernel's own: proc(5).
 const TICKS_PER_SECOND: u64 = 100;
 
@@ -20,12 +25,23 @@ pub fn build(root: &Path) -> Result<PathBuf> {
         return Ok(dir.into());
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status =
-        Command::new(cargo).args(["build", "--release", "--locked"]).current_dir(root).status()?;
-    ensure!(status.success(), "the build failed");
+    let mut command = Command::new(cargo);
+    command.args(["build", "--release", "--locked"]).current_dir(root);
+    // Build scripts that watch a variable which cargo sets for the benchmark would run again, and nearly everything
+    // would be built again: here and at the next build by hand.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_cargo(name)) {
+        command.env_remove(name);
+    }
+    ensure!(command.status()?.success(), "the build failed");
     // The benchmark's own binary is in `release/deps`.
     let own = std::env::current_exe()?;
     Ok(own.parent().and_then(Path::parent).context("a target folder")?.to_path_buf())
+}
+
+fn is_of_cargo(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| {
+        CARGO_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || CARGO_NAMES.contains(&name)
+    })
 }
 
 /// A `brig dev`, `server` or `node` that is ready. Dropped, it is killed.

@@ -11,8 +11,8 @@ use brig_shim::exit::ExitRecord;
 use brig_shim::message::{StartProgram, StartTask, StartWasm, StopSignal};
 use sha2::Digest as _;
 
-use crate::shim_client::{ShimClient, WAIT, wait_until};
-use crate::shim_contract::{Fixture, output};
+use crate::shim_client::{ShimClient, ShimProcess, WAIT, shim_binary, wait_until};
+use crate::shim_contract::{Does, Fixture, Runtime as _, output};
 use crate::wasm_shim::{Wasm, wasm};
 
 /// A program from `BRIG_TEST_GUESTS`, which `tests/setup/guests` fills.
@@ -105,6 +105,19 @@ fn each_import_that_nobody_grants_is_named() {
 }
 
 #[test]
+fn every_exit_code_of_a_module_is_told() {
+    let fixture = Fixture::new(&Wasm);
+    let mut client = fixture.shim.connect();
+    for (given, told) in [(125, 125), (126, 126), (255, 255), (-1, 255), (256, 255)] {
+        let program = Wasm.program(fixture.base.path(), &Does::Exit(given));
+        let task = fixture.task(&format!("task{given}"), program);
+        client.start(&task);
+        let record = client.wait_exited(&task.key);
+        assert_eq!((record.code, record.reason), (told, Some(Reason::ExitedNonZero)), "{record:?}");
+    }
+}
+
+#[test]
 fn a_component_that_returns_is_a_command() {
     for (result, code) in [(0, 0), (1, 1)] {
         let record = run_text(&format!(
@@ -144,6 +157,22 @@ fn a_deadline_ends_a_spinner() {
     let record =
         run_bytes(&wat::parse_str(module).unwrap(), |program| program.deadline_ms = Some(50));
     assert_eq!((record.code, record.reason), (124, Some(Reason::DeadlineExceeded)));
+}
+
+#[test]
+fn a_program_that_is_stopped_before_it_begins_ends_without_blame() {
+    let module = r#"(module (func $set_up (loop $again (br $again))) (start $set_up)
+        (func (export "_start")))"#;
+    let fixture = Fixture::new(&Wasm);
+    let mut client = fixture.shim.connect();
+    let bytes = wat::parse_str(module).unwrap();
+    let program = wasm(&fixture.base.path().join("program.wasm"), &bytes);
+    let task = fixture.task("task", StartProgram::Wasm(program));
+    client.start(&task);
+    wait_until("its start function runs", || client.usage(&task.key).cpu_ns > 20_000_000);
+    client.stop(&task.key, StopSignal::Terminate);
+    let record = client.wait_exited(&task.key);
+    assert_eq!((record.code, record.reason), (143, None), "{record:?}");
 }
 
 #[test]
@@ -216,6 +245,31 @@ fn many_tasks_share_a_shim_and_a_failing_one_harms_nobody() {
             assert_eq!(record.code, 0, "{record:?}");
             assert!(output(&task.log, Stream::Stdout).ends_with("line 200\n"));
         }
+    }
+}
+
+#[test]
+fn tasks_are_not_limited_by_the_files_that_a_process_usually_may_open() {
+    let base = tempfile::tempdir().unwrap();
+    let dir = base.path().join("shim");
+    std::fs::create_dir(&dir).unwrap();
+    let mut command = std::process::Command::new("/bin/sh");
+    command
+        .args(["-c", "ulimit -S -n 64; exec \"$0\" \"$@\""])
+        .arg(shim_binary("brig-shim-wasm"))
+        .arg("--dir")
+        .arg(&dir)
+        .arg("--cache")
+        .arg(base.path().join("cache"));
+    let fixture = Fixture { shim: ShimProcess::start(command, &dir), base };
+    let mut client = fixture.shim.connect();
+    let program = Wasm.program(fixture.base.path(), &Does::Sleep);
+    let tasks: Vec<_> = (0..100)
+        .map(|index| fixture.task(&format!("task{index}"), program.clone()))
+        .inspect(|task| client.start(task))
+        .collect();
+    for task in &tasks {
+        client.wait_running(&task.key);
     }
 }
 
@@ -332,6 +386,20 @@ fn an_http_service_answers_each_request_with_a_fresh_instance() {
     assert_eq!(ask(service.address, "POST", "/echo", &large), (200, large));
     assert_eq!(service.get("/env").1, "UNIT_NAME=shop-1\n");
     assert_eq!(service.get("/eat?mib=16").0, 200);
+}
+
+#[test]
+fn a_request_that_names_no_host_is_its_clients_fault() {
+    let service = Service::start(|_| ());
+    for head in ["GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\nhost: \u{fc}\r\n\r\n"] {
+        let mut stream = TcpStream::connect(service.address).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some("400"), "{answer}");
+    }
+    assert_eq!(service.notes(), "", "the program is not to blame");
 }
 
 #[test]

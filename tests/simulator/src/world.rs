@@ -128,8 +128,8 @@ impl World {
         Ok(())
     }
 
-    fn plan(&mut self) -> Plan {
-        plan(&mut self.model, &Moment { now_ms: self.now_ms, silent: self.silent.clone() })
+    fn plan(&self) -> Plan {
+        plan(&mut self.model.clone(), &Moment { now_ms: self.now_ms, silent: self.silent.clone() })
     }
 
     fn pass(&mut self) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::sse::{Event, Sse};
@@ -13,6 +14,8 @@ use brig_api::request::WatchQuery;
 use brig_api::{Code, Revision};
 use futures::Stream;
 use http::HeaderMap;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::logs::failure;
 use crate::app::App;
@@ -45,7 +48,7 @@ async fn watch(
     };
     check_is_kept(&app, since).await?;
     let follower = app.feed.follow(since);
-    Ok(Sse::new(events(app, follower, query)))
+    Ok(Sse::new(events(app.stop.clone(), follower, query, WATCH_KEEPALIVE)))
 }
 
 fn last_event_id(headers: &HeaderMap) -> Answer<Option<Revision>> {
@@ -72,31 +75,37 @@ async fn check_is_kept(app: &App, since: Revision) -> Answer<()> {
 }
 
 fn events(
-    app: Arc<App>,
+    stop: CancellationToken,
     mut follower: Follower,
     query: WatchQuery,
+    keepalive: Duration,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     async_stream::stream! {
+        // From the last event on, not from the last change: where others change all the time, a watch for something
+        // that is quiet must not fall silent.
+        let mut due = Instant::now() + keepalive;
         loop {
             let batch = tokio::select! {
-                batch = tokio::time::timeout(WATCH_KEEPALIVE, follower.next()) => batch,
-                () = app.stop.cancelled() => return,
+                batch = tokio::time::timeout_at(due, follower.next()) => batch,
+                () = stop.cancelled() => return,
             };
-            match batch {
-                // Moves the client's position on, also past revisions that its filter left out.
-                Err(_) => yield Ok(Event::default().id(follower.position().to_string()).comment("")),
+            let event = match batch {
+                Err(_) => still_there(&follower),
                 Ok(Ok(batch)) => {
                     let wanted: Vec<&Change> =
                         batch.changes.iter().filter(|change| is_wanted(change, &query)).collect();
-                    if wanted.is_empty() {
+                    if wanted.is_empty() && Instant::now() < due {
                         continue;
                     }
-                    let event = Event::default().id(batch.revision.to_string());
-                    match event.json_data(&wanted) {
-                        Ok(event) => yield Ok(event),
-                        Err(error) => {
-                            tracing::error!(error = %error, "a change could not be written");
-                            return;
+                    if wanted.is_empty() {
+                        still_there(&follower)
+                    } else {
+                        match Event::default().id(batch.revision.to_string()).json_data(&wanted) {
+                            Ok(event) => event,
+                            Err(error) => {
+                                tracing::error!(error = %error, "a change could not be written");
+                                return;
+                            }
                         }
                     }
                 }
@@ -107,9 +116,16 @@ fn events(
                     }
                     return;
                 }
-            }
+            };
+            yield Ok(event);
+            due = Instant::now() + keepalive;
         }
     }
+}
+
+/// Moves the client's position on, also past revisions that its filter left out.
+fn still_there(follower: &Follower) -> Event {
+    Event::default().id(follower.position().to_string()).comment("")
 }
 
 fn is_wanted(change: &Change, query: &WatchQuery) -> bool {
@@ -118,4 +134,50 @@ fn is_wanted(change: &Change, query: &WatchQuery) -> bool {
         change.key.namespace.as_ref().is_some_and(|namespace| namespace.is_within(wanted))
     });
     is_kind && is_namespace
+}
+
+#[cfg(test)]
+mod tests {
+    use brig_api::Kind;
+    use brig_api::object::ArtifactKind;
+    use brig_store::{NewArtifact, Store};
+    use futures::StreamExt;
+
+    use super::*;
+    use crate::feed::Feed;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_watch_for_what_is_quiet_shows_that_it_lives_while_others_change_all_the_time() {
+        const KEEPALIVE: Duration = Duration::from_millis(200);
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("brig.db").display());
+        let store = Store::open(&url).await.unwrap();
+        let feed = Feed::new(store.clone()).await.unwrap();
+        let stop = CancellationToken::new();
+        let pump = tokio::spawn(feed.clone().pump(stop.clone()));
+        let query = WatchQuery { kind: Some(Kind::Node), ..WatchQuery::default() };
+        let watch = events(stop.clone(), feed.follow(feed.position()), query, KEEPALIVE);
+        let others = async {
+            for tag in 0_u64.. {
+                let new = NewArtifact {
+                    repository: "a".into(),
+                    tag: tag.to_string(),
+                    digest: brig_api::Digest::of_sha256(&[7; 32]),
+                    media_type: String::new(),
+                    kind: ArtifactKind::Other,
+                    size_bytes: 0,
+                };
+                store.artifact_put(new, 1).await.unwrap();
+            }
+        };
+        let mut watch = std::pin::pin!(watch);
+        tokio::select! {
+            sign = watch.next() => assert!(sign.is_some()),
+            () = others => {}
+            () = tokio::time::sleep(KEEPALIVE * 50) => panic!("the watch is silent"),
+        }
+        stop.cancel();
+        pump.await.unwrap();
+        store.close().await;
+    }
 }

@@ -73,8 +73,10 @@ async fn why_on(app: &App, unit: &Unit, node: NodeName) -> Answer<NodeVerdict> {
         _ => unit.meta.revision,
     };
     let (id, of) = (unit.id.clone(), node.clone());
-    let verdict =
-        ask(app, not_before, move |model, moment| brig_core::why_on(model, moment, &id, &of));
+    let verdict = ask(app, not_before, move |model, moment| {
+        model.unit(&id).filter(|unit| !unit.status.state.is_final())?;
+        brig_core::why_on(model, moment, &id, &of)
+    });
     verdict.await?.ok_or_else(|| {
         let detail = format!(
             "unit `{}` has ended, or `{node}` has gone meanwhile: there is nothing to ask",

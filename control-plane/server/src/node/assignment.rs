@@ -123,6 +123,35 @@ pub(crate) fn assignment(unit: &Unit, texts: Texts) -> Assignment {
     }
 }
 
+/// Cuts assignments into messages of about `bytes_max` bytes; at least one, which may be empty. One that alone has more
+/// than `alone_max` goes without its texts: its node says that they are missing, and the others are not held up.
+pub(crate) fn parts(
+    assignments: Vec<Assignment>,
+    bytes_max: usize,
+    alone_max: usize,
+) -> Vec<Vec<Assignment>> {
+    let bytes_of =
+        |assignment: &Assignment| serde_json::to_vec(assignment).map_or(0, |bytes| bytes.len());
+    let mut parts = Vec::new();
+    let (mut part, mut sum) = (Vec::new(), 0);
+    for mut assignment in assignments {
+        let mut bytes = bytes_of(&assignment);
+        if bytes > alone_max {
+            tracing::warn!(unit.id = %assignment.unit, bytes, "a unit's texts are too large for a message");
+            assignment.texts = Texts::default();
+            bytes = bytes_of(&assignment);
+        }
+        if sum + bytes > bytes_max && !part.is_empty() {
+            parts.push(std::mem::take(&mut part));
+            sum = 0;
+        }
+        sum += bytes;
+        part.push(assignment);
+    }
+    parts.push(part);
+    parts
+}
+
 /// An ended unit is not to run again, whatever its node remembers of it.
 fn is_wanted(unit: &Unit) -> bool {
     unit.desired == Desired::Run && !unit.status.state.is_final()
@@ -207,6 +236,34 @@ mod tests {
         let object = Object::Unit(Box::new(unit.clone()));
         let key = object.key();
         Change { revision: Revision(1), position: 0, key, object: is_there.then_some(object) }
+    }
+
+    #[test]
+    fn many_large_assignments_are_several_messages_and_one_too_large_goes_without_its_texts() {
+        let config = |bytes: usize| {
+            let texts = BTreeMap::from([("key".to_owned(), "x".repeat(bytes))]);
+            let configs = BTreeMap::from([(ResourceName::new("c").unwrap(), texts)]);
+            Texts { configs, secrets: BTreeMap::new() }
+        };
+        let sizes = [600, 600, 5_000, 600, 600, 600];
+        let all: Vec<_> = sizes
+            .iter()
+            .enumerate()
+            .map(|(index, bytes)| {
+                let unit = unit(&format!("u{index}"), Some("n1"), UnitState::Assigned);
+                assignment(&unit, config(*bytes))
+            })
+            .collect();
+        let one = serde_json::to_vec(&all[0]).unwrap().len();
+        let parts = parts(all.clone(), one * 2, one * 3);
+        assert!(parts.iter().all(|part| serde_json::to_vec(part).unwrap().len() <= one * 2 + 10));
+        let told: Vec<_> = parts.concat();
+        assert_eq!(told.len(), all.len());
+        for (index, (told, wanted)) in told.iter().zip(&all).enumerate() {
+            assert_eq!(told == wanted, index != 2, "{index}");
+        }
+        assert_eq!(told[2].texts, Texts::default());
+        assert_eq!(super::parts(vec![], 1, 1), [vec![]]);
     }
 
     fn told() -> Told {

@@ -26,13 +26,17 @@ use crate::app::App;
 use crate::clock;
 use crate::extract::Upgrade;
 use crate::limits::{
-    HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX, SESSION_READ_BYTES,
+    ASSIGNMENTS_BYTES_MAX, HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX,
+    SESSION_READ_BYTES,
 };
-use crate::node::assignment::{Told, assignment, ended_on, names_texts};
+use crate::node::assignment::{Told, assignment, ended_on, names_texts, parts};
 use crate::node::contact::{Command, Seat};
 use crate::node::mail::Letter;
 use crate::problem::{Failure, chain};
 use crate::questions::ask;
+
+/// Most bytes of one assignment: the rest of a message is for the names of many others.
+const ALONE_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (2 << 20);
 
 /// Why a session ended; the text goes into the close frame, where it may be 123 bytes long.
 #[derive(Debug, thiserror::Error)]
@@ -204,7 +208,13 @@ async fn begin<'a>(
     app.mail.told(name, units.iter().chain(&ended));
     let mut units = with_texts(app, &units).await?;
     units.extend(ended.iter().map(|unit| assignment(unit, Texts::default())));
-    push(outgoing, ToNode::Assignments { units }).await?;
+    let mut parts = parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX);
+    let last = parts.pop().unwrap_or_default();
+    let others = parts.iter().flatten().map(|one| one.unit.clone()).collect();
+    for units in parts {
+        push(outgoing, ToNode::Assign { units }).await?;
+    }
+    push(outgoing, ToNode::Assignments { units: last, others }).await?;
     Ok((Line { app, told, since, outgoing }, letters))
 }
 
@@ -255,7 +265,9 @@ impl Line<'_> {
         }
         if !difference.assign.is_empty() {
             let units = with_texts(self.app, &difference.assign).await?;
-            push(self.outgoing, ToNode::Assign { units }).await?;
+            for units in parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX) {
+                push(self.outgoing, ToNode::Assign { units }).await?;
+            }
         }
         Ok(())
     }

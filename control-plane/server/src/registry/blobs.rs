@@ -54,14 +54,18 @@ impl BlobStore {
         self.root.join(hex.get(..2).unwrap_or_default()).join(hex)
     }
 
-    /// The blob's length; None when it is not there.
-    pub(crate) async fn size(&self, digest: &Digest) -> Result<Option<u64>, RegistryError> {
-        let path = self.path(digest);
-        match tokio::fs::metadata(&path).await {
+    /// The lengths of blobs; None for one that is not there.
+    pub(crate) async fn sizes(
+        &self,
+        digests: impl Iterator<Item = Digest>,
+    ) -> Result<Vec<Option<u64>>, RegistryError> {
+        let paths: Vec<_> = digests.map(|digest| self.path(&digest)).collect();
+        let size = |path: PathBuf| match std::fs::metadata(&path) {
             Ok(metadata) => Ok(Some(metadata.len())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(RegistryError::storage(&path, source)),
-        }
+        };
+        blocking(move || paths.into_iter().map(size).collect()).await
     }
 
     /// As [`Self::size`], and makes the blob young again, so that the collector leaves it to the push that asked.
@@ -81,6 +85,32 @@ impl BlobStore {
                 .and_then(|()| file.metadata())
                 .map(|metadata| Some(metadata.len()))
                 .map_err(|source| RegistryError::storage(&path, source))
+        })
+        .await
+    }
+
+    /// Is this small blob there, with these bytes? Then makes it young again, as [`Self::touch`] does.
+    pub(crate) async fn renew(
+        &self,
+        digest: &Digest,
+        bytes: Bytes,
+        now: SystemTime,
+    ) -> Result<bool, RegistryError> {
+        let path = self.path(digest);
+        blocking(move || {
+            let storage = |source| RegistryError::storage(&path, source);
+            let file = match std::fs::OpenOptions::new().read(true).append(true).open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+                Err(source) => return Err(storage(source)),
+            };
+            let mut found = Vec::with_capacity(bytes.len() + 1);
+            (&file).take(bytes.len() as u64 + 1).read_to_end(&mut found).map_err(storage)?;
+            if found != bytes {
+                return Ok(false);
+            }
+            file.set_modified(now).map_err(storage)?;
+            Ok(true)
         })
         .await
     }
@@ -158,6 +188,11 @@ impl BlobStore {
             tracing::warn!(blob = %digest, %error, "a corrupt blob could not be set aside");
         }
         RegistryError::CorruptBlob { digest: digest.clone(), found, aside }
+    }
+
+    /// When the blob was touched last.
+    pub(crate) fn touched(&self, digest: &Digest) -> Option<SystemTime> {
+        std::fs::metadata(self.path(digest)).and_then(|metadata| metadata.modified()).ok()
     }
 
     /// Removes a blob; the bytes that it had.

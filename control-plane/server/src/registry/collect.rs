@@ -1,6 +1,7 @@
 //! Garbage: mark what tags, pins and young manifests reach, sweep the rest when it is old enough.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use brig_api::Digest;
@@ -32,11 +33,12 @@ impl Inner {
     ) -> Result<Collected, RegistryError> {
         let now = (self.config.now)();
         let uploads = self.uploads.expire(now).await?;
-        let _alone = self.sweep.write().await;
+        let alone = Arc::clone(&self.sweep).write_owned().await;
         let blobs = self.blobs.clone();
         let (stored, others) = blocking(move || blobs.walk()).await?;
-        let is_young =
-            |touched| now.duration_since(touched).is_ok_and(|since| since < age) || touched > now;
+        let is_young = move |touched| {
+            now.duration_since(touched).is_ok_and(|since| since < age) || touched > now
+        };
         // An untagged manifest that is still young keeps what it names: its tag may be on the way.
         let mut roots = pinned.to_vec();
         roots.extend(
@@ -52,14 +54,21 @@ impl Inner {
             .collect();
         let store = self.blobs.clone();
         let (blobs, bytes) = blocking(move || {
+            // Also when nobody waits for the end any longer.
+            let _alone = alone;
             for other in others {
                 let _ = std::fs::remove_file(other);
             }
-            let mut bytes = 0;
+            let (mut blobs, mut bytes) = (0, 0);
             for blob in &garbage {
+                // Marking takes a while: a client may have been told meanwhile that it need not push this one.
+                if store.touched(&blob.digest).is_some_and(is_young) {
+                    continue;
+                }
                 bytes += store.remove(&blob.digest)?;
+                blobs += 1;
             }
-            Ok((garbage.len(), bytes))
+            Ok((blobs, bytes))
         })
         .await?;
         tracing::info!(blobs, bytes, uploads, "the registry's garbage was collected");

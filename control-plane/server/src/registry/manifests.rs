@@ -1,8 +1,10 @@
 //! Manifests: taken only when all that they name is there, found by tag or by digest, related by `subject`.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use brig_api::Digest;
-use brig_api::oci::{Descriptor, Document, MANIFEST_BYTES_MAX};
+use brig_api::oci::{ACCEPTED, Descriptor, Document, InvalidDocument, MANIFEST_BYTES_MAX};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -11,6 +13,11 @@ use super::blobs::blocking;
 use super::error::RegistryError;
 use super::index::NewArtifact;
 use super::path::Wanted;
+
+/// Time for a manifest to arrive.
+const MANIFEST_TIME_MAX: Duration = Duration::from_secs(60);
+/// Characters of a media type that an error repeats.
+const MEDIA_TYPE_SHOWN_MAX: usize = 100;
 
 /// A manifest that was taken.
 #[derive(Debug)]
@@ -37,10 +44,17 @@ impl Inner {
         body: Body,
     ) -> Result<Taken, RegistryError> {
         let limit = usize::try_from(MANIFEST_BYTES_MAX).unwrap_or(usize::MAX);
-        let bytes = axum::body::to_bytes(body, limit)
+        let bytes = tokio::time::timeout(MANIFEST_TIME_MAX, axum::body::to_bytes(body, limit))
             .await
+            .map_err(|_| RegistryError::Receive("a manifest"))?
             .map_err(|_| RegistryError::TooLarge { bytes_max: MANIFEST_BYTES_MAX })?;
         let document = Document::parse(&bytes, content_type)?;
+        // It is given out under this type, from the address of the API: as a web page, say.
+        if !ACCEPTED.contains(&document.media_type()) {
+            let expected = ACCEPTED.join("` or `");
+            let found = document.media_type().chars().take(MEDIA_TYPE_SHOWN_MAX).collect();
+            return Err(InvalidDocument::MediaType { expected, found }.into());
+        }
         let digest = Digest::of_sha256(&Sha256::digest(&bytes).into());
         if let Wanted::Digest(expected) = &wanted
             && *expected != digest
@@ -50,8 +64,14 @@ impl Inner {
         }
         // The collector waits: what is found here is still there when the tag names it.
         let _no_sweep = self.sweep.read().await;
-        for child in document.children() {
-            self.check_child(child).await?;
+        let children: Vec<_> = document.children().collect();
+        let sizes = self.blobs.sizes(children.iter().map(|child| child.digest.clone())).await?;
+        children.iter().zip(sizes).try_for_each(|(child, size)| check_child(child, size))?;
+        if let Wanted::Tag(tag) = &wanted
+            && self.is_named(&repository, tag, &document, &digest, &bytes).await?
+        {
+            let subject = document.subject().map(|subject| subject.digest.clone());
+            return Ok(Taken { digest, subject });
         }
         let size_bytes = self.size_of(&document, bytes.len()).await;
         self.blobs.write(&digest, bytes, self.uploads.scratch()).await?;
@@ -68,21 +88,21 @@ impl Inner {
         Ok(Taken { digest, subject })
     }
 
-    async fn check_child(&self, child: &Descriptor) -> Result<(), RegistryError> {
-        match self.blobs.size(&child.digest).await? {
-            Some(found) if found == child.size => Ok(()),
-            Some(found) => Err(RegistryError::SizeMismatch {
-                digest: child.digest.clone(),
-                expected: child.size,
-                found,
-            }),
-            // A layer that may not be distributed stays where its URLs say.
-            None if !child.urls.is_empty() => Ok(()),
-            None => Err(RegistryError::ManifestBlobUnknown {
-                digest: child.digest.clone(),
-                media_type: child.media_type.clone(),
-            }),
-        }
+    /// Does the tag name this manifest already, and is it there? Then nothing has to be written, and nothing to be
+    /// synced: a tag is committed after the manifest that it names was on the disk.
+    async fn is_named(
+        &self,
+        repository: &str,
+        tag: &str,
+        document: &Document,
+        digest: &Digest,
+        bytes: &Bytes,
+    ) -> Result<bool, RegistryError> {
+        let Some(named) = self.index.get(repository, tag).await? else { return Ok(false) };
+        let is_same = named.digest == *digest
+            && named.media_type == document.media_type()
+            && named.kind == document.kind();
+        Ok(is_same && self.blobs.renew(digest, bytes.clone(), (self.config.now)()).await?)
     }
 
     /// Bytes of a manifest and all that it names. For an index that includes what its manifests name.
@@ -215,5 +235,23 @@ impl Inner {
             }
         }
         Ok(found)
+    }
+}
+
+/// A blob that a manifest names, and its size on disk if it is there.
+fn check_child(child: &Descriptor, size: Option<u64>) -> Result<(), RegistryError> {
+    match size {
+        Some(found) if found == child.size => Ok(()),
+        Some(found) => Err(RegistryError::SizeMismatch {
+            digest: child.digest.clone(),
+            expected: child.size,
+            found,
+        }),
+        // A layer that may not be distributed stays where its URLs say.
+        None if !child.urls.is_empty() => Ok(()),
+        None => Err(RegistryError::ManifestBlobUnknown {
+            digest: child.digest.clone(),
+            media_type: child.media_type.clone(),
+        }),
     }
 }

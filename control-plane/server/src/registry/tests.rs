@@ -1,5 +1,6 @@
 //! The registry under real clients: ours over loopback, skopeo where it is installed, and bare requests.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -7,17 +8,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use brig_api::Digest;
-use brig_api::object::ArtifactKind;
+use brig_api::object::{Artifact, ArtifactKind};
 use brig_api::oci::{Descriptor, MANIFEST};
 use brig_api::reference::Reference;
+use brig_client::registry::wasm::WasmPackage;
 use brig_client::registry::{
     ContentStore, Quiet, RegistryClient, RegistryError as ClientError, RegistryOptions,
 };
+use futures::FutureExt as _;
 use http::{Request, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 use tower::Service as _;
 
-use super::{GARBAGE_AGE_MIN, MemoryIndex, Registry, RegistryConfig, router};
+use super::{
+    ArtifactIndex, GARBAGE_AGE_MIN, IndexFuture, MemoryIndex, NewArtifact, Registry,
+    RegistryConfig, router,
+};
 
 /// A core module with nothing in it.
 const MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -194,6 +200,42 @@ async fn what_is_not_as_announced_leaves_nothing_behind() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_added_to_an_upload_that_ends_does_not_get_into_the_blob() {
+    let fixture = fixture().await;
+    for round in 0_u32..100 {
+        let begun = fixture.ask("POST", "/v2/a/blobs/uploads/", "").await;
+        let place = header(&begun, "location").to_owned();
+        let bytes = format!("blob {round}");
+        assert_eq!(
+            fixture.ask("PATCH", &place, bytes.clone()).await.status(),
+            StatusCode::ACCEPTED
+        );
+        let digest = digest(bytes.as_bytes());
+        let end = format!("{place}?digest={digest}");
+        let (ended, added) =
+            tokio::join!(fixture.ask("PUT", &end, ""), fixture.ask("PATCH", &place, "more"));
+        // Whichever came first, the other one is told.
+        if ended.status() == StatusCode::CREATED {
+            assert_eq!(added.status(), StatusCode::NOT_FOUND);
+            assert_eq!(std::fs::read(fixture.blob(&digest)).unwrap(), bytes.as_bytes());
+        } else {
+            assert_eq!(ended.status(), StatusCode::BAD_REQUEST);
+            assert!(!fixture.blob(&digest).exists());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_is_no_web_page() {
+    let fixture = fixture().await;
+    let config = fixture.push_blob(b"{}").await;
+    let page = image_of(&config, 2).replace(&format!("\"{MANIFEST}\""), "\"text/html\"");
+    let refused = fixture.ask("PUT", "/v2/a/manifests/1", page).await;
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+    assert!(body(refused).await.contains("MANIFEST_INVALID"));
+}
+
 #[tokio::test]
 async fn a_manifest_is_taken_only_with_all_that_it_names() {
     let fixture = fixture().await;
@@ -218,6 +260,51 @@ async fn a_manifest_is_taken_only_with_all_that_it_names() {
     }
     let junk = fixture.ask("PUT", "/v2/a/manifests/1", "junk").await;
     assert!(body(junk).await.contains("MANIFEST_INVALID"));
+}
+
+#[tokio::test]
+async fn a_manifest_that_its_tag_names_already_is_renewed_and_not_written_again() {
+    let fixture = fixture().await;
+    let config = fixture.push_blob(b"{}").await;
+    let image = image_of(&config, 2);
+    let path = "/v2/a/manifests/1";
+    let put = async |registry: &Registry| {
+        let request = Request::put(path).body(Body::from(image.clone())).unwrap();
+        let answer = router(registry.clone()).call(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        Digest::new(header(&answer, "docker-content-digest")).unwrap()
+    };
+    let blob = fixture.blob(&put(&fixture.registry).await);
+    let file = || std::fs::metadata(&blob).unwrap();
+    let first = file();
+    let later = open(fixture.dir.path(), &fixture.index, far_ahead);
+    put(&later).await;
+    assert_eq!(file().ino(), first.ino());
+    assert_eq!(file().modified().unwrap(), far_ahead(), "the collector leaves it alone");
+    for damaged in ["", "{}", &format!("{image} ")] {
+        std::fs::write(&blob, damaged).unwrap();
+        put(&later).await;
+        assert_eq!(std::fs::read_to_string(&blob).unwrap(), image, "it is healed");
+    }
+    std::fs::remove_file(fixture.blob(&config)).unwrap();
+    let without = fixture.ask("PUT", path, image.clone()).await;
+    assert!(body(without).await.contains("MANIFEST_BLOB_UNKNOWN"));
+}
+
+#[tokio::test]
+async fn a_wasm_program_that_is_there_is_named_by_one_request() {
+    let fixture = fixture().await;
+    let path = fixture.file("app.wasm", MODULE);
+    let package = WasmPackage::read(&path).await.unwrap();
+    let client = brig_client::Client::new(&format!("http://{}", fixture.address), None).unwrap();
+    let (name, other) = (reference("team/app:1"), reference("run/app:latest"));
+    assert!(!client.wasm_name(&package, &name).await.unwrap(), "it has to be pushed");
+    let pushed = fixture.client().push_wasm_package(&package, &name, &Quiet).await.unwrap();
+    assert_eq!(&pushed.digest, package.digest());
+    for name in [name, other] {
+        assert!(client.wasm_name(&package, &name).await.unwrap());
+        assert_eq!(fixture.registry.resolve(&name).await.unwrap().as_ref(), Some(package.digest()));
+    }
 }
 
 #[tokio::test]
@@ -292,6 +379,41 @@ async fn garbage_goes_when_it_is_old_and_nothing_names_it() {
     assert_eq!((collected.blobs, collected.uploads), (2, 1));
     let is_there = |digest: &Digest| fixture.blob(digest).exists();
     assert!(is_there(&kept) && is_there(&pinned) && !is_there(&lost));
+}
+
+/// An index in whose listing a client is told that the registry has a blob.
+struct Asked(PathBuf);
+
+impl ArtifactIndex for Asked {
+    fn put(&self, _: NewArtifact) -> IndexFuture<'_, ()> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn get<'a>(&'a self, _: &'a str, _: &'a str) -> IndexFuture<'a, Option<Artifact>> {
+        async { Ok(None) }.boxed()
+    }
+
+    fn list<'a>(&'a self, _: Option<&'a str>) -> IndexFuture<'a, Vec<Artifact>> {
+        let blob = std::fs::File::options().append(true).open(&self.0).unwrap();
+        blob.set_modified(far_ahead()).unwrap();
+        async { Ok(Vec::new()) }.boxed()
+    }
+
+    fn delete<'a>(&'a self, _: &'a str, _: &'a str) -> IndexFuture<'a, bool> {
+        async { Ok(false) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_is_asked_for_while_garbage_is_collected_stays() {
+    let fixture = fixture().await;
+    let blob = fixture.push_blob(b"asked for").await;
+    let path = fixture.blob(&blob);
+    let data = fixture.dir.path().to_owned();
+    let config = RegistryConfig { data, blob_bytes_max: 1, now: far_ahead };
+    let registry = Registry::open(config, Arc::new(Asked(path.clone()))).unwrap();
+    assert_eq!(registry.collect(&[], GARBAGE_AGE_MIN).await.unwrap().blobs, 0);
+    assert!(path.exists());
 }
 
 #[tokio::test]

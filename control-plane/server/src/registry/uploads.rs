@@ -21,6 +21,8 @@ use super::path::UploadId;
 
 /// An upload that nobody touched for so long is removed.
 pub(crate) const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Time for the next bytes of a body to come.
+pub(crate) const PIECE_TIME_MAX: Duration = Duration::from_secs(60);
 /// Bytes gathered before they are hashed and written.
 const WRITE_BYTES: usize = 1024 * 1024;
 
@@ -29,6 +31,8 @@ const WRITE_BYTES: usize = 1024 * 1024;
 pub(crate) struct Uploads {
     root: PathBuf,
     blob_bytes_max: u64,
+    /// [`PIECE_TIME_MAX`]
+    piece_time_max: Duration,
     sessions: Arc<Mutex<HashMap<UploadId, Arc<tokio::sync::Mutex<Session>>>>>,
 }
 
@@ -43,7 +47,8 @@ struct Session {
 impl Uploads {
     pub(crate) fn open(root: PathBuf, blob_bytes_max: u64) -> Result<Self, RegistryError> {
         std::fs::create_dir_all(&root).map_err(|source| RegistryError::storage(&root, source))?;
-        Ok(Self { root, blob_bytes_max, sessions: Arc::default() })
+        let piece_time_max = PIECE_TIME_MAX;
+        Ok(Self { root, blob_bytes_max, piece_time_max, sessions: Arc::default() })
     }
 
     /// Begins an upload.
@@ -80,10 +85,11 @@ impl Uploads {
         announced: Option<u64>,
     ) -> Result<u64, RegistryError> {
         let session = self.session(id).await?;
-        let bytes_max = self.blob_bytes_max;
+        let (bytes_max, piece_time_max) = (self.blob_bytes_max, self.piece_time_max);
         let task = tokio::spawn(async move {
             let mut session = session.lock().await;
-            session.receive(body, announced, bytes_max).await.map(|()| session.offset)
+            let received = session.receive(body, announced, bytes_max, piece_time_max).await;
+            received.map(|()| session.offset)
         });
         let done = task.await.unwrap_or(Err(RegistryError::Receive("a chunk")));
         if matches!(
@@ -104,25 +110,30 @@ impl Uploads {
         digest: &Digest,
         blobs: &BlobStore,
     ) -> Result<(), RegistryError> {
-        let session = self.session(id).await?;
-        let (path, found) = {
-            let session = session.lock().await;
-            (session.path.clone(), Digest::of_sha256(&session.hasher.clone().finalize().into()))
-        };
+        let session = self.session(id).await?.lock_owned().await;
+        let found = Digest::of_sha256(&session.hasher.clone().finalize().into());
         if found != *digest {
             self.cancel(id).await?;
             return Err(RegistryError::DigestMismatch { expected: digest.clone(), found });
         }
+        let (uploads, id) = (self.clone(), id.clone());
         let (blobs, digest) = (blobs.clone(), digest.clone());
-        let adopted = blocking(move || {
-            std::fs::File::open(&path)
+        // The session goes along and stays locked: whoever adds to the upload meanwhile, or after who asked went
+        // away, would change the file between its digest and its new name.
+        blocking(move || {
+            let path = &session.path;
+            let adopted = std::fs::File::open(path)
                 .and_then(|file| file.sync_all())
-                .map_err(|source| RegistryError::storage(&path, source))?;
-            blobs.adopt(&path, &digest)
+                .map_err(|source| not_found_or_storage(path, source))
+                .and_then(|()| blobs.adopt(path, &digest));
+            uploads.lock().remove(&id);
+            if adopted.is_err() {
+                // Nothing half-done stays; that it may be gone already is no matter.
+                let _ = std::fs::remove_file(path);
+            }
+            adopted
         })
-        .await;
-        self.cancel(id).await?;
-        adopted
+        .await
     }
 
     /// Forgets the upload and removes its file.
@@ -166,6 +177,14 @@ impl Uploads {
     }
 }
 
+/// Where the file of an upload should be: when it is not there, the upload was finished or cancelled meanwhile.
+fn not_found_or_storage(path: &Path, source: std::io::Error) -> RegistryError {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => RegistryError::UploadUnknown,
+        _ => RegistryError::storage(path, source),
+    }
+}
+
 fn expired(root: &Path, now: SystemTime) -> Result<Vec<UploadId>, RegistryError> {
     let entries = std::fs::read_dir(root).map_err(|source| RegistryError::storage(root, source))?;
     let is_old = |entry: &std::fs::DirEntry| {
@@ -184,10 +203,7 @@ impl Session {
     async fn reopen(path: PathBuf) -> Result<Self, RegistryError> {
         let mut file = match tokio::fs::File::open(&path).await {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(RegistryError::UploadUnknown);
-            }
-            Err(source) => return Err(RegistryError::storage(&path, source)),
+            Err(source) => return Err(not_found_or_storage(&path, source)),
         };
         let (mut hasher, mut offset) = (Sha256::new(), 0);
         let mut piece = vec![0; WRITE_BYTES];
@@ -208,18 +224,28 @@ impl Session {
         body: Body,
         announced: Option<u64>,
         bytes_max: u64,
+        piece_time_max: Duration,
     ) -> Result<(), RegistryError> {
         let path = self.path.clone();
         let storage = |source| RegistryError::storage(&path, source);
-        let mut file =
-            tokio::fs::OpenOptions::new().write(true).open(&path).await.map_err(storage)?;
+        let mut file = tokio::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .await
+            .map_err(|source| not_found_or_storage(&path, source))?;
         // A write that failed half-way may have left bytes that are not hashed.
         file.set_len(self.offset).await.map_err(storage)?;
         file.seek(SeekFrom::Start(self.offset)).await.map_err(storage)?;
         let mut stream = body.into_data_stream();
         let (mut gathered, mut received) = (Vec::with_capacity(WRITE_BYTES), 0_u64);
         let mut ended = Ok(());
-        while let Some(piece) = stream.next().await {
+        loop {
+            // Who sends nothing for so long is gone, and whoever wants to go on with the upload waits for the lock.
+            let Ok(piece) = tokio::time::timeout(piece_time_max, stream.next()).await else {
+                ended = Err(RegistryError::Receive("a chunk"));
+                break;
+            };
+            let Some(piece) = piece else { break };
             let Ok(piece) = piece else {
                 ended = Err(RegistryError::Receive("a chunk"));
                 break;
@@ -255,5 +281,24 @@ impl Session {
         self.offset += gathered.len() as u64;
         gathered.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_sends_nothing_more_holds_no_upload() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut uploads = Uploads::open(dir.path().join("uploads"), 100).unwrap();
+        uploads.piece_time_max = Duration::from_millis(50);
+        let id = uploads.begin().await.unwrap();
+        let first = futures::stream::iter([Ok::<_, std::io::Error>("hello")]);
+        let body = Body::from_stream(first.chain(futures::stream::pending()));
+        let stuck = tokio::time::timeout(Duration::from_secs(60), uploads.append(&id, body, None));
+        let stuck = stuck.await.unwrap();
+        assert!(matches!(stuck, Err(RegistryError::Receive(_))), "{stuck:?}");
+        assert_eq!(uploads.offset(&id).await.unwrap(), 5, "what came stays");
     }
 }

@@ -222,7 +222,7 @@ impl FakeNode {
                     }
                     other => panic!("expected a welcome, heard {other:?}"),
                 }
-                let Some(ToNode::Assignments { units }) = node.hear().await else {
+                let Some(ToNode::Assignments { units, .. }) = node.hear().await else {
                     panic!("expected the assignments")
                 };
                 return (node, units);

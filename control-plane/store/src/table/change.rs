@@ -20,7 +20,8 @@ const CHANGES_REMOVE: &str = "DELETE FROM changes WHERE revision <= $1";
 const FEED_START: &str = "SELECT feed_start FROM cluster WHERE id = 1";
 const FEED_START_SET: &str = "UPDATE cluster SET feed_start = $1 WHERE id = 1";
 
-#[derive(sqlx::FromRow)]
+/// A row, as it was written or read.
+#[derive(Debug, sqlx::FromRow)]
 struct ChangeRow {
     revision: i64,
     position: i64,

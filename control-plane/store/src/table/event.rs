@@ -84,12 +84,14 @@ pub(crate) async fn event_list(
     filter: &EventFilter,
     limit: i64,
 ) -> Result<Vec<Event>, StoreError> {
+    // PostgreSQL takes no NUL, not even in a question.
+    let name = filter.name.as_deref().map(cleaned);
     let since = number("since_revision", filter.since_revision.unwrap_or_default().0)?;
     let rows: Vec<EventRow> = on_db!(db, |connection| {
         let query = sqlx::query_as(EVENTS_NEWEST)
             .bind(since)
             .bind(filter.kind.map(brig_api::Kind::as_str))
-            .bind(filter.name.as_deref())
+            .bind(name.as_deref())
             .bind(within(filter.namespace.as_ref()))
             .bind(limit);
         query.fetch_all(connection).await

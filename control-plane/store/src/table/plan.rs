@@ -12,6 +12,7 @@ use crate::many::{ROWS_MAX, execute_many};
 
 const PLAN_INSERT: &str = "INSERT INTO plans (sequence, revision, based_on, decisions, skipped, committed_ms) \
     VALUES ($1, $2, $3, $4, $5, $6)";
+const PLANS_REMOVE: &str = "DELETE FROM plans WHERE revision <= $1";
 const EXPLANATIONS_OF: &str =
     "SELECT explanation FROM explanations WHERE unit_id = $1 ORDER BY plan DESC LIMIT $2";
 const EXPLANATIONS_PUT: &str = "INSERT INTO explanations (unit_id, plan, decided_ms, policy, verdict, node, message, \
@@ -55,6 +56,15 @@ pub(crate) async fn plan_insert(db: &mut Tx, plan: &PlanRow) -> Result<(), Store
             .bind(skipped)
             .bind(plan.committed_ms);
         query.execute(connection).await.map(drop)
+    })?;
+    Ok(())
+}
+
+/// Forgets the plans up to and with a revision.
+pub(crate) async fn plans_remove(db: &mut Tx, until: Revision) -> Result<(), StoreError> {
+    let until = number("revision", until.0)?;
+    on_db!(db, |connection| {
+        sqlx::query(PLANS_REMOVE).bind(until).execute(connection).await.map(drop)
     })?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use brig_api::request::ExecRequest;
 use brig_api::stdio::{FRAME_PAYLOAD_BYTES_MAX, StdioFrame, TerminalSize};
-use brig_client::ExecStream;
+use brig_client::{ExecReader, ExecStream, ExecWriter};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,10 +23,10 @@ pub(crate) async fn exec(session: &Session<'_>, arguments: Exec) -> Result<(), F
         command: arguments.command,
         terminal: if arguments.tty { Some(size()?) } else { None },
     };
-    let mut stream =
+    let stream =
         session.client.exec(&session.context.namespace(), &arguments.unit, &request).await?;
     let raw = if arguments.tty { Some(RawTerminal::enter()?) } else { None };
-    let code = relay(&mut stream, arguments.interactive || arguments.tty).await;
+    let code = relay(stream, arguments.interactive || arguments.tty).await;
     drop(raw);
     match code? {
         0 => Ok(()),
@@ -34,36 +34,58 @@ pub(crate) async fn exec(session: &Session<'_>, arguments: Exec) -> Result<(), F
     }
 }
 
-/// Carries frames both ways until the command has ended. Returns its exit code.
-async fn relay(stream: &mut ExecStream, has_input: bool) -> Result<i32, Failure> {
+/// Carries frames both ways until the command has ended. Returns its exit code. Both ways at once: while input waits
+/// for a command that waits for its output to be read, somebody has to read it.
+async fn relay(stream: ExecStream, has_input: bool) -> Result<i32, Failure> {
+    let (reader, writer) = stream.split();
+    tokio::select! {
+        code = receive(reader) => code,
+        failure = pass_on(writer, has_input) => Err(failure),
+    }
+}
+
+async fn receive(mut reader: ExecReader) -> Result<i32, Failure> {
+    loop {
+        match reader.next().await? {
+            Some(StdioFrame::Stdout(bytes)) => write(std::io::stdout().lock(), &bytes)?,
+            Some(StdioFrame::Stderr(bytes)) => write(std::io::stderr().lock(), &bytes)?,
+            Some(StdioFrame::Exit(code)) => return Ok(code),
+            Some(StdioFrame::Failed(message)) => return Err(Failure::new(FAILED, message)),
+            Some(StdioFrame::Stdin(_) | StdioFrame::Resize(_)) => {}
+            None => {
+                return Err(Failure::new(FAILED, "the connection ended before the command did"));
+            }
+        }
+    }
+}
+
+/// Passes input and sizes on; ends only when the input can't be read.
+async fn pass_on(mut writer: ExecWriter, has_input: bool) -> Failure {
     let mut input = tokio::io::stdin();
     let mut buffer = vec![0; FRAME_PAYLOAD_BYTES_MAX];
     let mut is_input_open = has_input;
-    if !has_input {
-        stream.send(&StdioFrame::Stdin(Vec::new())).await?;
-    }
-    let mut resized = signal(SignalKind::window_change())?;
+    let mut resized = match signal(SignalKind::window_change()) {
+        Ok(resized) => resized,
+        Err(error) => return error.into(),
+    };
+    let mut next = (!has_input).then(|| StdioFrame::Stdin(Vec::new()));
     loop {
+        if let Some(frame) = next.take()
+            && writer.send(&frame).await.is_err()
+        {
+            // The other direction says how it ended.
+            std::future::pending::<()>().await;
+        }
         tokio::select! {
-            frame = stream.next() => match frame? {
-                Some(StdioFrame::Stdout(bytes)) => write(std::io::stdout().lock(), &bytes)?,
-                Some(StdioFrame::Stderr(bytes)) => write(std::io::stderr().lock(), &bytes)?,
-                Some(StdioFrame::Exit(code)) => return Ok(code),
-                Some(StdioFrame::Failed(message)) => return Err(Failure::new(FAILED, message)),
-                Some(StdioFrame::Stdin(_) | StdioFrame::Resize(_)) => {}
-                None => return Err(Failure::new(FAILED, "the connection ended before the command did")),
-            },
-            read = input.read(&mut buffer), if is_input_open => {
-                let count = read?;
-                is_input_open = count > 0;
-                // Nothing read is the end of the input, and is said so.
-                stream.send(&StdioFrame::Stdin(buffer[..count].to_vec())).await?;
-            }
-            _ = resized.recv() => {
-                if let Ok(size) = size() {
-                    stream.send(&StdioFrame::Resize(size)).await?;
+            read = input.read(&mut buffer), if is_input_open => match read {
+                Ok(count) => {
+                    is_input_open = count > 0;
+                    // Nothing read is the end of the input, and is said so.
+                    next = Some(StdioFrame::Stdin(buffer[..count].to_vec()));
                 }
-            }
+                Err(error) => return error.into(),
+            },
+            _ = resized.recv() => next = size().ok().map(StdioFrame::Resize),
         }
     }
 }

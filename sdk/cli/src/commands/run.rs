@@ -42,12 +42,16 @@ pub(crate) async fn run(session: &Session<'_>, arguments: Run) -> Result<(), Fai
     if arguments.detach {
         return print(&format!("{}\n", unit.name));
     }
-    let outcome = attach::to_the_end(&session.client, &unit).await;
-    if arguments.rm {
+    let attended = attach::to_the_end(&session.client, &unit).await;
+    // One that the user left goes by itself when it has ended.
+    if arguments.rm && !attended.was_left {
         let key = Object::Unit(Box::new(unit)).key();
-        super::stop::delete_and_wait(session, &key).await?;
+        tokio::select! {
+            gone = super::stop::delete_and_wait(session, &key) => gone?,
+            code = attach::signalled() => return Err(Failure::exit(code?)),
+        }
     }
-    outcome
+    attended.outcome
 }
 
 /// Several runs of one program must not get in one another's way: the name ends in something that changes.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use brig_api::Digest;
-use brig_api::oci::{self, Descriptor, Document, MANIFEST_BYTES_MAX};
+use brig_api::oci::{self, Descriptor, Document, InvalidDocument, MANIFEST_BYTES_MAX};
 use brig_api::reference::Reference;
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -11,10 +11,10 @@ use reqwest::Response;
 use sha2::{Digest as _, Sha256};
 
 use super::endpoint::Endpoint;
-use super::error::{RegistryError, causes};
+use super::error::RegistryError;
 use super::progress::Progress;
 use super::store::{ContentStore, Partial, blocking};
-use super::transport::{Access, read_capped, refusal};
+use super::transport::{Access, broke_because, read_whole, refusal, unreachable_because};
 use super::{FetchedManifest, RegistryClient, Transferred};
 
 /// Broken transfers in a row, without a byte of progress, after which a pull gives up.
@@ -39,7 +39,9 @@ impl RegistryClient {
     pub async fn manifest(&self, reference: &Reference) -> Result<FetchedManifest, RegistryError> {
         let endpoint = self.inner.endpoint(reference)?;
         let url = endpoint.url(&format!("manifests/{}", reference.wanted()));
-        let request = || self.inner.http.get(&url).header(header::ACCEPT, oci::ACCEPTED.join(", "));
+        let request = |http: &reqwest::Client| {
+            http.get(&url).header(header::ACCEPT, oci::ACCEPTED.join(", "))
+        };
         let response = self.inner.send(&endpoint, Access::Pull, request).await?;
         if response.status() == StatusCode::NOT_FOUND {
             let (reference, registry) = (reference.to_string(), endpoint.registry);
@@ -54,7 +56,14 @@ impl RegistryClient {
             .and_then(|value| value.to_str().ok())
             .map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
         let limit = usize::try_from(MANIFEST_BYTES_MAX).unwrap_or(usize::MAX);
-        let bytes = Bytes::from(read_capped(response, limit).await);
+        let bytes = read_whole(response, limit)
+            .await
+            .map_err(|error| unreachable_because(&endpoint, error))?
+            .ok_or_else(|| RegistryError::Manifest {
+                reference: reference.to_string(),
+                source: InvalidDocument::TooLarge(MANIFEST_BYTES_MAX.saturating_add(1)),
+            })?;
+        let bytes = Bytes::from(bytes);
         let digest = Digest::of_sha256(&Sha256::digest(&bytes).into());
         if let Some(expected) = reference.digest.as_ref().filter(|expected| **expected != digest) {
             return Err(mismatch(&endpoint, expected, digest));
@@ -91,14 +100,14 @@ impl RegistryClient {
         let was_begun = partial.length > 0;
         progress.begin(&blob.digest, partial.length.min(blob.size), blob.size);
         let before = partial.length;
-        let mut partial = self.fetch(&endpoint, blob, partial, progress).await?;
-        let mut found = finish(store, blob, &mut partial)?;
+        let partial = self.fetch(&endpoint, blob, partial, progress).await?;
+        let mut found = finish(store, blob, partial).await?;
         if found.is_some() && was_begun {
             // The bytes of the earlier try may be the wrong ones: once more, all of it.
             let again = (store.clone(), blob.digest.clone());
             let fresh = blocking(move || again.0.begin(&again.1)).await?;
-            partial = self.fetch(&endpoint, blob, fresh, progress).await?;
-            found = finish(store, blob, &mut partial)?;
+            let fresh = self.fetch(&endpoint, blob, fresh, progress).await?;
+            found = finish(store, blob, fresh).await?;
         }
         match found {
             Some(found) => Err(mismatch(&endpoint, &blob.digest, found)),
@@ -187,8 +196,8 @@ impl RegistryClient {
     ) -> Result<(Partial, Try), RegistryError> {
         let url = endpoint.url(&format!("blobs/{}", blob.digest));
         let offset = partial.length;
-        let request = || {
-            let request = self.inner.http.get(&url);
+        let request = |http: &reqwest::Client| {
+            let request = http.get(&url);
             match offset {
                 0 => request,
                 offset => request.header(header::RANGE, format!("bytes={offset}-")),
@@ -260,7 +269,7 @@ async fn receive(
             Ok(Some(_)) => {}
             Ok(None) if partial.length == blob.size => return Ok((partial, Try::Whole)),
             Ok(None) => return Ok((partial, Try::Broke("the transfer ended early".to_owned()))),
-            Err(error) => return Ok((partial, Try::Broke(causes(&error)))),
+            Err(error) => return Ok((partial, Try::Broke(broke_because(error)))),
         }
     }
 }
@@ -282,12 +291,14 @@ async fn write(
     .await
 }
 
-fn finish(
+/// Flushes to the disk, which takes seconds for a large blob.
+async fn finish(
     store: &ContentStore,
     blob: &Descriptor,
-    partial: &mut Partial,
+    mut partial: Partial,
 ) -> Result<Option<Digest>, RegistryError> {
-    store.finish(&blob.digest, partial)
+    let (store, digest) = (store.clone(), blob.digest.clone());
+    blocking(move || store.finish(&digest, &mut partial)).await
 }
 
 fn starts_at(response: &Response, offset: u64) -> bool {

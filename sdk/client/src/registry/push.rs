@@ -83,7 +83,7 @@ impl RegistryClient {
     ) -> Result<u64, RegistryError> {
         let endpoint = self.inner.endpoint(reference)?;
         let url = endpoint.url(&format!("blobs/{}", blob.digest));
-        let head = self.inner.send(&endpoint, Access::Push, || self.inner.http.head(&url)).await?;
+        let head = self.inner.send(&endpoint, Access::Push, |http| http.head(&url)).await?;
         if head.status().is_success() {
             progress.end(&blob.digest, true);
             return Ok(0);
@@ -127,9 +127,8 @@ impl RegistryClient {
     ) -> Result<(), RegistryError> {
         let endpoint = self.inner.endpoint(reference)?;
         let url = endpoint.url(&format!("manifests/{}", reference.wanted()));
-        let request = || {
-            let request = self.inner.http.put(&url).header(header::CONTENT_TYPE, media_type);
-            request.body(bytes.clone())
+        let request = |http: &reqwest::Client| {
+            http.put(&url).header(header::CONTENT_TYPE, media_type).body(bytes.clone())
         };
         let response = self.inner.send(&endpoint, Access::Push, request).await?;
         success(&endpoint, response).await.map(drop)
@@ -137,7 +136,7 @@ impl RegistryClient {
 
     async fn begin_upload(&self, endpoint: &Endpoint) -> Result<Url, RegistryError> {
         let url = endpoint.url("blobs/uploads/");
-        let request = || self.inner.http.post(&url).header(header::CONTENT_LENGTH, 0);
+        let request = |http: &reqwest::Client| http.post(&url).header(header::CONTENT_LENGTH, 0);
         let response = self.inner.send(endpoint, Access::Push, request).await?;
         location(endpoint, &success(endpoint, response).await?)
     }
@@ -156,7 +155,7 @@ impl RegistryClient {
         let body = source.body(offset, blob.size, Arc::clone(&sent)).await?;
         let request = self
             .inner
-            .http
+            .http(endpoint)?
             .patch(upload.clone())
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, blob.size - offset)
@@ -189,7 +188,7 @@ impl RegistryClient {
 
     /// Bytes of an upload that have arrived; None when the registry does not say.
     async fn uploaded(&self, endpoint: &Endpoint, upload: &Url) -> Option<u64> {
-        let request = || self.inner.http.get(upload.clone());
+        let request = |http: &reqwest::Client| http.get(upload.clone());
         let response = self.inner.send(endpoint, Access::Push, request).await.ok()?;
         let range = response.headers().get(header::RANGE)?.to_str().ok()?;
         match range.trim_start_matches("bytes=").split_once('-')?.1.parse::<u64>().ok()? {
@@ -207,7 +206,8 @@ impl RegistryClient {
         blob: &Descriptor,
     ) -> Result<(), RegistryError> {
         upload.query_pairs_mut().append_pair("digest", blob.digest.as_str());
-        let request = || self.inner.http.put(upload.clone()).header(header::CONTENT_LENGTH, 0);
+        let request =
+            |http: &reqwest::Client| http.put(upload.clone()).header(header::CONTENT_LENGTH, 0);
         let response = self.inner.send(endpoint, Access::Push, request).await?;
         success(endpoint, response).await.map(drop)
     }

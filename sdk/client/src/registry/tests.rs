@@ -196,3 +196,48 @@ async fn what_is_not_there_is_said_with_the_name_and_the_way_out() {
     let error = client().manifest(&builtin).await.unwrap_err().to_string();
     assert!(error.contains("no server is configured"), "{error}");
 }
+
+#[tokio::test]
+async fn a_manifest_that_breaks_off_is_a_broken_connection_not_a_corrupt_manifest() {
+    let manifest = br#"{"schemaVersion":2,"manifests":[]}"#;
+    let (_, address) =
+        server(Box::new(|_| reply("200 OK", "", manifest.len(), &manifest[..10]))).await;
+    let reference = reference(&address);
+    for reference in [reference.pinned(digest(manifest)), reference] {
+        let error = client().manifest(&reference).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
+    }
+    let (_, address) =
+        server(Box::new(|_| reply("200 OK", "", (4 << 20) + 1, &vec![0; (4 << 20) + 1]))).await;
+    let error = client().manifest(&self::reference(&address)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Manifest { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_error_does_not_tell_the_signature_of_a_redirect() {
+    let (_, address) = server(Box::new(|head| {
+        if head.starts_with("GET /signed?") {
+            return Vec::new();
+        }
+        reply("307 Temporary Redirect", "Location: /signed?signature=s3cret\r\n", 0, b"")
+    }))
+    .await;
+    let error = client().manifest(&reference(&address)).await.unwrap_err().to_string();
+    assert!(error.contains("/signed") && !error.contains("s3cret"), "{error}");
+}
+
+#[tokio::test]
+async fn the_clusters_own_registry_needs_neither_certificates_nor_a_proxy() {
+    let manifest = br#"{"schemaVersion":2,"manifests":[]}"#;
+    let (asked, address) =
+        server(Box::new(|_| reply("200 OK", "", manifest.len(), manifest))).await;
+    let options = RegistryOptions {
+        builtin: Some(format!("http://{address}")),
+        builtin_token: Some("t0k".to_owned()),
+        ..RegistryOptions::default()
+    };
+    let client = RegistryClient::new(options).unwrap();
+    client.manifest(&"team/app:1".parse().unwrap()).await.unwrap();
+    assert!(asked.lock().unwrap()[0].contains("authorization: Bearer t0k"));
+    assert!(client.inner.is_for_the_cluster_alone(), "the client of other registries was made");
+}

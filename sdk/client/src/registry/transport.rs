@@ -1,7 +1,7 @@
 //! Requests to registries: TLS, redirects, logging in, and errors in words.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{StatusCode, header};
@@ -12,6 +12,7 @@ use super::auth::{Challenge, TOKEN_ANSWER_BYTES_MAX, TokenAnswer};
 use super::credentials::Credential;
 use super::endpoint::{Endpoint, is_loopback};
 use super::error::{RegistryError, causes};
+use crate::http::without_certificates;
 
 /// A registry that accepts no connection for so long is not reachable.
 const CONNECT_MAX: Duration = Duration::from_secs(15);
@@ -46,34 +47,51 @@ type Scope = (String, String, Access);
 #[derive(Debug)]
 pub(crate) struct Transport {
     pub(crate) options: RegistryOptions,
-    pub(crate) http: reqwest::Client,
+    /// To the cluster's own registry: as directly as the API is spoken to, past any proxy.
+    builtin: Option<reqwest::Client>,
+    /// To all others. Made when it is first needed: reading the system's certificates takes longer than a small push.
+    others: OnceLock<reqwest::Client>,
     /// The `Authorization` that worked last.
     logins: Mutex<HashMap<Scope, String>>,
 }
 
 impl Transport {
     pub(crate) fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
-        // Somebody else in the process may have installed one before; any will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let redirect = reqwest::redirect::Policy::custom(|attempt| {
-            let left_tls = attempt.url().scheme() != "https"
-                && attempt.previous().iter().any(|url| url.scheme() == "https");
-            if attempt.previous().len() > REDIRECTS_MAX {
-                attempt.error("too many redirects")
-            } else if left_tls {
-                attempt.error("a redirect from https to plain http is not followed")
-            } else {
-                attempt.follow()
+        let setup = |error: &dyn std::error::Error| RegistryError::Setup(causes(error));
+        let builtin = match options.builtin.as_deref() {
+            Some(url) if url.starts_with("https://") => Some(builder().no_proxy()),
+            Some(_) => {
+                Some(without_certificates(builder().no_proxy()).map_err(|error| setup(&error))?)
             }
-        });
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_MAX)
-            .read_timeout(IDLE_MAX)
-            .redirect(redirect)
-            .user_agent(concat!("brig/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| RegistryError::Setup(causes(&error)))?;
-        Ok(Self { options, http, logins: Mutex::default() })
+            None => None,
+        };
+        let builtin = builtin
+            .map(reqwest::ClientBuilder::build)
+            .transpose()
+            .map_err(|error| setup(&error))?;
+        Ok(Self { options, builtin, others: OnceLock::new(), logins: Mutex::default() })
+    }
+
+    /// The connections on which requests to `endpoint` go.
+    pub(crate) fn http(&self, endpoint: &Endpoint) -> Result<&reqwest::Client, RegistryError> {
+        match &self.builtin {
+            Some(builtin) if endpoint.is_builtin => Ok(builtin),
+            _ => self.others(),
+        }
+    }
+
+    /// No other registry was asked for yet.
+    #[cfg(test)]
+    pub(crate) fn is_for_the_cluster_alone(&self) -> bool {
+        self.others.get().is_none()
+    }
+
+    fn others(&self) -> Result<&reqwest::Client, RegistryError> {
+        if let Some(others) = self.others.get() {
+            return Ok(others);
+        }
+        let others = builder().build().map_err(|error| RegistryError::Setup(causes(&error)))?;
+        Ok(self.others.get_or_init(|| others))
     }
 
     /// Sends a request without a body (or with one that can be made again), logging in when asked to. Answers
@@ -82,9 +100,10 @@ impl Transport {
         &self,
         endpoint: &Endpoint,
         access: Access,
-        request: impl Fn() -> RequestBuilder,
+        request: impl Fn(&reqwest::Client) -> RequestBuilder,
     ) -> Result<Response, RegistryError> {
-        let response = self.send_once(endpoint, access, request()).await?;
+        let http = self.http(endpoint)?;
+        let response = self.send_once(endpoint, access, request(http)).await?;
         if response.status() != StatusCode::UNAUTHORIZED || endpoint.is_builtin {
             return Ok(response);
         }
@@ -101,7 +120,7 @@ impl Transport {
             return Ok(response);
         };
         self.logins().insert(scope(endpoint, access), login);
-        self.send_once(endpoint, access, request()).await
+        self.send_once(endpoint, access, request(http)).await
     }
 
     /// Sends a request as it is, with the login that worked before.
@@ -120,7 +139,7 @@ impl Transport {
             Some(login) => request.header(header::AUTHORIZATION, login),
             None => request,
         };
-        request.send().await.map_err(|error| unreachable_because(endpoint, &error))
+        request.send().await.map_err(|error| unreachable_because(endpoint, error))
     }
 
     async fn log_in(
@@ -161,12 +180,12 @@ impl Transport {
             url.query_pairs_mut().append_pair("service", &service);
         }
         url.query_pairs_mut().append_pair("scope", &wanted);
-        let mut request = self.http.get(url);
+        let mut request = self.others()?.get(url);
         if let Some(credential) = credential {
             request = request.header(header::AUTHORIZATION, credential.basic());
         }
         let response =
-            request.send().await.map_err(|error| unreachable_because(endpoint, &error))?;
+            request.send().await.map_err(|error| unreachable_because(endpoint, error))?;
         let status = response.status();
         if !status.is_success() {
             return Err(refused(format!("its token service answered {status}")));
@@ -181,6 +200,27 @@ impl Transport {
     fn logins(&self) -> std::sync::MutexGuard<'_, HashMap<Scope, String>> {
         self.logins.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    // Somebody else in the process may have installed one before; any will do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let redirect = reqwest::redirect::Policy::custom(|attempt| {
+        let left_tls = attempt.url().scheme() != "https"
+            && attempt.previous().iter().any(|url| url.scheme() == "https");
+        if attempt.previous().len() > REDIRECTS_MAX {
+            attempt.error("too many redirects")
+        } else if left_tls {
+            attempt.error("a redirect from https to plain http is not followed")
+        } else {
+            attempt.follow()
+        }
+    });
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_MAX)
+        .read_timeout(IDLE_MAX)
+        .redirect(redirect)
+        .user_agent(concat!("brig/", env!("CARGO_PKG_VERSION")))
 }
 
 impl Credential {
@@ -204,8 +244,31 @@ fn may_see_password(url: &Url, endpoint: &Endpoint) -> bool {
 }
 
 /// The error for a request that got no answer.
-pub(crate) fn unreachable_because(endpoint: &Endpoint, error: &reqwest::Error) -> RegistryError {
-    RegistryError::Unreachable { registry: endpoint.registry.clone(), why: causes(error) }
+pub(crate) fn unreachable_because(endpoint: &Endpoint, error: reqwest::Error) -> RegistryError {
+    RegistryError::Unreachable { registry: endpoint.registry.clone(), why: broke_because(error) }
+}
+
+/// Why a transfer broke. Without the query of its URL: what a registry redirects to is often signed there, and
+/// this text ends up in logs and events.
+pub(crate) fn broke_because(error: reqwest::Error) -> String {
+    let Some(mut url) = error.url().cloned() else { return causes(&error) };
+    url.set_query(None);
+    causes(&error.with_url(url))
+}
+
+/// A whole body; None when it is longer than `bytes_max`.
+pub(crate) async fn read_whole(
+    mut response: Response,
+    bytes_max: usize,
+) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await? {
+        if body.len() + piece.len() > bytes_max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(Some(body))
 }
 
 /// At most `bytes_max` bytes of a body; what could be read, when it breaks.

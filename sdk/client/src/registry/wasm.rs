@@ -16,9 +16,13 @@ use super::progress::Progress;
 use super::push::Source;
 use super::store::blocking;
 use super::{RegistryClient, Transferred};
+use crate::error::ClientError;
+use crate::http::Client;
 
 /// Largest wasm file that is pushed; a node would not compile a larger one in useful time.
 pub const WASM_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Files up to this size are read and hashed on the spot: that takes less time than to start a thread for it.
+const INLINE_BYTES_MAX: u64 = 512 * 1024;
 /// All artifacts are of this time, so that the same file pushed twice has the same digest.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
@@ -155,12 +159,44 @@ fn read(path: &Path) -> Result<Bytes, RegistryError> {
     Ok(Bytes::from(bytes))
 }
 
+/// A wasm file as an artifact, ready to be pushed.
+#[derive(Debug, Clone)]
+pub struct WasmPackage {
+    digest: Digest,
+    manifest: ImageManifest,
+    bytes: Bytes,
+    config: Bytes,
+    layer: Bytes,
+}
+
+impl WasmPackage {
+    /// Reads a wasm file: a module or a component, told apart by its first bytes.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotWasm`] and [`RegistryError::BrokenWasm`].
+    pub async fn read(path: &Path) -> Result<Self, RegistryError> {
+        let is_small = std::fs::metadata(path).is_ok_and(|file| file.len() <= INLINE_BYTES_MAX);
+        if is_small {
+            return package(path);
+        }
+        let owned = path.to_owned();
+        blocking(move || package(&owned)).await
+    }
+
+    /// Digest of its manifest.
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+}
+
 /// A file as a wasm artifact: its layer, its configuration, and its manifest with their bytes.
-fn package(path: &Path) -> Result<(ImageManifest, Bytes, Bytes), RegistryError> {
+fn package(path: &Path) -> Result<WasmPackage, RegistryError> {
     let layer = read(path)?;
     let broken = |why| RegistryError::BrokenWasm { path: path.to_owned(), why };
     let digest = |bytes: &[u8]| Digest::of_sha256(&Sha256::digest(bytes).into());
-    let config = config_of(&layer, digest(&layer)).map_err(broken)?;
+    let layer_digest = digest(&layer);
+    let config = config_of(&layer, layer_digest.clone()).map_err(broken)?;
     let config = serde_json::to_vec(&config).map_err(|error| broken(error.to_string()))?;
     let config = Bytes::from(config);
     let manifest = ImageManifest {
@@ -168,41 +204,70 @@ fn package(path: &Path) -> Result<(ImageManifest, Bytes, Bytes), RegistryError> 
         media_type: Some(MANIFEST.to_owned()),
         artifact_type: None,
         config: Descriptor::new(WASM_CONFIG, digest(&config), config.len() as u64),
-        layers: vec![Descriptor::new(WASM_LAYER, digest(&layer), layer.len() as u64)],
+        layers: vec![Descriptor::new(WASM_LAYER, layer_digest, layer.len() as u64)],
         subject: None,
         annotations: std::collections::BTreeMap::new(),
     };
-    Ok((manifest, config, layer))
+    let bytes = serde_json::to_vec(&manifest)
+        .map(Bytes::from)
+        .map_err(|error| RegistryError::Setup(error.to_string()))?;
+    Ok(WasmPackage { digest: digest(&bytes), manifest, bytes, config, layer })
 }
 
 impl RegistryClient {
-    /// Pushes a wasm file (a module or a component, told apart by its first bytes) as `reference`.
+    /// Pushes a wasm file as `reference`.
     ///
     /// # Errors
-    /// [`RegistryError::NotWasm`] and [`RegistryError::BrokenWasm`] before anything is sent; otherwise what
-    /// the registry says.
+    /// Those of [`WasmPackage::read`] before anything is sent; otherwise what the registry says.
     pub async fn push_wasm(
         &self,
         path: &Path,
         reference: &Reference,
         progress: &dyn Progress,
     ) -> Result<Transferred, RegistryError> {
-        let owned = path.to_owned();
-        let (manifest, config, layer) = blocking(move || package(&owned)).await?;
-        let bytes = serde_json::to_vec(&manifest)
-            .map_err(|error| RegistryError::Setup(error.to_string()))?;
-        let bytes = Bytes::from(bytes);
-        let digest = Digest::of_sha256(&Sha256::digest(&bytes).into());
-        let mut done = Transferred { digest, bytes_sent: 0, blobs_known: 0 };
-        let blobs = [(&manifest.config, config), (&manifest.layers[0], layer)];
+        self.push_wasm_package(&WasmPackage::read(path).await?, reference, progress).await
+    }
+
+    /// As [`Self::push_wasm`], of a file that was read before.
+    ///
+    /// # Errors
+    /// What the registry says.
+    pub async fn push_wasm_package(
+        &self,
+        package: &WasmPackage,
+        reference: &Reference,
+        progress: &dyn Progress,
+    ) -> Result<Transferred, RegistryError> {
+        let mut done =
+            Transferred { digest: package.digest.clone(), bytes_sent: 0, blobs_known: 0 };
+        let blobs = [
+            (&package.manifest.config, &package.config),
+            (&package.manifest.layers[0], &package.layer),
+        ];
         for (descriptor, bytes) in blobs {
-            let source = Source::Memory(bytes);
+            let source = Source::Memory(bytes.clone());
             let sent = self.push_blob(reference, descriptor, &source, progress).await?;
             done.bytes_sent += sent;
             done.blobs_known += usize::from(sent == 0);
         }
-        self.push_manifest(reference, MANIFEST, &bytes).await?;
+        self.push_manifest(reference, MANIFEST, &package.bytes).await?;
         Ok(done)
+    }
+}
+
+impl Client {
+    /// Names a wasm program in the cluster's registry by one request: the registry takes a manifest when it has all
+    /// that the manifest names. False when it does not, or has something else against it: push the program then.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`] and [`ClientError::Broken`].
+    pub async fn wasm_name(
+        &self,
+        package: &WasmPackage,
+        reference: &Reference,
+    ) -> Result<bool, ClientError> {
+        let path = format!("/v2/{}/manifests/{}", reference.repository, reference.wanted());
+        self.put_bytes(&path, MANIFEST, package.bytes.clone()).await
     }
 }
 

@@ -22,8 +22,8 @@ fn system_calls_and_privileges_beyond_the_default_are_refused() {
     for expected in [
         "Seccomp:\t2",
         "NoNewPrivs:\t1",
-        "CapEff:\t00000000a00425fb",
-        "CapBnd:\t00000000a00425fb",
+        "CapEff:\t00000000a00405fb",
+        "CapBnd:\t00000000a00405fb",
         "CapAmb:\t0000000000000000",
         "no-mknod",
         "no-mount",
@@ -126,6 +126,37 @@ fn links_in_the_image_lead_nowhere_outside() {
     oci(&mut task).working_dir = "/dangling/made".to_owned();
     let (record, _) = run(&fixture, &task);
     assert!(record.message.as_ref().unwrap().contains("a link to nothing"), "{record:?}");
+}
+
+#[test]
+fn an_image_whose_dev_is_a_link_touches_nothing_of_the_host() {
+    for name in ["dev", "proc", "sys"] {
+        let Some((fixture, task)) = script("true") else { return };
+        // The same path on the host and in the image, so that the link leads somewhere on both.
+        let outside = fixture.base.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("ptmx"), "kept").unwrap();
+        let layer = fixture.base.path().join("layer");
+        std::fs::create_dir_all(layer.join(outside.strip_prefix("/").unwrap())).unwrap();
+        std::os::unix::fs::symlink(&outside, layer.join(name)).unwrap();
+        let (record, _) = run(&fixture, &task);
+        let left: Vec<_> =
+            std::fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["ptmx"], "{name}");
+        assert_eq!(record.reason, Some(Reason::InvalidArtifact), "{record:?}");
+        assert!(record.message.unwrap().contains(&format!("/{name} is not a directory")));
+    }
+}
+
+#[test]
+fn a_link_to_nothing_does_not_keep_the_containers_own_files_out() {
+    let Some((fixture, task)) = script("cat /etc/resolv.conf >/tmp/x && echo there") else {
+        return;
+    };
+    let link = fixture.base.path().join("layer/etc/resolv.conf");
+    std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", link).unwrap();
+    let (record, output) = run(&fixture, &task);
+    assert_eq!((record.code, output.as_str()), (0, "there\n"), "{record:?}");
 }
 
 #[test]

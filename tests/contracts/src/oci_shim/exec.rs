@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use super::{oci, script, wait_for_line};
+use crate::shim_client::wait_until;
 use crate::shim_contract::Fixture;
 
 /// The program's side of a connection after an exec.
@@ -176,6 +177,20 @@ fn large_streams_arrive_whole_both_ways() {
     let (stdout, _, code) = stdio.finish();
     writing.join().unwrap();
     assert_eq!((stdout.len(), code), (FRAMES * FRAME_BYTES, 0));
+}
+
+#[test]
+fn a_program_is_hung_up_on_when_its_connection_says_what_is_no_frame() {
+    let Some((fixture, task)) = running(SLEEPER) else { return };
+    let command =
+        ["sh", "-c", "trap 'echo hung-up > /tmp/end; exit' HUP; echo here; sleep 3600 & wait"];
+    let mut stdio = exec(&fixture, &task, &command);
+    stdio.wait_for("here");
+    stdio.stream.write_all(&[0, 0, 0, 1, 0xff]).unwrap();
+    wait_until("the program was told", || {
+        let (seen, ..) = exec(&fixture, &task, &["cat", "/tmp/end"]).finish();
+        seen == "hung-up\n"
+    });
 }
 
 #[test]

@@ -50,7 +50,7 @@ async fn a_large_plan_is_carried_out_whole(Fresh { store, .. }: Fresh) {
     let ids: Vec<_> = (0..MANY).map(|index| UnitId::of_plan(sequence, index)).collect();
     for (index, id) in ids.iter().enumerate() {
         let unit = unit_of_shop(id, &format!("shop-{index}"), &like);
-        mine.decisions.push(Decision::UnitCreate(Box::new(unit)));
+        mine.decisions.push(Decision::UnitCreate(std::sync::Arc::new(unit)));
     }
     for (index, id) in ids.iter().enumerate() {
         let node = node_name(if index % 2 == 0 { "node-1" } else { "node-2" });
@@ -116,7 +116,7 @@ async fn a_name_is_freed_before_it_is_taken(Fresh { store, .. }: Fresh) {
     mine.decisions = vec![
         Decision::UnitEnd { unit: old.id.clone(), reason: Reason::Requested },
         Decision::UnitRemove { unit: old.id.clone() },
-        Decision::UnitCreate(Box::new(unit_of_shop(&new, "web", &old))),
+        Decision::UnitCreate(std::sync::Arc::new(unit_of_shop(&new, "web", &old))),
     ];
     let before = store.revision().await.unwrap();
     let committed = store.plan_commit(&mine, NOW).await.unwrap();
@@ -142,7 +142,7 @@ async fn a_unit_that_comes_and_goes_in_one_plan_leaves_no_row(Fresh { store, .. 
     let mut mine = plan(&store, Vec::new()).await;
     let id = UnitId::of_plan(mine.after.next(), 0);
     mine.decisions = vec![
-        Decision::UnitCreate(Box::new(unit_of_shop(&id, "short", &like))),
+        Decision::UnitCreate(std::sync::Arc::new(unit_of_shop(&id, "short", &like))),
         Decision::UnitEnd { unit: id.clone(), reason: Reason::Superseded },
         Decision::UnitRemove { unit: id.clone() },
         Decision::UnitEnd { unit: id.clone(), reason: Reason::Superseded },
@@ -179,7 +179,7 @@ async fn a_plan_sees_what_it_did_itself(Fresh { store, .. }: Fresh) {
         place(&last.id, &node),
         place(&last.id, &node),
         Decision::ServiceRemove { namespace: namespace("default"), name: name("shop") },
-        Decision::UnitCreate(Box::new(unit_of_shop(&late, "late", &like))),
+        Decision::UnitCreate(std::sync::Arc::new(unit_of_shop(&late, "late", &like))),
     ];
     let committed = store.plan_commit(&mine, NOW).await.unwrap();
     let mut expected = vec![like.id.clone(), last.id.clone(), late];
@@ -197,7 +197,7 @@ async fn a_plan_sees_what_it_did_itself(Fresh { store, .. }: Fresh) {
     let mut create = plan(&store, Vec::new()).await;
     let id = UnitId::of_plan(create.after.next(), 0);
     let unit = Unit { owner: Some(owner), ..unit_of_shop(&id, "report-0", &like) };
-    create.decisions = vec![Decision::UnitCreate(Box::new(unit))];
+    create.decisions = vec![Decision::UnitCreate(std::sync::Arc::new(unit))];
     store.plan_commit(&create, NOW).await.unwrap();
     store.object_delete(&key(Kind::Job, "report"), NOW).await.unwrap();
     let leave = Decision::JobRemove { namespace: namespace("default"), name: name("report") };
@@ -262,7 +262,7 @@ async fn many_reports_are_taken_over_in_order(Fresh { store, .. }: Fresh) {
     let ids: Vec<_> = (0..MANY).map(|index| UnitId::of_plan(mine.after.next(), index)).collect();
     for (index, id) in ids.iter().enumerate() {
         let unit = unit_of_shop(id, &format!("shop-{index}"), &like);
-        mine.decisions.extend([Decision::UnitCreate(Box::new(unit)), place(id, &node)]);
+        mine.decisions.extend([Decision::UnitCreate(std::sync::Arc::new(unit)), place(id, &node)]);
     }
     store.plan_commit(&mine, NOW).await.unwrap();
     let before = store.revision().await.unwrap();

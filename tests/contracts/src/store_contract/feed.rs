@@ -13,6 +13,7 @@ on_both!(
     the_feed_is_resumed_in_pieces,
     a_trimmed_feed_asks_to_list_again,
     subscribers_wake_after_a_commit,
+    commits_are_told_as_the_feed_has_them,
     a_write_that_changes_nothing_takes_no_revision,
     events_are_filtered,
     tags_are_set_and_removed,
@@ -74,6 +75,7 @@ async fn the_feed_is_resumed_in_pieces(Fresh { store, .. }: Fresh) {
 }
 
 async fn a_trimmed_feed_asks_to_list_again(Fresh { store, .. }: Fresh) {
+    placed_unit(&store, "web", "node-1").await;
     for index in 0..10 {
         store.unit_create(lone_unit(&format!("u{index}")), NOW).await.unwrap();
     }
@@ -91,6 +93,8 @@ async fn a_trimmed_feed_asks_to_list_again(Fresh { store, .. }: Fresh) {
     let error = store.changes_since(Revision(newest.0 + 1), 10).await.unwrap_err();
     assert!(too_old(&error), "a revision from before a restored backup: {error}");
     assert_eq!(store.event_list(&EventFilter::default()).await.unwrap().len(), 3);
+    let plans = store.sql("select sequence from plans", 10).await.unwrap();
+    assert_eq!(plans.rows, Vec::<Vec<serde_json::Value>>::new(), "forgotten too");
     store.changes_trim(100).await.unwrap();
     assert_eq!(store.changes_since(oldest, 10).await.unwrap().len(), 3);
 }
@@ -105,6 +109,22 @@ async fn subscribers_wake_after_a_commit(Fresh { store, .. }: Fresh) {
     assert_eq!(store.changes_since(Revision(seen.0 - 1), 10).await.unwrap().len(), 1);
     store.unit_create(lone_unit("web"), NOW).await.unwrap_err();
     assert!(!watch.has_changed().unwrap(), "nothing was committed");
+}
+
+async fn commits_are_told_as_the_feed_has_them(Fresh { store, .. }: Fresh) {
+    let mut commits = store.commits();
+    let before = store.revision().await.unwrap();
+    placed_unit(&store, "web", "node-1").await;
+    let yaml = "{kind: secret, name: s, data: {k: v}}\n---\n{kind: config, name: c, data: {}}";
+    store.apply(&manifests(yaml), NOW).await.unwrap();
+    store.object_delete(&key(Kind::Config, "c"), NOW).await.unwrap();
+    let feed = store.changes_since(before, 100).await.unwrap();
+    let mut told = Vec::new();
+    while let Ok(changes) = commits.try_recv() {
+        assert!(changes.iter().all(|change| change.revision == changes[0].revision));
+        told.extend(changes.iter().cloned());
+    }
+    assert_eq!(told, feed);
 }
 
 async fn a_write_that_changes_nothing_takes_no_revision(Fresh { store, .. }: Fresh) {
@@ -141,6 +161,8 @@ async fn events_are_filtered(Fresh { store, .. }: Fresh) {
     assert_eq!(reasons(default).await, all[1..3]);
     let named = EventFilter { name: Some("team".to_owned()), ..Default::default() };
     assert_eq!(reasons(named).await, all[3..]);
+    let impossible = EventFilter { name: Some("te\0am".to_owned()), ..Default::default() };
+    assert_eq!(reasons(impossible).await, [""; 0]);
 }
 
 async fn tags_are_set_and_removed(Fresh { store, .. }: Fresh) {

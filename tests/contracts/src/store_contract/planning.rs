@@ -207,8 +207,13 @@ async fn decisions_without_their_premise_are_left_out(Fresh { store, .. }: Fresh
     assert_eq!((ended.status.state, ended.status.finished_ms), (UnitState::Stopped, Some(NOW)));
 }
 
-fn owned(id: &UnitId, name_: &str, owner: Owner, template: &Unit) -> Box<Unit> {
-    Box::new(Unit { id: id.clone(), name: name(name_), owner: Some(owner), ..template.clone() })
+fn owned(id: &UnitId, name_: &str, owner: Owner, template: &Unit) -> std::sync::Arc<Unit> {
+    std::sync::Arc::new(Unit {
+        id: id.clone(),
+        name: name(name_),
+        owner: Some(owner),
+        ..template.clone()
+    })
 }
 
 async fn an_owner_gets_units_and_goes_after_them(Fresh { store, .. }: Fresh) {
@@ -284,7 +289,7 @@ async fn explanations_are_kept_per_unit(Fresh { store, .. }: Fresh) {
         plan,
         decided_ms: NOW,
         nodes: 3,
-        policy: "bin-packing/1".to_owned(),
+        policy: "bin-packing/2".into(),
         verdict: Verdict::Refused { message: message.to_owned() },
         refusals: Vec::new(),
     };

@@ -1,5 +1,6 @@
 //! What a crash leaves, what an operator is told, and that both databases have the same tables.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::harness::{Fresh, NOW, lone_unit, manifests, on_both};
 
 on_both!(
     an_abandoned_write_leaves_nothing,
+    an_abandoned_write_that_was_committed_is_announced,
     a_killed_writer_leaves_whole_transactions,
     a_newer_database_is_refused,
     a_damaged_row_is_named,
@@ -67,6 +69,23 @@ async fn an_abandoned_write_leaves_nothing(Fresh { store, .. }: Fresh) {
     }
     store.apply(&manifests(&batch("last", SIZE)), NOW).await.unwrap();
     check_whole(&store, SIZE).await;
+}
+
+async fn an_abandoned_write_that_was_committed_is_announced(Fresh { store, .. }: Fresh) {
+    let mut committed = store.subscribe();
+    for round in 0..60_u32 {
+        let (writer, spec) = (store.clone(), lone_unit(&format!("u{round}")));
+        let write = tokio::spawn(async move { writer.unit_create(spec, NOW).await });
+        // Somewhere between its begin and its end; most often in its commit, which takes the longest.
+        tokio::time::sleep(Duration::from_micros(u64::from(round) * 100)).await;
+        write.abort();
+        let _ = write.await;
+        // On SQLite this waits for its turn behind the commit.
+        store.leader_try("me", NOW, 0).await.unwrap();
+        let newest = store.revision().await.unwrap();
+        let heard = committed.wait_for(|revision| *revision >= newest);
+        tokio::time::timeout(PATIENCE, heard).await.expect("whoever waits hears of it").unwrap();
+    }
 }
 
 /// Not a case: what the next one starts in a process of its own, to kill it.
@@ -141,6 +160,22 @@ async fn a_locked_file_is_named_with_the_way_out() {
     assert_eq!(store.revision().await.unwrap(), Revision(1), "reading goes on");
     lock.rollback().await.unwrap();
     store.unit_create(lone_unit("web"), NOW).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_new_file_is_for_its_owner_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("brig.db");
+    let store = Store::open(&format!("sqlite:{}", path.display())).await.unwrap();
+    store.unit_create(lone_unit("web"), NOW).await.unwrap();
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
+        names.push(entry.file_name());
+    }
+    assert!(names.len() > 1, "the write-ahead log too: {names:?}");
     store.close().await;
 }
 

@@ -202,7 +202,7 @@ fn explain(unit: &UnitId, plan: PlanSequence, message: &str) -> Explanation {
         plan,
         decided_ms: NOW,
         nodes: 3,
-        policy: "bin-packing/1".to_owned(),
+        policy: "bin-packing/2".into(),
         verdict: Verdict::Refused { message: message.to_owned() },
         refusals: Vec::new(),
     }
@@ -224,13 +224,8 @@ async fn explanations_have_a_history(Fresh { store, .. }: Fresh) {
         store.plan_commit(&mine, NOW).await.unwrap();
     }
     let mut last = plan(&store, vec![place(&unit.id, &node)]).await;
-    let placed = Verdict::Placed {
-        node: node.clone(),
-        scores: Vec::new(),
-        total: 0,
-        next: Vec::new(),
-        preempted: Vec::new(),
-    };
+    let placed =
+        Verdict::Placed { node: node.clone(), scores: Vec::new(), total: 0, next: Vec::new() };
     let explanation = Explanation { verdict: placed, ..explain(&unit.id, last.after.next(), "") };
     last.explanations = vec![explanation.clone()];
     store.plan_commit(&last, NOW).await.unwrap();
