@@ -74,6 +74,8 @@ async fn lead(app: &App, lease: &mut Lease) -> Result<(), FeedError> {
         }
         return Ok(());
     }
+    // Before nodes come: what they and others ask waits for the model instead of loading one each.
+    let questions = app.questions.receive();
     if !app.is_leader.send_replace(true) {
         app.nodes.restart_grace(Instant::now());
         tracing::info!("this server plans now");
@@ -85,7 +87,7 @@ async fn lead(app: &App, lease: &mut Lease) -> Result<(), FeedError> {
             app,
             model: Box::new(model),
             follower,
-            questions: app.questions.receive(),
+            questions,
             asked: Vec::new(),
             in_a_row: 0,
             rests_until: Instant::now(),
@@ -340,7 +342,7 @@ mod tests {
             streams: Streams::default(),
             registry: Registry::open(config, Arc::new(MemoryIndex::default())).unwrap(),
             questions: Default::default(),
-            mail: crate::node::mail::Mail::new(brig_api::Revision(0)),
+            mail: crate::node::mail::Mail::new(Revision(0)),
             is_leader: watch::Sender::new(false),
             openapi: Arc::default(),
             stop: CancellationToken::new(),

@@ -68,6 +68,9 @@ pub(crate) const ENDED_UNITS_MAX: usize = 1_000;
 pub(crate) const ASSIGNMENTS_BYTES_MAX: usize = 4 << 20;
 /// Time for one message to a node to leave; a node that reads slower is cut off and comes back.
 pub(crate) const SEND_TIME_MAX: Duration = Duration::from_secs(10);
+/// Buffer for what a node says, in bytes. There is one for each node as long as it is connected, and most say little; the
+/// library's own choice is 128 KiB.
+pub(crate) const SESSION_READ_BYTES: usize = 8 << 10;
 /// Messages that wait for one node.
 pub(crate) const SESSION_QUEUE_MAX: usize = 64;
 /// Transactions with news for one node that wait for its session; a node that falls further behind is cut off and comes

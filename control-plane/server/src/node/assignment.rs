@@ -158,21 +158,15 @@ fn is_wanted(unit: &Unit) -> bool {
 }
 
 /// The ended units of a node that are still listed, newest first: the node keeps their logs for as long.
-pub(crate) fn ended_on(node: &NodeName, objects: Vec<Object>) -> Vec<Unit> {
-    let mut ended: Vec<Unit> = objects
-        .into_iter()
-        .filter_map(|object| match object {
-            Object::Unit(unit) => Some(*unit),
-            _ => None,
-        })
-        .filter(|unit| {
-            let state = unit.status.state;
-            unit.node.as_ref() == Some(node) && state.is_final() && state != UnitState::Lost
-        })
-        .collect();
+pub(crate) fn ended_on<'a>(node: &NodeName, units: impl Iterator<Item = &'a Unit>) -> Vec<Unit> {
+    let is_kept = |unit: &&Unit| {
+        let state = unit.status.state;
+        unit.node.as_ref() == Some(node) && state.is_final() && state != UnitState::Lost
+    };
+    let mut ended: Vec<&Unit> = units.filter(is_kept).collect();
     ended.sort_by_key(|unit| std::cmp::Reverse(unit.status.finished_ms));
     ended.truncate(ENDED_UNITS_MAX);
-    ended
+    ended.into_iter().cloned().collect()
 }
 
 /// Variables by which a program learns who it is.
@@ -328,15 +322,13 @@ mod tests {
 
     #[test]
     fn a_node_keeps_what_ended_but_not_what_was_lost_and_does_not_run_it_again() {
-        let objects =
-            |units: Vec<Unit>| units.into_iter().map(|u| Object::Unit(Box::new(u))).collect();
         let units = vec![
             unit("u1", Some("n1"), UnitState::Succeeded),
             unit("u2", Some("n1"), UnitState::Lost),
             unit("u3", Some("n2"), UnitState::Failed),
             unit("u4", Some("n1"), UnitState::Running),
         ];
-        let ended = ended_on(&NodeName::new("n1").unwrap(), objects(units));
+        let ended = ended_on(&NodeName::new("n1").unwrap(), units.iter());
         assert_eq!(ended.iter().map(|unit| unit.id.as_str()).collect::<Vec<_>>(), ["u1"]);
         assert!(!assignment(&ended[0], Texts::default()).is_wanted);
     }

@@ -15,7 +15,7 @@ use brig_api::object::{NodeFacts, Unit};
 use brig_api::session::{
     Assignment, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, Texts, ToNode,
 };
-use brig_api::{Code, Kind, NodeName, Problem, Revision};
+use brig_api::{Code, NodeName, Problem, Revision};
 use brig_store::StoreError;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
@@ -27,11 +27,13 @@ use crate::clock;
 use crate::extract::Upgrade;
 use crate::limits::{
     ASSIGNMENTS_BYTES_MAX, HELLO_TIME_MAX, LEAD_TIME_MAX, SEND_TIME_MAX, SESSION_QUEUE_MAX,
+    SESSION_READ_BYTES,
 };
 use crate::node::assignment::{Told, assignment, ended_on, names_texts, parts};
 use crate::node::contact::{Command, Seat};
 use crate::node::mail::Letter;
 use crate::problem::{Failure, chain};
+use crate::questions::ask;
 
 /// Most bytes of one assignment: the rest of a message is for the names of many others.
 const ALONE_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (2 << 20);
@@ -78,6 +80,7 @@ impl End {
 /// `GET /v1/node-session`
 pub(crate) async fn connect(State(app): State<Arc<App>>, Upgrade(upgrade): Upgrade) -> Response {
     upgrade
+        .read_buffer_size(SESSION_READ_BYTES)
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX)
         .on_upgrade(async move |socket| serve(&app, socket).await)
@@ -184,9 +187,7 @@ async fn begin<'a>(
     outgoing: &'a mpsc::Sender<ToNode>,
 ) -> Result<(Line<'a>, mpsc::Receiver<Letter>), End> {
     if let Err(error) = app.store.node_register(name, facts, clock::now_ms()).await {
-        let problem = Failure::from(error).0;
-        push(outgoing, ToNode::Refused { problem }).await?;
-        return std::future::pending().await; // `send` ends the session once the node was told.
+        return refuse(Failure::from(error).0, outgoing).await;
     }
     let server_version = env!("CARGO_PKG_VERSION").to_owned();
     push(outgoing, ToNode::Welcome { server_version }).await?;
@@ -194,8 +195,12 @@ async fn begin<'a>(
     let letters = app.mail.open(name);
     let since = app.store.revision().await?;
     let units = app.store.node_assignments(name).await?;
-    let (_, objects) = app.store.object_list(Kind::Unit, None).await?;
-    let mut ended = ended_on(name, objects);
+    let of = name.clone();
+    let ended = ask(app, since, move |model, _| ended_on(&of, model.units())).await;
+    let mut ended = match ended {
+        Ok(ended) => ended,
+        Err(failure) => return refuse(failure.0, outgoing).await,
+    };
     // A unit may have ended between the two reads.
     ended.retain(|ended| units.iter().all(|unit| unit.id != ended.id));
     let mut told = Told::new(name.clone());
@@ -211,6 +216,12 @@ async fn begin<'a>(
     }
     push(outgoing, ToNode::Assignments { units: last, others }).await?;
     Ok((Line { app, told, since, outgoing }, letters))
+}
+
+/// Tells the node; `send` ends the session once it was told.
+async fn refuse<T>(problem: Box<Problem>, outgoing: &mpsc::Sender<ToNode>) -> Result<T, End> {
+    push(outgoing, ToNode::Refused { problem }).await?;
+    std::future::pending().await
 }
 
 /// Sends what is new, and what others want of the node, for ever.
