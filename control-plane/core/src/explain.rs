@@ -401,9 +401,10 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
                         .map(|(entry, ..)| entry)
                         .collect();
                     let names =
-                        asked(index, &shape.request).into_iter().filter_map(|(entry, _)| {
-                            short.contains(&entry).then(|| name(index, entry).to_owned())
-                        });
+                        asked(index, &shape.request)
+                            .into_iter()
+                            .filter(|(entry, _)| short.contains(entry))
+                            .map(|(entry, _)| name(index, entry).to_owned());
                     let names = joined(names, "and");
                     if names.is_empty() {
                         "short of whole devices".to_owned()

@@ -158,10 +158,8 @@ impl<'p, 'm> Placing<'p, 'm> {
 
     fn consider(&mut self, slot: UnitSlot) -> Fate {
         let Some(unit) = self.ground.index.unit(slot).cloned() else { return Fate::Waits };
-        if unit.template.gang.is_some() {
-            if let Some(fate) = self.consider_gang(slot, &unit) {
-                return fate;
-            }
+        if let Some(fate) = self.consider_gang(slot, &unit) {
+            return fate;
         }
         if let Some(refused) = self.in_the_way(slot, &unit) {
             self.ground.lift_promise(slot);

@@ -15,10 +15,13 @@ use crate::clock;
 use crate::limits::QUESTIONS_MAX;
 use crate::problem::{Answer, Failure};
 
+/// Finds the answer in the model and gives it to whoever asked.
+type Answering = Box<dyn FnOnce(&mut Model, &Moment) + Send>;
+
 /// A question that waits for its answer.
 pub(crate) struct Question {
     not_before: Revision,
-    answer: Box<dyn FnOnce(&mut Model, &Moment) + Send>,
+    answer: Answering,
 }
 
 impl Question {

@@ -152,20 +152,22 @@ impl Neighbourhoods {
         };
         let Some(selector) = &mut self.selectors[id] else { return id };
         selector.uses += 1;
-        if !selector.counts.contains_key(&topology) {
+        let identities = &self.identities;
+        let topologies = &self.topologies;
+        selector.counts.entry(topology).or_insert_with(|| {
             let mut counts = Vec::new();
-            for identity in self.identities.iter().flatten() {
+            for identity in identities.iter().flatten() {
                 if identity.selectors.contains(&id) {
                     for (node, count) in &identity.nodes {
-                        let domain = self.topologies.of(topology, *node);
+                        let domain = topologies.of(topology, *node);
                         if domain != NO_DOMAIN {
                             *at_mut(&mut counts, domain) += count;
                         }
                     }
                 }
             }
-            selector.counts.insert(topology, counts);
-        }
+            counts
+        });
         id
     }
 

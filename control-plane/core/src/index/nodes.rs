@@ -171,7 +171,7 @@ impl Stock {
     fn hold(&mut self, amount: u64, sign: fn(u64, u64) -> u64) {
         match self {
             Self::Pool { used: held, .. } | Self::Devices { held, .. } => {
-                *held = sign(*held, amount)
+                *held = sign(*held, amount);
             }
         }
     }

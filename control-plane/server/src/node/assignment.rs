@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_node_keeps_what_ended_but_not_what_was_lost_and_does_not_run_it_again() {
-        let units = vec![
+        let units = [
             unit("u1", Some("n1"), UnitState::Succeeded),
             unit("u2", Some("n1"), UnitState::Lost),
             unit("u3", Some("n2"), UnitState::Failed),

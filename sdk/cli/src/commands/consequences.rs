@@ -23,15 +23,18 @@ pub(super) fn consequences(plan: &PlanResponse) -> Vec<String> {
     lines
 }
 
+/// What they share, and the things.
+type Group<'a, K, T> = (K, Vec<&'a T>);
+
 /// Things of one owner that share `K`, in the order of the first of each.
 struct Groups<'a, K, T> {
-    owners: Vec<(&'a ObjectKey, Vec<(K, Vec<&'a T>)>)>,
+    owners: Vec<(&'a ObjectKey, Vec<Group<'a, K, T>>)>,
 }
 
 impl<'a, K: PartialEq, T> Groups<'a, K, T> {
     fn of(things: impl Iterator<Item = (&'a ObjectKey, K, &'a T)>) -> Self {
         let mut places: BTreeMap<&ObjectKey, usize> = BTreeMap::new();
-        let mut owners: Vec<(&ObjectKey, Vec<(K, Vec<&T>)>)> = Vec::new();
+        let mut owners: Vec<(&ObjectKey, Vec<Group<'_, K, T>>)> = Vec::new();
         for (owner, shared, thing) in things {
             let place = *places.entry(owner).or_insert(owners.len());
             if place == owners.len() {
