@@ -112,10 +112,13 @@ pub async fn connect(dir: &Path) -> Result<Connected, ClientError> {
     let pending = Pending::default();
     let writer = tokio::spawn(write_requests(write, requests_rx, pending.clone()));
     tokio::spawn(async move {
-        read_messages(read, decoder, events_tx, &pending).await;
+        read_messages(read, decoder, &events_tx, &pending).await;
         // Ends those that wait for a reply, and the requests that come later.
         writer.abort();
+        let _ = writer.await;
         pending.lock().clear();
+        // Last: who hears that the events have ended asks whether there is still a connection.
+        drop(events_tx);
     });
     Ok(Connected { client: ShimClient { requests }, pid, tasks, events })
 }
@@ -181,7 +184,7 @@ async fn write_requests(
 async fn read_messages(
     mut read: OwnedReadHalf,
     mut decoder: Decoder,
-    events: mpsc::Sender<FromShim>,
+    events: &mpsc::Sender<FromShim>,
     pending: &Pending,
 ) {
     let mut bytes = vec![0; READ_BYTES];
@@ -426,6 +429,7 @@ mod tests {
         assert_eq!(connected.events.recv().await, Some(running));
         server.await.unwrap();
         assert_eq!(connected.events.recv().await, None);
+        assert!(connected.client.is_closed(), "known by all once the events have ended");
         assert!(matches!(
             connected.client.request(Request::Shutdown).await,
             Err(ClientError::Gone(_))
