@@ -13,6 +13,7 @@ use sqlx::sqlite::{
 use sqlx::{Postgres, Sqlite, Transaction};
 
 use crate::error::StoreError;
+use crate::many::Arguments;
 
 /// Connections for reading a SQLite file; its writers take turns anyway.
 const SQLITE_READERS: u32 = 4;
@@ -20,6 +21,9 @@ const SQLITE_READERS: u32 = 4;
 const POSTGRES_CONNECTIONS_MAX: u32 = 10;
 /// Connections for the questions of operators, apart from the others so that these never wait for them.
 const QUERY_CONNECTIONS: u32 = 2;
+/// Prepared statements that a connection keeps. About sixty texts are of one size; ten more come in each of the sizes
+/// that `many.rs` keeps, of which few are in use on one connection.
+const STATEMENTS_KEPT: usize = 200;
 /// How long another process may hold the lock of a SQLite file before a write gives up (and is tried again).
 const SQLITE_BUSY: Duration = Duration::from_secs(1);
 /// How long to wait for a free connection.
@@ -90,7 +94,8 @@ impl Pools {
 
     async fn connect_sqlite(url: &str) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::from_str(url)
-            .map_err(|_| invalid_url("not a SQLite URL: expected `sqlite:PATH`"))?;
+            .map_err(|_| invalid_url("not a SQLite URL: expected `sqlite:PATH`"))?
+            .statement_cache_capacity(STATEMENTS_KEPT);
         if url.contains(":memory:") || url.contains("mode=memory") {
             let message =
                 "a database in memory would be lost with the process: expected `sqlite:PATH`";
@@ -129,6 +134,7 @@ impl Pools {
                 )
             })?
             .application_name("brig")
+            .statement_cache_capacity(STATEMENTS_KEPT)
             .options(POSTGRES_OPTIONS);
         let pool = |connections| {
             PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE)
@@ -194,6 +200,14 @@ impl Tx {
             Self::Postgres(tx) => tx.rollback().await?,
         }
         Ok(())
+    }
+
+    /// How this database wants the arguments of many rows.
+    pub(crate) fn arguments(&self) -> Arguments {
+        match self {
+            Self::Sqlite(_) => Arguments::InOrder,
+            Self::Postgres(_) => Arguments::Numbered,
+        }
     }
 
     /// The text for this database.
