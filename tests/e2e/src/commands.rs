@@ -95,7 +95,7 @@ fn manifests_come_in_three_formats_from_files_folders_and_standard_input() {
 fn a_node_says_what_its_operator_gave_it() {
     let cluster = Cluster::apart();
     let facts = &cluster.json(&["node", "ls", "-o", "json"])[0]["facts"];
-    assert_eq!(facts["allocatable"]["scalars"]["gpu"], 2, "{facts}");
+    assert_eq!(facts["allocatable"]["scalars"]["gpu"], "2", "{facts}");
     assert_eq!(facts["taints"][0]["effect"], "prefer-not", "{facts}");
     assert_eq!(facts["volumes"][0], "/tmp", "{facts}");
     let wide = cluster.ok(&["node", "ls", "-o", "wide"]);

@@ -241,8 +241,8 @@ async fn explanations_have_a_history(Fresh { store, .. }: Fresh) {
         &store,
         "select verdict, node, message, policy from explanations where plan in (11, 12) order by plan",
     );
-    let refused = [json!("refused"), Value::Null, json!("attempt 11"), json!("bin-packing/1")];
-    let placed = [json!("placed"), json!("node-1"), Value::Null, json!("bin-packing/1")];
+    let refused = [json!("refused"), Value::Null, json!("attempt 11"), json!("bin-packing/2")];
+    let placed = [json!("placed"), json!("node-1"), Value::Null, json!("bin-packing/2")];
     assert_eq!(columns.await, [refused, placed]);
 
     // With the unit its explanations go.
