@@ -400,11 +400,10 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
                         .flat_map(|(node, _)| nearest::shortages(index, shape, *node))
                         .map(|(entry, ..)| entry)
                         .collect();
-                    let names =
-                        asked(index, &shape.request)
-                            .into_iter()
-                            .filter(|(entry, _)| short.contains(entry))
-                            .map(|(entry, _)| name(index, entry).to_owned());
+                    let names = asked(index, &shape.request)
+                        .into_iter()
+                        .filter(|(entry, _)| short.contains(entry))
+                        .map(|(entry, _)| name(index, entry).to_owned());
                     let names = joined(names, "and");
                     if names.is_empty() {
                         "short of whole devices".to_owned()

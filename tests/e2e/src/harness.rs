@@ -340,15 +340,24 @@ impl Cluster {
     /// Waits until so many units of a service run; their endpoints.
     #[track_caller]
     pub(crate) fn wait_for_service(&self, service: &str, count: usize) -> Vec<String> {
-        let running = || {
-            let units = self.units_of(service);
-            units.into_iter().filter(|unit| unit["state"] == "running").collect::<Vec<_>>()
-        };
-        self.wait(&format!("{count} running units of `{service}`"), || running().len() == count);
-        let endpoints = running()
-            .into_iter()
-            .flat_map(|unit| unit["endpoints"].as_array().cloned().unwrap_or_default());
-        endpoints.filter_map(|endpoint| endpoint.as_str().map(str::to_owned)).collect()
+        // Of one look: at the next one they may be about to start again.
+        let found = std::cell::RefCell::default();
+        self.wait(&format!("{count} running units of `{service}`"), || {
+            let units = self.running_units_of(service);
+            let is_enough = units.len() == count;
+            *found.borrow_mut() = endpoints(&units);
+            is_enough
+        });
+        found.into_inner()
+    }
+
+    /// Where the running units of a service listen, as its cluster knows now.
+    pub(crate) fn endpoints_of(&self, service: &str) -> Vec<String> {
+        endpoints(&self.running_units_of(service))
+    }
+
+    fn running_units_of(&self, service: &str) -> Vec<Value> {
+        self.units_of(service).into_iter().filter(|unit| unit["state"] == "running").collect()
     }
 
     /// Processes of this cluster's shims: their pids.
@@ -366,6 +375,12 @@ impl Cluster {
         }
         pids
     }
+}
+
+fn endpoints(units: &[Value]) -> Vec<String> {
+    let endpoints =
+        units.iter().flat_map(|unit| unit["endpoints"].as_array().map_or(&[][..], Vec::as_slice));
+    endpoints.filter_map(|endpoint| endpoint.as_str().map(str::to_owned)).collect()
 }
 
 /// What was killed leaves its shims running, as it should. A test leaves nothing.
