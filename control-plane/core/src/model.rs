@@ -231,19 +231,17 @@ impl Model {
 
     pub(crate) fn unit_put(&mut self, unit: Arc<Unit>) {
         self.concern_unit(&unit);
-        // A unit that runs may let another one of its service be stopped.
-        if unit.status.state == UnitState::Running || unit.status.state.is_final() {
-            self.index.hope_again();
-        }
-        let id = unit.id.clone();
-        let old = self
-            .index
-            .slot(&id)
-            .and_then(|slot| self.index.unit(slot))
-            .map(|old| (old.node.clone(), old.status.state.is_on_node()));
-        if old.is_some_and(|(node, was_on)| {
-            was_on && (node != unit.node || !unit.status.state.is_on_node())
-        }) {
+        let state = unit.status.state;
+        let old = self.index.slot(&unit.id).and_then(|slot| self.index.unit(slot));
+        let was_on_node = old.is_some_and(|old| old.status.state.is_on_node());
+        let has_moved = old.is_some_and(|old| old.node != unit.node);
+        // Room that is left; a neighbour that others wait for; a unit that runs, so that another one of its service may be
+        // stopped.
+        let may_help = was_on_node != state.is_on_node()
+            || (was_on_node && has_moved)
+            || state == UnitState::Running
+            || state.is_final();
+        if may_help {
             self.index.hope_again();
         }
         self.index.unit_put(unit);

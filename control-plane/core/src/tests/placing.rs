@@ -187,3 +187,26 @@ fn why_speaks_of_waiting_units_only() {
     let mut why = |id| crate::why(&mut cluster.model, &cluster.moment, id);
     assert!(why(&waits).is_some() && why(&runs).is_none());
 }
+
+#[test]
+fn a_neighbour_that_is_placed_helps_those_who_waited_for_it() {
+    let mut cluster = Cluster::new();
+    cluster.is_stuck = true;
+    cluster.node("a", amount(8_000, 8 * GI));
+    let labels = Labels::from([("app".to_owned(), "db".to_owned())]);
+    let mut near = wasm(amount(100, MI));
+    near.placement.near = vec![brig_api::placement::Neighbours {
+        units: labels.clone(),
+        over: "node".to_owned(),
+        within: None,
+        weight: None,
+    }];
+    let waits = cluster.unit("u", near);
+    cluster.pass();
+    assert_eq!(node_of(&cluster, &waits), None);
+    let neighbour = cluster.unit("db", wasm(amount(100, MI)));
+    cluster.change_unit(&neighbour, |unit| unit.labels = Arc::new(labels));
+    cluster.pass();
+    cluster.pass();
+    assert_eq!(node_of(&cluster, &waits), Some("a"));
+}
