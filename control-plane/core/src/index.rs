@@ -224,9 +224,11 @@ impl Index {
         let tenant = self.tenants.of(&unit.namespace);
         let owner = owner_key(&unit).map(|key| self.owner_number(key));
         let identity = self.neighbours.identity(&unit);
+        // Tasks of a job are not one program that anybody could ask: each has its ports alone.
+        let is_of_service = unit.owner.as_ref().is_some_and(|owner| owner.kind() == Kind::Service);
         let shape = self.shapes.intern(
             &unit,
-            owner,
+            owner.filter(|_| is_of_service),
             identity,
             &mut self.neighbours,
             &mut self.scalars,

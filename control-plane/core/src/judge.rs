@@ -472,7 +472,7 @@ impl Question {
             nodes.memory_scale[slot].share(nodes.used.memory[slot].wrapping_add(request.memory));
         let packing = packing(index, request, slot, cpu, memory);
         let balance = POINTS_MAX - (cpu - memory).abs();
-        let locality = if self.has_locality(index, slot) { POINTS_MAX } else { 0 };
+        let locality = if self.has_locality(index, slot) { LOCALITY_POINTS } else { 0 };
         let prefer = index.shapes.fixed(shape).and_then(|fixed| fixed.points.get(slot).copied());
         let mut of_rules = [("near", 0), ("away", 0), ("spread", 0)];
         for (position, rule) in shape.rules.iter().enumerate() {
@@ -501,8 +501,11 @@ impl Question {
     }
 }
 
-/// Points for a node that has everything already.
-pub(crate) const LOCALITY_SCORE: i64 = LOCALITY * POINTS_MAX;
+/// Points for a node that has everything already: as much as it counts that a node is a twentieth fuller, and less than one
+/// step of a spread that names no weight.
+const LOCALITY_POINTS: i64 = POINTS_MAX / 5;
+/// The same, weighted.
+pub(crate) const LOCALITY_SCORE: i64 = LOCALITY * LOCALITY_POINTS;
 
 /// How full the node would be: the mean of cpu and memory and of every other resource that is asked for.
 fn packing(index: &Index, request: &Vector, slot: NodeSlot, cpu: i64, memory: i64) -> i64 {

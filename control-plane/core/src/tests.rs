@@ -1,9 +1,15 @@
 //! Tests of whole passes: a small cluster is built, planned on, committed, and its nodes do as they are told.
 
+mod devices;
+mod fairness;
+mod gangs;
 mod jobs;
+mod neighbours;
 mod nodes_and_units;
 mod placing;
+mod preemption;
 mod properties;
+mod queueing;
 mod services;
 mod texts;
 
@@ -348,6 +354,27 @@ impl Cluster {
                 && matches!(&unit.owner, Some(Owner::Service { generation, .. }) if *generation == wanted)
         })
     }
+}
+
+/// A lone unit's node, if it has one.
+pub(super) fn node_of(cluster: &Cluster, id: &UnitId) -> Option<String> {
+    cluster.model.unit(id).unwrap().node.as_ref().map(ToString::to_string)
+}
+
+/// The units that a plan stops, by name, with the reason.
+pub(super) fn stops(cluster: &Cluster, plan: &Plan) -> Vec<(String, Reason)> {
+    let mut stops: Vec<_> = plan
+        .decisions
+        .iter()
+        .filter_map(|decision| match decision {
+            Decision::UnitStop { unit, reason, .. } => {
+                Some((cluster.model.unit(unit).unwrap().name.to_string(), *reason))
+            }
+            _ => None,
+        })
+        .collect();
+    stops.sort();
+    stops
 }
 
 /// The refusals of a plan.

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use brig_api::Resources;
 
-/// Larger amounts are taken for this one: 4 PiB, or four billion cores. Sums of thousands of them can be counted.
+/// What there is of more than this is taken for this much: 4 PiB, or four billion cores. Sums of thousands can be counted.
 pub(crate) const AMOUNT_MAX: u64 = 1 << 52;
+/// What is asked for of more than [`AMOUNT_MAX`] is taken for this much: it fits nowhere.
+const TOO_MUCH: u64 = AMOUNT_MAX + 1;
 
 /// The number of a named scalar.
 pub(crate) type ScalarId = usize;
@@ -62,18 +64,30 @@ pub(crate) struct Vector {
 }
 
 impl Vector {
-    /// The vector of `resources`.
+    /// What a node or a quota has: no entry is more than [`AMOUNT_MAX`].
+    pub(crate) fn of_capacity(resources: &Resources, names: &mut ScalarNames) -> Self {
+        let mut vector = Self::new(resources, names);
+        for amount in [&mut vector.cpu, &mut vector.memory, &mut vector.disk] {
+            *amount = AMOUNT_MAX.min(*amount);
+        }
+        for (_, amount) in &mut vector.scalars {
+            *amount = AMOUNT_MAX.min(*amount);
+        }
+        vector
+    }
+
+    /// What is asked for in `resources`.
     pub(crate) fn new(resources: &Resources, names: &mut ScalarNames) -> Self {
         let mut scalars: Vec<_> = resources
             .scalars
             .iter()
-            .map(|(name, amount)| (names.id(name), amount.0.min(AMOUNT_MAX)))
+            .map(|(name, amount)| (names.id(name), amount.0.min(TOO_MUCH)))
             .collect();
         scalars.sort_unstable();
         Self {
-            cpu: resources.cpu.0.min(AMOUNT_MAX),
-            memory: resources.memory.0.min(AMOUNT_MAX),
-            disk: resources.disk.0.min(AMOUNT_MAX),
+            cpu: resources.cpu.0.min(TOO_MUCH),
+            memory: resources.memory.0.min(TOO_MUCH),
+            disk: resources.disk.0.min(TOO_MUCH),
             scalars,
         }
     }
@@ -153,7 +167,7 @@ pub(crate) struct Limit(Vector);
 impl Limit {
     /// The bound that `resources` names.
     pub(crate) fn new(resources: &Resources, names: &mut ScalarNames) -> Self {
-        Self(Vector::new(resources, names))
+        Self(Vector::of_capacity(resources, names))
     }
 
     /// The bound on one entry, if there is one.
@@ -215,6 +229,20 @@ mod tests {
             sum.sub(&huge);
         }
         assert!(sum.entries().all(|(_, amount)| amount == 0));
+    }
+
+    #[test]
+    fn what_is_too_much_to_count_fits_nowhere() {
+        let mut names = ScalarNames::default();
+        let most = amount(u64::MAX, u64::MAX, u64::MAX);
+        let (there, asked) =
+            (Vector::of_capacity(&most, &mut names), Vector::new(&most, &mut names));
+        assert!(
+            there
+                .entries()
+                .zip(asked.entries())
+                .all(|((entry, there), (_, asked))| { entry == Entry::Disk || asked > there })
+        );
     }
 
     #[test]

@@ -267,7 +267,7 @@ impl Nodes {
     pub(crate) fn put(&mut self, node: Arc<Node>, names: &mut ScalarNames) -> (NodeSlot, bool) {
         let known = self.by_name.get(&node.name).copied();
         let slot = known.unwrap_or_else(|| self.add(&node.name));
-        let amount = Vector::new(&node.facts.allocatable, names);
+        let amount = Vector::of_capacity(&node.facts.allocatable, names);
         self.total.sub(&self.declared[slot]);
         self.capacity.set(slot, &amount);
         self.stock[slot] =

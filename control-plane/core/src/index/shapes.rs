@@ -187,7 +187,7 @@ impl Shapes {
         }
     }
 
-    /// The shape of a unit, used once more.
+    /// The shape of a unit, used once more. `owner` may share its http ports among its units.
     pub(crate) fn intern(
         &mut self,
         unit: &Unit,

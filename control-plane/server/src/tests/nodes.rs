@@ -134,8 +134,9 @@ async fn logs_and_exec_go_through_the_node() {
         }
         lines
     });
-    let (mut node, _) = FakeNode::register(&cluster, "n1").await;
-    let mut unit = None;
+    // A plan may be quicker than the node's registration: then the unit is in its first list.
+    let (mut node, units) = FakeNode::register(&cluster, "n1").await;
+    let mut unit = units.first().map(|assignment| assignment.unit.clone());
     let stream = loop {
         match node.hear().await.expect("an open session") {
             ToNode::Assign { units } => unit = Some(units[0].unit.clone()),
