@@ -29,7 +29,7 @@ pub(crate) struct Agenda {
 }
 
 impl Agenda {
-    /// Something about it changed.
+    /// Something about it changed, or may have.
     pub(crate) fn add(&mut self, concern: Concern) {
         self.changed.insert(concern);
     }

@@ -36,6 +36,8 @@ pub(crate) struct Draft<'a> {
     concern: Option<Concern>,
     /// When to look again although nothing changed.
     pub(crate) reminders: BTreeMap<Concern, i64>,
+    /// What to look at again in the next pass, whatever has changed until then.
+    pub(crate) again: BTreeSet<Concern>,
     /// Pending units that end with this plan.
     pub(crate) ended: BTreeSet<UnitId>,
     /// Units that are told to stop.
@@ -70,6 +72,7 @@ impl<'a> Draft<'a> {
             decisions: Vec::new(),
             concern: None,
             reminders: BTreeMap::new(),
+            again: BTreeSet::new(),
             ended: BTreeSet::new(),
             stopped: BTreeMap::new(),
             created: Vec::new(),
@@ -97,6 +100,11 @@ impl<'a> Draft<'a> {
             let due = self.reminders.entry(concern.clone()).or_insert(at_ms);
             *due = at_ms.min(*due);
         }
+    }
+
+    /// Looks at the same again in the next pass: what it waits for may change with anything.
+    pub(crate) fn look_again(&mut self) {
+        self.again.extend(self.concern.clone());
     }
 
     /// Is it `after_ms` later than `since_ms`? If not, asks for a pass when it will be.

@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use brig_api::Kind;
 use brig_api::object::Unit;
+use brig_api::placement::Gang;
 
 use crate::candidates::{Candidate, Counts};
 use crate::explain::{self, Refused};
-use crate::ground::Mark;
 use crate::index::{NodeSlot, UnitSlot, queue_key};
+use crate::judge::Question;
 use crate::place::{Fate, Placing};
+use crate::preempt::Disruptions;
 use crate::vector::Vector;
 
 /// One unit of a gang and the node that was found for it.
@@ -26,6 +28,9 @@ struct Found {
     told: Vec<Candidate>,
     counts: Counts,
 }
+
+/// Nodes for all of a gang, and who has to go for which of its units.
+type Hunted = (Vec<NodeSlot>, Vec<(UnitSlot, Vec<UnitSlot>)>);
 
 impl Placing<'_, '_> {
     /// Considers the whole gang of a unit. None for one whose gang is complete without it: it is considered alone.
@@ -55,31 +60,55 @@ impl Placing<'_, '_> {
         members.sort_by_key(|(_, unit)| queue_key(unit));
         if entry.live + members.len() < size {
             let refused = explain::gang_incomplete(gang, entry.live + members.len());
+            for (slot, _) in &members {
+                let promised = self.ground.lift_promise(*slot);
+                self.note_freed(*slot, promised);
+            }
             self.refuse_all(&members, &refused);
             return Some(Fate::Waits);
         }
         let was_promised: Vec<_> =
             members.iter().map(|(slot, _)| self.ground.lift_promise(*slot)).collect();
+        let fate = self.decide_gang(gang, &members, &was_promised);
+        for ((slot, _), promised) in members.iter().zip(was_promised) {
+            self.note_freed(*slot, promised);
+        }
+        Some(fate)
+    }
+
+    fn decide_gang(
+        &mut self,
+        gang: &Gang,
+        members: &[(UnitSlot, Arc<Unit>)],
+        was_promised: &[Option<NodeSlot>],
+    ) -> Fate {
         let mark = self.ground.mark();
-        match self.try_all(&members) {
+        let (fitting, refused) = match self.try_all(members) {
             Ok(found) => {
                 self.ground.back_to(mark);
                 for Found { slot, unit, node, told, counts } in found {
                     self.accept(slot, &unit, node, &told, counts);
                 }
-                Some(Fate::Placed)
+                return Fate::Placed;
             }
-            Err((fitting, refused)) => {
-                self.ground.back_to(mark);
-                self.forget_refusals();
-                if !self.promise_as_before(&members, &was_promised) && !self.make_room(&members) {
-                    self.keep_room(&members);
-                    let refused = explain::gang_waits(gang, fitting, members.len(), &refused);
-                    self.refuse_all(&members, &refused);
-                }
-                Some(Fate::Waits)
+            Err(refused) => refused,
+        };
+        self.ground.back_to(mark);
+        self.forget_refusals();
+        if let Some(nodes) = was_promised.iter().copied().collect::<Option<Vec<_>>>() {
+            if self.place_as_promised(members, &nodes) {
+                return Fate::Placed;
+            }
+            if self.promise_as_before(members, &nodes) {
+                return Fate::Waits;
             }
         }
+        if !self.make_room(members) {
+            self.keep_room(members);
+            let refused = explain::gang_waits(gang, fitting, members.len(), &refused);
+            self.refuse_all(members, &refused);
+        }
+        Fate::Waits
     }
 
     fn refuse_all(&mut self, members: &[(UnitSlot, Arc<Unit>)], refused: &Refused) {
@@ -108,64 +137,121 @@ impl Placing<'_, '_> {
         Ok(all)
     }
 
-    /// Others are leaving for the gang already: nothing changes until they have.
-    fn promise_as_before(
-        &mut self,
-        members: &[(UnitSlot, Arc<Unit>)],
-        nodes: &[Option<NodeSlot>],
-    ) -> bool {
+    /// Places all on the nodes that they were promised, if those that left for them have gone. What was found one by one may
+    /// be another arrangement, and not fit.
+    fn place_as_promised(&mut self, members: &[(UnitSlot, Arc<Unit>)], nodes: &[NodeSlot]) -> bool {
         let mark = self.ground.mark();
-        for ((slot, unit), node) in members.iter().zip(nodes) {
-            let Some(node) = node.filter(|node| self.fits_once_free(*slot, unit, *node)) else {
-                self.ground.back_to(mark);
-                return false;
-            };
-            self.ground.promise(*slot, node);
-        }
-        for ((_, unit), node) in members.iter().zip(nodes) {
-            if let Some(node) = node {
-                let refused = explain::gang_promised(self.ground.index, *node);
-                self.refuse(unit, &refused, Some(*node));
+        let fits = self.imagine_on(members, nodes);
+        self.ground.back_to(mark);
+        if fits {
+            for ((slot, unit), node) in members.iter().zip(nodes) {
+                let told = self.candidate(*slot, unit, *node);
+                self.accept(*slot, unit, *node, &told, Counts::default());
             }
         }
+        fits
+    }
+
+    /// The node as if it had been found.
+    fn candidate(&self, slot: UnitSlot, unit: &Unit, node: NodeSlot) -> Vec<Candidate> {
+        let index = &*self.ground.index;
+        let key = self.search_key(slot, unit);
+        let question = key.map(|(shape, is_short)| Question::new(index, shape, is_short));
+        let scores = question.map(|question| question.scores(index, node)).unwrap_or_default();
+        let score = scores.iter().map(|score| score.points * score.weight).sum();
+        vec![Candidate { node, score }]
+    }
+
+    /// Places all on these nodes as far as they fit; false if not all do.
+    fn imagine_on(&mut self, members: &[(UnitSlot, Arc<Unit>)], nodes: &[NodeSlot]) -> bool {
+        members.iter().zip(nodes).all(|((slot, unit), node)| {
+            self.in_the_way(*slot, unit).is_none()
+                && self.fits_now(*slot, unit, *node)
+                && self.imagine(*slot, *node)
+        })
+    }
+
+    fn imagine(&mut self, slot: UnitSlot, node: NodeSlot) -> bool {
+        let grants = self.grants(slot, node);
+        self.ground.place(slot, node, grants);
         true
+    }
+
+    /// Imagines everybody gone who is on the way out.
+    fn lift_leavers(&mut self) {
+        let leavers: Vec<_> = self.ground.index.leavers.iter().copied().collect();
+        for slot in leavers {
+            self.ground.lift(slot);
+        }
+    }
+
+    /// Others are leaving for the gang already: nothing changes until they have.
+    fn promise_as_before(&mut self, members: &[(UnitSlot, Arc<Unit>)], nodes: &[NodeSlot]) -> bool {
+        let mark = self.ground.mark();
+        self.lift_leavers();
+        let fits = self.imagine_on(members, nodes);
+        self.ground.back_to(mark);
+        if fits {
+            self.promise_all(members, nodes);
+        }
+        fits
+    }
+
+    fn promise_all(&mut self, members: &[(UnitSlot, Arc<Unit>)], nodes: &[NodeSlot]) {
+        for ((slot, unit), node) in members.iter().zip(nodes) {
+            self.ground.promise(*slot, *node);
+            let refused = explain::gang_promised(self.ground.index, *node);
+            self.refuse(unit, &refused, Some(*node));
+        }
     }
 
     /// Stops less important units, if that makes room for all.
     fn make_room(&mut self, members: &[(UnitSlot, Arc<Unit>)]) -> bool {
         let mark = self.ground.mark();
-        let decided = self.found.decisions.len();
-        let mut nodes = Vec::with_capacity(members.len());
+        self.lift_leavers();
+        self.forget_refusals();
+        let found = self.hunt_for_all(members);
+        self.ground.back_to(mark);
+        self.forget_refusals();
+        // What was spent in imagination is spent when it is decided.
+        self.disruptions = Disruptions::default();
+        let Some((nodes, victims)) = found else { return false };
+        for (slot, victims) in &victims {
+            if let Some(unit) = self.ground.index.unit(*slot).cloned() {
+                self.stop(victims, &unit);
+            }
+        }
+        self.promise_all(members, &nodes);
+        true
+    }
+
+    /// A node for each, and for whom who would have to go. What it charged and lifted stays so.
+    fn hunt_for_all(&mut self, members: &[(UnitSlot, Arc<Unit>)]) -> Option<Hunted> {
+        let (mut nodes, mut victims) = (Vec::with_capacity(members.len()), Vec::new());
         for (slot, unit) in members {
             if self.in_the_way(*slot, unit).is_some() {
-                return self.give_up(mark, decided);
+                return None;
             }
             let node = match self.find(*slot, unit) {
                 Some((node, ..)) => node,
                 None => {
-                    let Some((node, victims)) = self.hunt(*slot, unit) else {
-                        return self.give_up(mark, decided);
-                    };
-                    self.stop(&victims, unit);
+                    let (node, gone) = self.hunt(*slot, unit)?;
+                    for slot in &gone {
+                        if let Some(victim) = self.ground.index.unit(*slot).cloned() {
+                            self.disruptions.stopped(self.ground.index, &victim);
+                        }
+                        self.ground.lift(*slot);
+                    }
+                    victims.push((*slot, gone));
+                    // There is more room than when others were refused.
+                    self.forget_refusals();
                     node
                 }
             };
-            self.ground.promise(*slot, node);
+            self.imagine(*slot, node);
             nodes.push(node);
         }
-        for ((_, unit), node) in members.iter().zip(nodes) {
-            let refused = explain::gang_promised(self.ground.index, node);
-            self.refuse(unit, &refused, Some(node));
-        }
-        true
-    }
-
-    fn give_up(&mut self, mark: Mark, decided: usize) -> bool {
-        self.found.decisions.truncate(decided);
-        self.ground.back_to(mark);
-        self.forget_refusals();
-        self.disruptions = crate::preempt::Disruptions::default();
-        false
+        Some((nodes, victims))
     }
 
     /// Keeps what the gang will need, if it is the first that waits and could ever fit.

@@ -130,6 +130,11 @@ impl<'m> Ground<'m> {
         self.changes.push(node);
     }
 
+    /// The node on which room is kept for the unit.
+    pub(crate) fn promised(&self, unit: UnitSlot) -> Option<NodeSlot> {
+        self.promises.get(&unit).map(|(node, _)| *node)
+    }
+
     /// Keeps it no longer; gives the node.
     pub(crate) fn lift_promise(&mut self, unit: UnitSlot) -> Option<NodeSlot> {
         let (node, amount) = self.promises.remove(&unit)?;

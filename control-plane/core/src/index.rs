@@ -37,9 +37,12 @@ pub(crate) type ShapeId = usize;
 /// A service or job: its namespace, kind and name.
 pub(crate) type OwnerKey = (NamespacePath, Kind, ResourceName);
 
-/// The order in which pending units are considered within a namespace: priority, then age, then id. Of two ids of the same
-/// form the shorter has the smaller number.
-pub(crate) type QueueKey = (std::cmp::Reverse<i32>, i64, usize, UnitId);
+/// How soon a unit is considered: those that others may stop at any time after all others, then by priority.
+pub(crate) type Rank = (bool, std::cmp::Reverse<i32>);
+
+/// The order in which pending units are considered within a namespace: rank, then age, then id. Of two ids of the same form
+/// the shorter has the smaller number.
+pub(crate) type QueueKey = (Rank, i64, usize, UnitId);
 
 /// One unit, and what is derived from it.
 #[derive(Debug, Clone)]
@@ -95,12 +98,15 @@ pub(crate) struct Index {
     hopes: u64,
     /// Units whose node does not exist, by its name.
     pub(crate) strays: BTreeMap<NodeName, BTreeSet<UnitSlot>>,
+    /// Units on nodes that are on their way out.
+    pub(crate) leavers: BTreeSet<UnitSlot>,
 }
 
 /// Where in the queue a unit is.
 pub(crate) fn queue_key(unit: &Unit) -> QueueKey {
     let id = unit.id.clone();
-    (std::cmp::Reverse(unit.template.priority), unit.meta.created_ms, id.as_str().len(), id)
+    let rank = (unit.template.revocable, std::cmp::Reverse(unit.template.priority));
+    (rank, unit.meta.created_ms, id.as_str().len(), id)
 }
 
 /// Does it wait for a node?
@@ -199,9 +205,9 @@ impl Index {
         }
     }
 
-    /// Forgets a node; its units become strays.
-    pub(crate) fn node_remove(&mut self, name: &NodeName) {
-        let Some(slot) = self.nodes.slot(name) else { return };
+    /// Forgets a node; its units, which are given, become strays.
+    pub(crate) fn node_remove(&mut self, name: &NodeName) -> Vec<Arc<Unit>> {
+        let Some(slot) = self.nodes.slot(name) else { return Vec::new() };
         let charged: Vec<_> = self.nodes.units[slot].iter().copied().collect();
         for unit in &charged {
             self.uncharge(*unit);
@@ -209,9 +215,11 @@ impl Index {
         self.nodes.remove(name);
         self.shapes.node_changed(slot, &self.nodes);
         self.neighbours.node_changed(slot, &self.nodes);
+        let units = charged.iter().filter_map(|unit| self.unit(*unit).cloned()).collect();
         if !charged.is_empty() {
             self.strays.entry(name.clone()).or_default().extend(charged);
         }
+        units
     }
 
     /// Takes over a unit as it is now.
@@ -371,6 +379,7 @@ impl Index {
         self.nodes.used.add(node, &shape.request);
         if is_leaving {
             self.nodes.leaving.add(node, &shape.request);
+            self.leavers.insert(slot);
         }
         if !shape.request.scalars.is_empty() {
             self.nodes.take_devices(node, &shape.request, grants, &self.scalars);
@@ -405,6 +414,7 @@ impl Index {
         self.nodes.used.sub(node, &shape.request);
         if is_leaving {
             self.nodes.leaving.sub(node, &shape.request);
+            self.leavers.remove(&slot);
         }
         if !shape.request.scalars.is_empty() {
             self.nodes.return_devices(node, &shape.request, &grants, &self.scalars);
@@ -450,8 +460,10 @@ impl Index {
         let Some(shape) = self.shapes.get(shape) else { return };
         if is_leaving {
             self.nodes.leaving.add(node, &shape.request);
+            self.leavers.insert(slot);
         } else {
             self.nodes.leaving.sub(node, &shape.request);
+            self.leavers.remove(&slot);
         }
         match (is_revocable, is_leaving) {
             (true, _) => {}

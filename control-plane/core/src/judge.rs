@@ -43,7 +43,7 @@ pub(crate) struct Question {
     domain_terms: Vec<(TermId, TopologyId)>,
     /// Domains with a node that the shape could use, by topology of its spread rules.
     eligible: BTreeMap<TopologyId, Vec<bool>>,
-    /// By rule: for spread, the fewest units in an eligible domain.
+    /// By rule: for spread, the fewest units in an eligible domain; for near, whether there are any.
     fewest: Vec<u32>,
 }
 
@@ -113,21 +113,25 @@ impl Question {
         topologies
     }
 
-    /// Counts anew what spread rules compare with. True when what they say of nodes is no longer what it was.
+    /// Counts anew what rules compare with. True when what they say of nodes is no longer what it was.
     pub(crate) fn refresh(&mut self, index: &Index) -> bool {
         let Some(shape) = index.shapes.get(self.shape) else { return false };
         let mut has_changed = false;
         for (position, rule) in shape.rules.iter().enumerate() {
-            let RuleKind::Spread { targets, .. } = &rule.kind else { continue };
-            if !targets.is_empty() {
-                continue;
-            }
-            let eligible = self.eligible.get(&rule.topology).map_or(&[][..], Vec::as_slice);
-            let counted = eligible.iter().enumerate().filter(|(_, is_eligible)| **is_eligible);
-            let fewest = counted
-                .map(|(domain, _)| index.neighbours.count(rule.selector, rule.topology, domain))
-                .min()
-                .unwrap_or(0);
+            let fewest = match &rule.kind {
+                RuleKind::Spread { targets, .. } if targets.is_empty() => {
+                    let eligible = self.eligible.get(&rule.topology).map_or(&[][..], Vec::as_slice);
+                    let counted = eligible.iter().enumerate().filter(|(_, eligible)| **eligible);
+                    let count =
+                        |(domain, _)| index.neighbours.count(rule.selector, rule.topology, domain);
+                    counted.map(count).min().unwrap_or(0)
+                }
+                // The first may go anywhere, and nobody after it.
+                RuleKind::Near { selects_itself: true } => {
+                    index.neighbours.total(rule.selector).min(1)
+                }
+                _ => continue,
+            };
             if self.fewest[position] != fewest {
                 self.fewest[position] = fewest;
                 has_changed |= rule.topology == NODE;

@@ -226,22 +226,18 @@ impl Model {
     fn job_put(&mut self, job: Arc<Job>) {
         let (namespace, name) = (job.spec.namespace.clone(), job.spec.name.clone());
         self.agenda.add(Concern::Job(namespace.clone(), name.clone()));
+        if job.is_deleting {
+            // What the job counted, and kept for that, may go.
+            self.concern_units_of(&namespace, Kind::Job, &name);
+        }
         self.objects.jobs.entry(namespace).or_default().insert(name, job);
     }
 
     pub(crate) fn unit_put(&mut self, unit: Arc<Unit>) {
         self.concern_unit(&unit);
-        let state = unit.status.state;
-        let old = self.index.slot(&unit.id).and_then(|slot| self.index.unit(slot));
-        let was_on_node = old.is_some_and(|old| old.status.state.is_on_node());
-        let has_moved = old.is_some_and(|old| old.node != unit.node);
-        // Room that is left; a neighbour that others wait for; a unit that runs, so that another one of its service may be
-        // stopped.
-        let may_help = was_on_node != state.is_on_node()
-            || (was_on_node && has_moved)
-            || state == UnitState::Running
-            || state.is_final();
-        if may_help {
+        let id = unit.id.clone();
+        let old = self.index.slot(&id).and_then(|slot| self.index.unit(slot));
+        if may_help_others(old.map(|old| &**old), &unit) {
             self.index.hope_again();
         }
         self.index.unit_put(unit);
@@ -249,6 +245,13 @@ impl Model {
 
     fn concern_unit(&mut self, unit: &Unit) {
         self.agenda.add(Concern::Unit(unit.id.clone()));
+        // Whether there is anything left to give up with a node that is out of reach.
+        let slot = unit.node.as_ref().and_then(|node| self.index.nodes.slot(node));
+        if let Some(node) =
+            unit.node.as_ref().filter(|_| slot.is_some_and(|slot| !self.index.nodes.is_ready[slot]))
+        {
+            self.agenda.add(Concern::Node(node.clone()));
+        }
         match &unit.owner {
             Some(Owner::Service { name, .. }) => {
                 self.agenda.add(Concern::Service(unit.namespace.clone(), name.clone()));
@@ -271,6 +274,7 @@ impl Model {
 
     pub(crate) fn service_remove(&mut self, namespace: &NamespacePath, name: &ResourceName) {
         self.concern_units_of(namespace, Kind::Service, name);
+        self.agenda.add(Concern::Service(namespace.clone(), name.clone()));
         if let Some(names) = self.objects.services.get_mut(namespace) {
             names.remove(name);
             if names.is_empty() {
@@ -281,6 +285,7 @@ impl Model {
 
     pub(crate) fn job_remove(&mut self, namespace: &NamespacePath, name: &ResourceName) {
         self.concern_units_of(namespace, Kind::Job, name);
+        self.agenda.add(Concern::Job(namespace.clone(), name.clone()));
         if let Some(names) = self.objects.jobs.get_mut(namespace) {
             names.remove(name);
             if names.is_empty() {
@@ -309,7 +314,10 @@ impl Model {
                 if let Ok(name) = NodeName::new(key.name.as_str()) {
                     self.agenda.add(Concern::Node(name.clone()));
                     self.objects.nodes.remove(&name);
-                    self.index.node_remove(&name);
+                    for unit in self.index.node_remove(&name) {
+                        self.concern_unit(&unit);
+                    }
+                    self.index.hope_again();
                 }
             }
             (Kind::Service, Some(namespace)) => {
@@ -355,4 +363,25 @@ impl Model {
             }
         }
     }
+}
+
+/// May units that were refused find room now that this one is no longer what it was?
+fn may_help_others(old: Option<&Unit>, new: &Unit) -> bool {
+    let state = new.status.state;
+    let was_on_node = old.is_some_and(|old| old.status.state.is_on_node());
+    // Room that is left; a neighbour that others wait for; what a namespace uses of what it is sure of.
+    let has_moved = was_on_node != state.is_on_node()
+        || old.is_some_and(|old| was_on_node && old.node != new.node);
+    has_moved
+        // Another one of its service may be stopped while this one runs.
+        || state == UnitState::Running
+        || state.is_final()
+        || old.is_some_and(|old| {
+            // Room that was promised is as good as taken.
+            let has_given_up = old.promised.is_some() && old.promised != new.promised;
+            let is_about_to_leave = old.desired != new.desired;
+            // One that serves nobody any more may be stopped without harm to its service.
+            let has_faltered = old.status.state == UnitState::Running;
+            has_given_up || is_about_to_leave || has_faltered
+        })
 }

@@ -24,7 +24,8 @@ use crate::Decision;
 use crate::candidates::{Candidate, Counts, Search};
 use crate::explain::{self, Refused};
 use crate::ground::Ground;
-use crate::index::{Index, NodeSlot, ShapeId, UnitSlot};
+use crate::index::shapes::{Rule, RuleKind};
+use crate::index::{Index, NodeSlot, Rank, ShapeId, UnitSlot, queue_key};
 use crate::judge::{POLICY, Question, Without};
 use crate::model::Objects;
 use crate::obstacle::Obstacle;
@@ -71,6 +72,8 @@ pub(crate) struct Placing<'p, 'm> {
     pub(crate) disruptions: Disruptions,
     readiness: BTreeMap<crate::index::OwnerKey, bool>,
     pub(crate) gangs_seen: BTreeSet<(brig_api::NamespacePath, brig_api::ResourceName)>,
+    /// In this pass room that was kept for a unit has been given up, or units were told to leave.
+    has_freed: bool,
     /// Room is kept for a gang until then; without a time, nobody knows when it will be.
     pub(crate) kept_until_ms: Option<Option<i64>>,
     pub(crate) found: Placements,
@@ -105,6 +108,7 @@ impl<'p, 'm> Placing<'p, 'm> {
             disruptions: Disruptions::default(),
             readiness: BTreeMap::new(),
             gangs_seen: BTreeSet::new(),
+            has_freed: false,
             kept_until_ms: None,
             found: Placements::default(),
         }
@@ -112,8 +116,10 @@ impl<'p, 'm> Placing<'p, 'm> {
 
     /// Considers every unit that waits.
     pub(crate) fn run(mut self) -> Placements {
-        for (_, units) in self.levels() {
-            self.promise_again(&units);
+        let mut levels = self.levels();
+        self.take_what_is_sure(&mut levels);
+        for (_, units) in levels {
+            self.promise_again(units.values().flatten());
             let total = self.ground.index.nodes.total.clone();
             let mut level = Level::new(units, &self.ground.index.tenants, &total);
             while let Some(unit) = level.next(&self.ground.index.tenants) {
@@ -127,16 +133,16 @@ impl<'p, 'm> Placing<'p, 'm> {
         self.found
     }
 
-    /// Units by priority, highest first, then by namespace, then by age.
-    fn levels(&self) -> Vec<(i32, BTreeMap<usize, VecDeque<UnitSlot>>)> {
-        let mut levels: Vec<(i32, BTreeMap<usize, VecDeque<UnitSlot>>)> = Vec::new();
-        for ((priority, ..), slot) in &self.ground.index.pending {
+    /// Units by rank, then by namespace, then by age.
+    fn levels(&self) -> Vec<(Rank, BTreeMap<usize, VecDeque<UnitSlot>>)> {
+        let mut levels: Vec<(Rank, BTreeMap<usize, VecDeque<UnitSlot>>)> = Vec::new();
+        for ((rank, ..), slot) in &self.ground.index.pending {
             let Some(entry) = self.ground.index.entry(*slot) else { continue };
             if self.ended.contains(&entry.unit.id) {
                 continue;
             }
-            if levels.last().is_none_or(|(last, _)| *last != priority.0) {
-                levels.push((priority.0, BTreeMap::new()));
+            if levels.last().is_none_or(|(last, _)| last != rank) {
+                levels.push((*rank, BTreeMap::new()));
             }
             if let Some((_, units)) = levels.last_mut() {
                 units.entry(entry.tenant).or_default().push_back(*slot);
@@ -145,9 +151,33 @@ impl<'p, 'm> Placing<'p, 'm> {
         levels
     }
 
+    /// First come units for which others leave because their namespace is sure of the room: whoever has to leave may be
+    /// replaced by a unit of a higher priority, which would take it again.
+    fn take_what_is_sure(&mut self, levels: &mut [(Rank, BTreeMap<usize, VecDeque<UnitSlot>>)]) {
+        let mut first = Vec::new();
+        for (_, units) in levels {
+            for queue in units.values_mut() {
+                queue.retain(|slot| {
+                    let is_first = self.is_taking_back(*slot);
+                    if is_first {
+                        first.push(*slot);
+                    }
+                    !is_first
+                });
+            }
+            units.retain(|_, queue| !queue.is_empty());
+        }
+        let index = &*self.ground.index;
+        first.sort_by_cached_key(|slot| index.unit(*slot).map(|unit| queue_key(unit)));
+        self.promise_again(first.iter());
+        for slot in first {
+            self.consider(slot);
+        }
+    }
+
     /// Room that earlier passes promised stays promised, before units of the same priority are considered.
-    fn promise_again(&mut self, units: &BTreeMap<usize, VecDeque<UnitSlot>>) {
-        for slot in units.values().flatten() {
+    fn promise_again<'u>(&mut self, units: impl Iterator<Item = &'u UnitSlot>) {
+        for slot in units {
             let node = self.ground.index.unit(*slot).and_then(|unit| unit.promised.as_ref());
             let node = node.and_then(|node| self.ground.index.nodes.slot(node));
             if let Some(node) = node {
@@ -156,7 +186,33 @@ impl<'p, 'm> Placing<'p, 'm> {
         }
     }
 
+    /// Do others leave for the unit, and does a guarantee cover it?
+    fn is_taking_back(&self, slot: UnitSlot) -> bool {
+        let index = &*self.ground.index;
+        let Some(entry) = index.entry(slot) else { return false };
+        let is_sure = |request| index.tenants.guarantor(entry.tenant, request).is_some();
+        entry.unit.promised.is_some()
+            && !entry.unit.template.revocable
+            && index.request_of(entry).is_some_and(is_sure)
+    }
+
     fn consider(&mut self, slot: UnitSlot) -> Fate {
+        let promised = self.ground.promised(slot);
+        let fate = self.decide(slot);
+        self.note_freed(slot, promised);
+        fate
+    }
+
+    /// Room that was kept for a unit and is not any more may be what others were refused for.
+    pub(crate) fn note_freed(&mut self, slot: UnitSlot, promised: Option<NodeSlot>) {
+        let at = self.ground.index.entry(slot).and_then(|entry| entry.at);
+        if promised.is_some() && promised != at.or_else(|| self.ground.promised(slot)) {
+            self.has_freed = true;
+            self.forget_refusals();
+        }
+    }
+
+    fn decide(&mut self, slot: UnitSlot) -> Fate {
         let Some(unit) = self.ground.index.unit(slot).cloned() else { return Fate::Waits };
         if let Some(fate) = self.consider_gang(slot, &unit) {
             return fate;
@@ -167,6 +223,12 @@ impl<'p, 'm> Placing<'p, 'm> {
             return Fate::Waits;
         }
         let promised = self.ground.lift_promise(slot);
+        if promised.is_some()
+            && let Some(key) = self.search_key(slot, &unit)
+        {
+            // Others of its shape may have been refused for want of the room that is kept for this one.
+            self.refused.remove(&key);
+        }
         if promised.is_none() && self.is_known_hopeless(slot, &unit) {
             return Fate::Waits;
         }
@@ -185,7 +247,8 @@ impl<'p, 'm> Placing<'p, 'm> {
         if let Some((node, victims)) = self.hunt(slot, &unit) {
             self.stop(&victims, &unit);
             self.ground.promise(slot, node);
-            let refused = explain::promised(self.ground.index, node, &victims);
+            let leavers = if victims.is_empty() { self.leavers(node) } else { victims };
+            let refused = explain::promised(self.ground.index, node, &leavers);
             self.refuse(&unit, &refused, Some(node));
             return Fate::Waits;
         }
@@ -194,15 +257,24 @@ impl<'p, 'm> Placing<'p, 'm> {
         if let Some(entry) = self.ground.index.entry(slot)
             && promised.is_none()
             && self.kept_until_ms.is_none()
+            && !self.may_be_helped_by_placements(entry.shape)
         {
             self.found.hopeless.push((entry.shape, standing(&unit)));
         }
         Fate::Waits
     }
 
+    /// Others that come may help it: those that it must be near, or that a spread counts elsewhere.
+    fn may_be_helped_by_placements(&self, shape: ShapeId) -> bool {
+        let rules = self.ground.index.shapes.get(shape).map(|shape| &shape.rules);
+        let is_helped = |rule: &Rule| rule.weight.is_none() && !matches!(rule.kind, RuleKind::Away);
+        rules.is_some_and(|rules| rules.iter().any(is_helped))
+    }
+
     /// Was the shape refused before, and has nothing happened since that could help? Then the unit's status says so already.
     fn is_known_hopeless(&self, slot: UnitSlot, unit: &Unit) -> bool {
-        unit.status.reason == Some(Reason::Unschedulable)
+        !self.has_freed
+            && unit.status.reason == Some(Reason::Unschedulable)
             && unit.promised.is_none()
             && self.ground.index.is_still_hopeless(slot, standing(unit))
     }
@@ -365,10 +437,18 @@ impl<'p, 'm> Placing<'p, 'm> {
         self.ended.contains(&unit.id)
     }
 
-    pub(crate) fn fits_once_free(&self, slot: UnitSlot, unit: &Unit, node: NodeSlot) -> bool {
+    /// Does the unit fit on the node?
+    pub(crate) fn fits_now(&self, slot: UnitSlot, unit: &Unit, node: NodeSlot) -> bool {
+        self.fits(slot, unit, node, Without::default())
+    }
+
+    fn fits_once_free(&self, slot: UnitSlot, unit: &Unit, node: NodeSlot) -> bool {
+        self.fits(slot, unit, node, Without { units: &[], leavers: true })
+    }
+
+    fn fits(&self, slot: UnitSlot, unit: &Unit, node: NodeSlot, without: Without<'_>) -> bool {
         let Some((shape, is_short)) = self.search_key(slot, unit) else { return false };
         let question = Question::new(self.ground.index, shape, is_short);
-        let without = Without { units: &[], leavers: true };
         question.obstacles(self.ground.index, node, without).is_empty()
     }
 
@@ -392,14 +472,20 @@ impl<'p, 'm> Placing<'p, 'm> {
         let tenant = index.entry(slot)?.tenant;
         let request = index.request(slot)?;
         let guarantor = index.tenants.guarantor(tenant, request);
-        let claimant = Claimant { priority: unit.template.priority, guarantor };
-        let hunt_key = (key, claimant);
+        let tenant = Some(tenant).filter(|_| index.tenants.has_guarantees());
+        let spared = unit.template.after.iter().filter_map(|dependency| {
+            let service = dependency.service.clone()?;
+            Some((unit.namespace.clone(), Kind::Service, service))
+        });
+        let priority = unit.template.priority;
+        let claimant = Claimant { priority, tenant, guarantor, spared: spared.collect() };
+        let hunt_key = (key, claimant.clone());
         if self.hopeless_hunts.contains(&hunt_key) {
             return None;
         }
         let hunt = self
             .hunts
-            .entry(hunt_key)
+            .entry(hunt_key.clone())
             .or_insert_with(|| Hunt::new(Question::new(index, key.0, key.1), claimant));
         let found = hunt.best(index, self.objects, &mut self.disruptions, &self.ground.changes);
         if found.is_none() {
@@ -410,6 +496,11 @@ impl<'p, 'm> Placing<'p, 'm> {
 
     /// Tells units to stop for `unit`.
     pub(crate) fn stop(&mut self, victims: &[UnitSlot], unit: &Unit) {
+        if !victims.is_empty() {
+            // What they leave may be more than is needed here.
+            self.has_freed = true;
+            self.hopeless_hunts.clear();
+        }
         for slot in victims {
             let Some(victim) = self.ground.index.unit(*slot).cloned() else { continue };
             self.disruptions.stopped(self.ground.index, &victim);

@@ -33,7 +33,7 @@ pub fn plan(model: &mut Model, moment: &Moment) -> Plan {
     let mut draft = Draft::new(model, moment);
     reconcile(&mut draft, concerns);
     let stamp = Stamp { plan: draft.sequence, now_ms: draft.now_ms };
-    let Draft { mut decisions, reminders, ended, stopped, created, .. } = draft;
+    let Draft { mut decisions, reminders, again, ended, stopped, created, .. } = draft;
     let mut ground = Ground::new(&mut model.index);
     for unit in created {
         ground.enter(unit);
@@ -41,6 +41,7 @@ pub fn plan(model: &mut Model, moment: &Moment) -> Plan {
     for id in stopped.keys() {
         if let Some(slot) = ground.index.slot(id) {
             ground.set_leaving(slot);
+            ground.index.hope_again();
         }
     }
     let placements = Placing::new(&mut ground, &model.objects, stamp, &ended).run();
@@ -50,6 +51,9 @@ pub fn plan(model: &mut Model, moment: &Moment) -> Plan {
     }
     for (concern, at_ms) in reminders {
         model.agenda.remind(concern, at_ms);
+    }
+    for concern in again {
+        model.agenda.add(concern);
     }
     decisions.extend(placements.decisions);
     Plan {

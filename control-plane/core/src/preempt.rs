@@ -3,7 +3,7 @@
 //! Harm is, in this order: the highest priority among those that go, how many go, and how long the one that has run longest has
 //! run. Revocable units come before all others. A service never loses more running units than its `max_unavailable` allows.
 //! A unit that its namespace's guarantee covers may also stop units of other namespaces, whatever their priority, that run
-//! on what they have borrowed.
+//! on what they have borrowed, and is not stopped for units of others that would run on what they borrow.
 //!
 //! What may be stopped only becomes less while a pass goes on, so harm only grows, and a harm that was worked out earlier is a
 //! lower bound: the best node is looked at again before it is taken, and that is enough.
@@ -15,7 +15,7 @@ use brig_api::Kind;
 use brig_api::lifecycle::UnitState;
 use brig_api::object::{Desired, Unit};
 
-use crate::index::tenants::TenantId;
+use crate::index::tenants::{Gone, TenantId};
 use crate::index::{Entry, Index, NodeSlot, OwnerKey, UnitSlot, owner_key};
 use crate::judge::{Question, Without};
 use crate::model::Objects;
@@ -23,11 +23,15 @@ use crate::obstacle::Obstacle;
 use crate::tournament::Tournament;
 
 /// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Claimant {
     pub(crate) priority: i32,
+    /// Its own namespace, where any namespace is sure of anything.
+    pub(crate) tenant: Option<TenantId>,
     /// The namespace whose guarantee covers it, if one does.
     pub(crate) guarantor: Option<TenantId>,
+    /// Services that it comes after: without their units it could not start.
+    pub(crate) spared: Vec<OwnerKey>,
 }
 
 /// What a node would cost: less is better. The last is the node's position by name.
@@ -49,7 +53,9 @@ impl Disruptions {
         let service = objects.services.get(namespace).and_then(|names| names.get(name));
         let left = service.map_or(u32::MAX, |service| {
             let running = index.units_of(key).filter(|(slot, unit)| {
-                let is_staying = index.entry(*slot).is_some_and(|entry| !entry.is_leaving);
+                // One that is imagined gone is nowhere.
+                let is_staying =
+                    index.entry(*slot).is_some_and(|entry| entry.at.is_some() && !entry.is_leaving);
                 is_staying && is_serving(index, unit)
             });
             let running = u32::try_from(running.count()).unwrap_or(u32::MAX);
@@ -141,7 +147,8 @@ impl Hunt {
         found
     }
 
-    /// What it costs to make room on a node, and who has to go. None where nobody's going helps, or nobody has to.
+    /// What it costs to make room on a node, and who has to go; nobody where others are leaving already. None where nobody's
+    /// going helps.
     fn harm(
         &self,
         index: &Index,
@@ -162,13 +169,21 @@ impl Hunt {
         if index.shapes.fixed(shape)?.obstacles[node].is_some() {
             return None;
         }
+        let found = self.question.obstacles(index, node, Without { units: &[], leavers: true });
+        if found.is_empty() {
+            // Those who are leaving anyway make room enough.
+            return Some(((i32::MIN, 0, i64::MIN, index.nodes.rank[node]), Vec::new()));
+        }
+        if !found.iter().all(helps) {
+            return None;
+        }
         let on_node = index.nodes.units[node].iter().copied();
         let mut victims: Vec<_> = on_node
             .filter_map(|slot| {
                 let entry = index.entry(slot)?;
                 let unit = &entry.unit;
                 let since_ms = unit.placed_ms.unwrap_or(unit.meta.created_ms);
-                self.may_stop(index, entry).then_some((
+                self.may_stop(index, entry, &Gone::new()).then_some((
                     standing(unit),
                     Reverse(since_ms),
                     &unit.id,
@@ -182,24 +197,30 @@ impl Hunt {
         victims.sort_unstable();
         let mut spent: BTreeMap<OwnerKey, u32> = BTreeMap::new();
         let mut gone: Vec<UnitSlot> = Vec::new();
+        let mut of_tenants = Gone::new();
         let mut is_enough = false;
         for (.., slot) in &victims {
             let Some(entry) = index.entry(*slot) else { continue };
+            // Those before it may have been all that was borrowed.
+            if !of_tenants.is_empty() && !self.may_stop(index, entry, &of_tenants) {
+                continue;
+            }
             if !may_lose(index, objects, disruptions, &mut spent, &entry.unit) {
                 continue;
             }
             gone.push(*slot);
+            self.note_gone(index, entry, &mut of_tenants);
             let found =
                 self.question.obstacles(index, node, Without { units: &gone, leavers: true });
             if found.is_empty() {
                 is_enough = true;
                 break;
             }
-            if !found.iter().all(helps) {
-                return None;
-            }
         }
         if !is_enough {
+            return None;
+        }
+        if !self.stays_sure(index, &gone) {
             return None;
         }
         // The last one is needed; of the others perhaps not all are, the most important first.
@@ -207,7 +228,7 @@ impl Hunt {
             let spared = gone.remove(position);
             let found =
                 self.question.obstacles(index, node, Without { units: &gone, leavers: true });
-            if !found.is_empty() {
+            if !found.is_empty() || !self.stays_sure(index, &gone) {
                 gone.insert(position, spared);
             }
         }
@@ -222,17 +243,59 @@ impl Hunt {
         Some((harm, gone))
     }
 
-    fn may_stop(&self, index: &Index, entry: &Entry) -> bool {
+    /// `gone` are to go before it.
+    fn may_stop(&self, index: &Index, entry: &Entry, gone: &Gone) -> bool {
         if entry.is_leaving {
             return false;
         }
-        if standing(&entry.unit) < self.claimant.priority {
-            return true;
+        if owner_key(&entry.unit).is_some_and(|owner| self.claimant.spared.contains(&owner)) {
+            return false;
         }
-        self.claimant.guarantor.is_some_and(|guarantor| {
-            let Some(request) = index.request_of(entry) else { return false };
-            index.tenants.is_borrowing(entry.tenant, request, guarantor)
+        let Claimant { priority, tenant, guarantor, .. } = &self.claimant;
+        if standing(&entry.unit) < *priority {
+            // What a namespace is sure of is lost only to what it is sure of; see `stays_sure`.
+            return guarantor.is_some()
+                || tenant.is_none_or(|tenant| {
+                    !self.is_at_home(index, entry, gone)
+                        || index.tenants.shares_guarantee(tenant, entry.tenant)
+                });
+        }
+        let Some(request) = index.request_of(entry) else { return false };
+        guarantor.is_some_and(|guarantor| {
+            index.tenants.is_borrowing(entry.tenant, request, guarantor, gone)
         })
+    }
+
+    fn is_at_home(&self, index: &Index, entry: &Entry, gone: &Gone) -> bool {
+        let request = index.request_of(entry).filter(|_| !entry.unit.template.revocable);
+        request.is_some_and(|request| index.tenants.is_at_home(entry.tenant, request, gone))
+    }
+
+    fn note_gone(&self, index: &Index, entry: &Entry, gone: &mut Gone) {
+        let request = index.request_of(entry).filter(|_| !entry.unit.template.revocable);
+        if self.claimant.tenant.is_some()
+            && let Some(request) = request
+        {
+            index.tenants.note_gone(entry.tenant, request, gone);
+        }
+    }
+
+    /// A guarantee may change hands, from a unit of lower priority to the claimant. But it covers the claimant then: if it did
+    /// not, those whose guarantee it is would take the room back, and so on for ever.
+    fn stays_sure(&self, index: &Index, gone: &[UnitSlot]) -> bool {
+        let Claimant { tenant: Some(tenant), guarantor: None, .. } = self.claimant else {
+            return true;
+        };
+        let mut of_tenants = Gone::new();
+        let mut takes_what_is_sure = false;
+        for entry in gone.iter().filter_map(|slot| index.entry(*slot)) {
+            takes_what_is_sure |= self.is_at_home(index, entry, &of_tenants);
+            self.note_gone(index, entry, &mut of_tenants);
+        }
+        let request = index.shapes.get(self.question.shape).map(|shape| &shape.request);
+        !takes_what_is_sure
+            || request
+                .is_some_and(|request| index.tenants.covers_then(tenant, request, &of_tenants))
     }
 }
 

@@ -478,13 +478,15 @@ fn resolve(
 ) -> (Vec<Rule>, Vec<TermId>) {
     let PlacementRules { near, away, spread, distinct_hosts, .. } = &unit.template.placement;
     let (mut rules, mut terms) = (Vec::new(), Vec::new());
+    // Its siblings: for a unit on its own those with the same labels, and none where it has no labels.
     let own = match owner_key(unit) {
-        Some(owner) => SelectorKey::Owner(owner),
-        None => SelectorKey::Labels {
+        Some(owner) => Some(SelectorKey::Owner(owner)),
+        None if unit.labels.is_empty() => None,
+        None => Some(SelectorKey::Labels {
             within: unit.namespace.clone(),
             is_exact: true,
             labels: (*unit.labels).clone(),
-        },
+        }),
     };
     let labelled = |wanted: &Neighbours| SelectorKey::Labels {
         within: wanted.within.clone().unwrap_or_else(|| unit.namespace.clone()),
@@ -498,7 +500,7 @@ fn resolve(
         let kind = RuleKind::Near { selects_itself };
         rules.push(Rule { kind, selector, topology, weight: wanted.weight });
     }
-    let distinct = distinct_hosts.then(|| (own.clone(), OVER_NODE, None));
+    let distinct = own.clone().filter(|_| *distinct_hosts).map(|own| (own, OVER_NODE, None));
     let others = away.iter().map(|wanted| (labelled(wanted), wanted.over.as_str(), wanted.weight));
     for (key, over, weight) in others.chain(distinct) {
         let topology = neighbours.topologies.intern(over, nodes);
@@ -508,7 +510,7 @@ fn resolve(
             terms.push(neighbours.hold(selector, topology));
         }
     }
-    for wanted in spread {
+    for (wanted, own) in spread.iter().filter_map(|wanted| Some((wanted, own.as_ref()?))) {
         let topology = neighbours.topologies.intern(&wanted.over, nodes);
         let selector = neighbours.select(own.clone(), topology);
         let weight = match wanted.max_skew {

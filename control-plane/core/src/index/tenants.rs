@@ -29,6 +29,9 @@ pub(crate) struct Tenant {
     pub(crate) units: u32,
 }
 
+/// What units that are to go use of each namespace's `firm`.
+pub(crate) type Gone = BTreeMap<TenantId, Vector>;
+
 /// All namespaces; also those of which only units are known.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tenants {
@@ -161,24 +164,69 @@ impl Tenants {
         })
     }
 
-    /// Would the unit's namespace still have more than it is sure of if the unit and `gone` (more of the same namespace)
-    /// went? Then the unit runs on what it has borrowed. `beneficiary` must not be above both.
+    /// Is anybody sure of anything?
+    pub(crate) fn has_guarantees(&self) -> bool {
+        self.rows.iter().any(|row| row.guarantee.is_some())
+    }
+
+    /// Notes that a unit is to go: namespaces whose `firm` it is in have that much less.
+    pub(crate) fn note_gone(&self, id: TenantId, request: &Vector, gone: &mut Gone) {
+        for id in self.chain(id) {
+            gone.entry(id).or_default().add(request);
+        }
+    }
+
+    /// Is a unit that is there covered by a guarantee, once others have gone?
+    pub(crate) fn is_at_home(&self, id: TenantId, request: &Vector, gone: &Gone) -> bool {
+        self.chain(id).any(|id| self.covers(id, request, gone))
+    }
+
+    /// Is a namespace above both (or one of them) sure of anything?
+    pub(crate) fn shares_guarantee(&self, one: TenantId, other: TenantId) -> bool {
+        let is_above_other = |above: TenantId| self.chain(other).any(|id| id == above);
+        self.chain(one).any(|id| self.rows[id].guarantee.is_some() && is_above_other(id))
+    }
+
+    /// Does a guarantee cover a unit that comes, once others have gone?
+    pub(crate) fn covers_then(&self, id: TenantId, request: &Vector, gone: &Gone) -> bool {
+        self.chain(id).any(|id| {
+            let row = &self.rows[id];
+            row.guarantee.as_ref().is_some_and(|limit| {
+                let others = match gone.get(&id) {
+                    Some(gone) => row.firm.saturating_sub(gone),
+                    None => row.firm.clone(),
+                };
+                !limit.is_guarantee_exceeded(&others, request)
+            })
+        })
+    }
+
+    /// Does the guarantee of this very namespace cover a unit that is there?
+    fn covers(&self, id: TenantId, request: &Vector, gone: &Gone) -> bool {
+        let row = &self.rows[id];
+        row.guarantee.as_ref().is_some_and(|limit| {
+            let mut others = row.firm.saturating_sub(request);
+            if let Some(gone) = gone.get(&id) {
+                others = others.saturating_sub(gone);
+            }
+            !limit.is_guarantee_exceeded(&others, request)
+        })
+    }
+
+    /// Does a unit run on what its namespaces have borrowed, even once others have gone? `beneficiary` must not be above
+    /// both.
     pub(crate) fn is_borrowing(
         &self,
         id: TenantId,
         request: &Vector,
         beneficiary: TenantId,
+        gone: &Gone,
     ) -> bool {
         let is_above_both = self.chain(id).any(|above| above == beneficiary);
         if is_above_both {
             return false;
         }
         // Covered by any guarantee on its way up, the unit is where it has a right to be.
-        !self.chain(id).any(|id| {
-            let row = &self.rows[id];
-            row.guarantee.as_ref().is_some_and(|limit| {
-                !limit.is_guarantee_exceeded(&row.firm.saturating_sub(request), request)
-            })
-        })
+        !self.chain(id).any(|id| self.covers(id, request, gone))
     }
 }

@@ -16,15 +16,8 @@ use crate::draft::Draft;
 /// Notes whether a node came or went, and what becomes of its units.
 pub(super) fn reconcile(draft: &mut Draft<'_>, name: &NodeName) {
     let index = draft.index;
-    let Some(slot) = draft.node(name) else {
-        let strays = index.strays.get(name).into_iter().flatten();
-        let mut strays: Vec<_> = strays.filter_map(|unit| index.unit(*unit)).collect();
-        strays.sort_unstable_by(|left, right| left.id.cmp(&right.id));
-        for unit in strays {
-            lose(draft, unit, "its node was removed from the cluster".to_owned());
-        }
-        return;
-    };
+    // Units of a node that is gone are looked at one by one.
+    let Some(slot) = draft.node(name) else { return };
     let Some(node) = index.nodes.get(slot) else { return };
     let is_ready = index.nodes.is_ready[slot];
     let state = if is_ready { NodeState::Ready } else { NodeState::Unreachable };

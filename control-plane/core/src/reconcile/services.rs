@@ -143,9 +143,14 @@ fn make_way(draft: &mut Draft<'_>, crew: &mut Crew<'_>, replicas: usize) {
         question.obstacles(index, node, without).is_empty()
             && index.tenants.exceeded(entry.tenant, request, Some(freed)).is_none()
     };
-    if let Some(position) = crew.old.iter().rposition(makes_room) {
-        let unit = crew.old.remove(position);
-        draft.stop(unit, Desired::Remove, Reason::Superseded);
+    match crew.old.iter().rposition(makes_room) {
+        Some(position) => {
+            let unit = crew.old.remove(position);
+            draft.stop(unit, Desired::Remove, Reason::Superseded);
+        }
+        // Others may leave, quotas may grow.
+        None if !crew.old.is_empty() => draft.look_again(),
+        None => {}
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn reconcile(draft: &mut Draft<'_>, id: &UnitId) {
     if state.is_final() && is_to_go(draft, unit) {
         draft.decide(Decision::UnitRemove { unit: unit.id.clone() });
     }
-    if state.is_on_node() && unit.desired == Desired::Run {
+    if state.is_on_node() {
         end_in_time(draft, unit);
         lose_stray(draft, unit);
     }
@@ -43,7 +43,8 @@ pub(super) fn reconcile(draft: &mut Draft<'_>, id: &UnitId) {
 
 /// A unit whose time is up is stopped.
 fn end_in_time(draft: &mut Draft<'_>, unit: &Unit) {
-    let Some(run_ms) = unit.template.max_run_ms else { return };
+    let run_ms = unit.template.max_run_ms.filter(|_| unit.desired == Desired::Run);
+    let Some(run_ms) = run_ms else { return };
     let began_ms = unit.placed_ms.unwrap_or(unit.meta.created_ms);
     let run_ms = i64::try_from(run_ms).unwrap_or(i64::MAX);
     if draft.is_past(began_ms, run_ms) {
