@@ -5,8 +5,13 @@
 //! `cargo run -p simulator -- --seeds 1 --first SEED` shows the same again.
 
 mod agent;
+mod amounts;
+mod database;
 mod invariants;
+mod planner;
 mod random;
+mod soundness;
+mod workload;
 mod world;
 
 use std::io::Write as _;

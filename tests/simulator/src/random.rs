@@ -21,6 +21,17 @@ impl Random {
         u32::try_from(self.next() % u64::from(limit.max(1))).unwrap_or(0)
     }
 
+    /// The same for a position in a list of that length.
+    pub(crate) fn position(&mut self, length: usize) -> usize {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        usize::try_from(self.below(length)).unwrap_or(0)
+    }
+
+    /// From `least` to `most`.
+    pub(crate) fn between(&mut self, least: u32, most: u32) -> u32 {
+        least + self.below(most.saturating_sub(least).saturating_add(1))
+    }
+
     /// True in `percent` of a hundred cases.
     pub(crate) fn chance(&mut self, percent: u32) -> bool {
         self.below(100) < percent
@@ -28,7 +39,13 @@ impl Random {
 
     /// One of `items`, if there are any.
     pub(crate) fn pick<'i, T>(&mut self, items: &'i [T]) -> Option<&'i T> {
-        let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
-        items.get(usize::try_from(self.below(count)).unwrap_or(0))
+        items.get(self.position(items.len()))
+    }
+
+    /// In any order (Fisher and Yates).
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.position(last + 1));
+        }
     }
 }

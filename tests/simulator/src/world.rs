@@ -1,37 +1,31 @@
-//! The simulated cluster: one database, two planners, some nodes, a bad network, and users.
+//! The simulated cluster: one database, planners that follow its feed, some nodes, a bad network, and users.
+
+mod rest;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, ensure};
-use brig_api::change::Change;
+use anyhow::Context as _;
 use brig_api::lifecycle::UnitState;
-use brig_api::object::{
-    Desired, Job, JobState, Meta, Namespace, Node, NodeFacts, NodeState, Object, Owner, Service,
-};
-use brig_api::placement::PlacementRules;
-use brig_api::spec::{JobSpec, Labels, NamespaceSpec, ServiceSpec};
-use brig_api::unit_spec::{
-    Disconnect, Program, RestartPolicy, Runtime, Task, UnitTemplate, WasmProgram,
-};
-use brig_api::{
-    Bytes, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, Revision,
-    UnitId,
-};
-use brig_core::commit::commit;
-use brig_core::{Model, Moment, Plan, plan};
+use brig_api::object::{Desired, Object, ObjectKey, Owner, Unit};
+use brig_api::{Kind, NamespacePath, NodeName, Revision, UnitId};
+use brig_core::{Model, Moment};
 
-use crate::agent::{Agent, Assignment};
+use crate::agent::{Agent, Assignment, Mood};
+use crate::database::Database;
 use crate::invariants::Witness;
+use crate::planner::Planner;
 use crate::random::Random;
+use crate::workload;
 
 /// Faulty events of one run.
 const EVENTS: u32 = 300;
-/// Rounds within which a healed cluster comes to rest.
-const ROUNDS_MAX: u32 = 3_000;
-/// What a node has.
-const NODE_SIZE: u64 = 8;
+/// Servers that plan.
+const PLANNERS: usize = 2;
 /// Most messages under way; the oldest are lost beyond that.
 const MESSAGES_MAX: usize = 200;
+/// Most nodes.
+const NODES_MAX: usize = 6;
 
 /// Something under way between control plane and nodes.
 #[derive(Debug, Clone)]
@@ -42,14 +36,15 @@ enum Message {
 
 struct World {
     random: Random,
-    model: Model,
+    database: Database,
+    planners: Vec<Planner>,
     now_ms: i64,
     silent: BTreeSet<NodeName>,
     agents: BTreeMap<NodeName, Agent>,
     messages: Vec<Message>,
-    /// A plan that the other planner has made and not committed yet.
-    late_plan: Option<Plan>,
     witness: Witness,
+    /// Counts what users made.
+    made: u32,
 }
 
 /// One run: faults first, then rest.
@@ -71,97 +66,83 @@ impl World {
     fn new(seed: u64) -> anyhow::Result<Self> {
         let mut world = Self {
             random: Random::new(seed),
-            model: Model::new(Revision(0), PlanSequence(0), []),
+            database: Database::new(),
+            planners: Vec::new(),
             now_ms: 1_000_000,
             silent: BTreeSet::new(),
             agents: BTreeMap::new(),
             messages: Vec::new(),
-            late_plan: None,
             witness: Witness::default(),
+            made: 0,
         };
-        for index in 0..=world.random.below(4) {
-            let node = node(&format!("node-{index}"))?;
-            world.agents.insert(node.name.clone(), Agent::default());
-            world.put(Object::Node(node));
+        for _ in 0..=world.random.below(5) {
+            world.node_joins()?;
         }
-        if world.random.chance(50) {
-            let quota = Some(amount(3 + u64::from(world.random.below(20))));
-            let name = NamespacePath::default_namespace();
-            let spec = NamespaceSpec {
-                name,
-                quota,
-                guarantee: None,
-                weight: None,
-                max_units: None,
-                max_services: None,
-                max_jobs: None,
-                description: String::new(),
-            };
-            world.put(Object::Namespace(Namespace { spec, meta: Meta::default() }));
+        for path in workload::NAMESPACES {
+            if world.random.chance(40) {
+                world.namespace_changes(&NamespacePath::new(path)?);
+            }
         }
+        let planner = |_| Planner::new(&world.database);
+        world.planners = (0..PLANNERS).map(planner).collect();
         Ok(world)
     }
 
-    fn put(&mut self, object: Object) {
-        let revision = Revision(self.model.revision.0 + 1);
-        let change = Change { revision, position: 0, key: object.key(), object: Some(object) };
-        self.model.apply(&change);
-    }
-
     fn check(&mut self) -> anyhow::Result<()> {
-        self.witness.check(&self.model)
+        let oldest = self.planners.iter().map(Planner::revision).min();
+        self.witness.check(self.database.rows(), oldest.unwrap_or(Revision(0)))
     }
 
     fn event(&mut self) -> anyhow::Result<()> {
         match self.random.below(100) {
-            0..25 => self.pass()?,
-            25..30 => self.late_plan = Some(self.plan()),
-            30..35 => self.commit_late(),
-            35..50 => self.tell_nodes(),
-            50..70 => self.deliver(),
-            70..85 => self.work(false),
-            85..88 => self.now_ms += i64::from(self.random.below(40_000)),
-            88..91 => self.change_reach(),
-            91..93 => self.reboot(),
+            0..34 => self.planner_steps()?,
+            34..48 => self.tell_nodes(),
+            48..66 => self.deliver(),
+            66..80 => self.work(false),
+            80..83 => self.now_ms += i64::from(self.random.below(40_000)),
+            83..85 => self.change_reach(),
+            85..86 => self.reboot(),
+            86..88 => self.change_mood(),
+            88..90 => self.node_changes()?,
             _ => self.user_acts()?,
         }
         Ok(())
     }
 
-    fn plan(&self) -> Plan {
-        plan(&mut self.model.clone(), &Moment { now_ms: self.now_ms, silent: self.silent.clone() })
+    fn moment(&self) -> Moment {
+        Moment { now_ms: self.now_ms, silent: self.silent.clone() }
     }
 
-    fn pass(&mut self) -> anyhow::Result<()> {
-        let made = self.plan();
-        if !made.is_empty() {
-            commit(&mut self.model, &made, self.now_ms)?;
+    fn planner_steps(&mut self) -> anyhow::Result<()> {
+        let moment = self.moment();
+        let position = self.random.position(self.planners.len());
+        if let Some(planner) = self.planners.get_mut(position) {
+            if self.random.chance(1) {
+                planner.crash(&self.database, &mut self.random);
+            }
+            planner.step(&mut self.database, &moment, &mut self.random)?;
         }
         Ok(())
     }
 
-    /// The other planner commits what it planned a while ago: refused when somebody planned since, and otherwise
-    /// right although reports and users have changed the model meanwhile.
-    fn commit_late(&mut self) {
-        if let Some(late) = self.late_plan.take() {
-            let newest = self.model.plan;
-            let is_refused = commit(&mut self.model, &late, self.now_ms).is_err();
-            debug_assert_eq!(is_refused, late.after != newest);
-        }
-    }
-
     /// Sends each node its list, and each node's reports.
     fn tell_nodes(&mut self) {
+        let truth = self.database.truth();
+        let everybody: Vec<_> = truth.units().collect();
         let mut sent = Vec::new();
-        for (node, agent) in &self.agents {
-            sent.push(Message::Assignments(
-                node.clone(),
-                self.model.revision,
-                assignments(&self.model, node),
-            ));
+        for (node, agent) in &mut self.agents {
+            let list = assignments(truth, node);
+            sent.push(Message::Assignments(node.clone(), truth.revision, list));
             for (unit, held) in &agent.held {
                 let (unit, node) = (unit.clone(), node.clone());
                 sent.push(Message::Report(node, unit, held.state, held.sequence));
+            }
+            if agent.mood == Mood::Lies
+                && let Some(unit) = self.random.pick(&everybody)
+            {
+                let is_of_other = unit.node.as_ref().is_some_and(|other| other != node);
+                let (state, sequence) = agent.lie(&unit.id, is_of_other, &mut self.random);
+                sent.push(Message::Report(node.clone(), unit.id.clone(), state, sequence));
             }
         }
         for message in sent {
@@ -175,10 +156,11 @@ impl World {
 
     /// Any of the messages arrives, unless its node is out of reach.
     fn deliver(&mut self) {
-        let count = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
-        for _ in 0..self.random.below(12).min(count) {
-            let left = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
-            let position = usize::try_from(self.random.below(left)).unwrap_or(0);
+        for _ in 0..self.random.below(16) {
+            if self.messages.is_empty() {
+                return;
+            }
+            let position = self.random.position(self.messages.len());
             let message = self.messages.swap_remove(position);
             self.receive(message);
         }
@@ -189,11 +171,11 @@ impl World {
             Message::Assignments(node, revision, list) => {
                 let agent = self.agents.get_mut(&node).filter(|_| !self.silent.contains(&node));
                 if let Some(agent) = agent {
-                    agent.assign(revision, &list);
+                    agent.assign(revision, &list, self.now_ms);
                 }
             }
             Message::Report(node, unit, state, sequence) if !self.silent.contains(&node) => {
-                let Some(unit) = self.model.unit(&unit) else { return };
+                let Some(unit) = self.database.truth().unit(&unit) else { return };
                 let is_news = unit.node.as_ref() == Some(&node)
                     && sequence > unit.status.sequence
                     && unit.status.state.allows_report(state);
@@ -201,7 +183,7 @@ impl World {
                     let mut unit = unit.clone();
                     (unit.status.state, unit.status.sequence) = (state, sequence);
                     unit.status.finished_ms = state.is_final().then_some(self.now_ms);
-                    self.put(Object::Unit(Box::new(unit)));
+                    self.database.put(Object::Unit(Box::new(unit)));
                 }
             }
             Message::Report(..) => {}
@@ -235,166 +217,63 @@ impl World {
         }
     }
 
-    fn user_acts(&mut self) -> anyhow::Result<()> {
-        let text = format!("s{}", self.random.below(3));
-        let service = ResourceName::new(text)?;
-        let job = ResourceName::new(format!("j{}", self.random.below(2)))?;
-        let namespace = NamespacePath::default_namespace();
-        let old = self.model.service(&namespace, &service);
-        let old_job = self.model.job(&namespace, &job);
-        match (self.random.below(6), old.cloned(), old_job.cloned()) {
-            (0..2, None, _) => self.new_service(service)?,
-            (0, Some(mut old), _) => {
-                old.spec.replicas = self.random.below(6);
-                self.put(Object::Service(old));
+    fn change_mood(&mut self) {
+        if let Some(node) = self.any_node()
+            && let Some(agent) = self.agents.get_mut(&node)
+        {
+            match agent.mood {
+                Mood::Good if self.random.chance(50) => agent.mood = Mood::Hangs,
+                Mood::Good => agent.mood = Mood::Lies,
+                Mood::Hangs | Mood::Lies => agent.cure(),
             }
-            (1, Some(mut old), _) => {
-                old.generation += 1;
-                old.spec.unit = template(&mut self.random)?;
-                self.put(Object::Service(old));
+        }
+    }
+
+    /// A node comes, goes for good, or is no longer what it was.
+    fn node_changes(&mut self) -> anyhow::Result<()> {
+        match (self.random.below(3), self.any_node()) {
+            (0, _) | (_, None) if self.agents.len() < NODES_MAX => self.node_joins()?,
+            (1, Some(name)) if self.random.chance(60) => {
+                self.agents.remove(&name);
+                self.silent.remove(&name);
+                // What it still has to say comes from nobody, should its name come back.
+                self.messages.retain(|message| match message {
+                    Message::Assignments(node, ..) | Message::Report(node, ..) => *node != name,
+                });
+                let name = name.as_str().to_owned();
+                self.database.remove(ObjectKey { kind: Kind::Node, namespace: None, name });
             }
-            (2, Some(old), _) if self.random.chance(40) => {
-                self.put(Object::Service(Service { is_deleting: true, ..old }));
+            (_, Some(name)) => {
+                if let Some(mut node) = self.database.truth().node(&name).cloned() {
+                    node.facts = workload::facts(&mut self.random)?;
+                    self.database.put(Object::Node(node));
+                    self.witness.node_changed(&name, self.database.truth().revision);
+                }
             }
-            (3, _, None) => self.new_job(job)?,
-            (3, _, Some(old)) if old.state.is_final() || self.random.chance(20) => {
-                self.put(Object::Job(Job { is_deleting: true, ..old }));
-            }
-            (4, _, Some(old)) if old.state == JobState::Active && self.random.chance(30) => {
-                self.put(Object::Job(Job { state: JobState::Stopped, ..old }));
-            }
-            (5, ..) => self.stop_some_unit(),
             _ => {}
         }
         Ok(())
     }
 
-    fn new_service(&mut self, name: ResourceName) -> anyhow::Result<()> {
-        let spec = ServiceSpec {
-            name,
-            namespace: NamespacePath::default_namespace(),
-            replicas: self.random.below(6),
-            max_unavailable: 1,
-            unit: template(&mut self.random)?,
-            labels: Labels::new(),
-        };
-        let meta = Meta { revision: self.model.revision, created_ms: self.now_ms };
-        self.put(Object::Service(Service { spec, generation: 1, is_deleting: false, meta }));
-        Ok(())
-    }
-
-    fn new_job(&mut self, name: ResourceName) -> anyhow::Result<()> {
-        let unit = template(&mut self.random)?;
-        let spec = JobSpec {
-            name,
-            namespace: NamespacePath::default_namespace(),
-            parallelism: 1 + self.random.below(3),
-            completions: 1 + self.random.below(5),
-            retries: self.random.below(3),
-            retry_after_ms: None,
-            unit: UnitTemplate { restart: RestartPolicy::Never, ..unit },
-            labels: Labels::new(),
-        };
-        let meta = Meta { revision: self.model.revision, created_ms: self.now_ms };
-        let (state, succeeded, failed) = (JobState::Active, 0, 0);
-        self.put(Object::Job(Job { spec, state, succeeded, failed, is_deleting: false, meta }));
-        Ok(())
-    }
-
-    fn stop_some_unit(&mut self) {
-        let ids: Vec<_> = self.model.units().map(|unit| unit.id.clone()).collect();
-        let desired = if self.random.chance(50) { Desired::Stop } else { Desired::Remove };
-        let unit = self.random.pick(&ids).and_then(|id| self.model.unit(id)).cloned();
-        if let Some(mut unit) = unit.filter(|unit| unit.desired == Desired::Run) {
-            unit.desired = desired;
-            self.put(Object::Unit(Box::new(unit)));
-        }
-    }
-
-    /// Every node returns and nothing is lost any more: the cluster comes to rest, and is as it should be.
-    fn heal(mut self) -> anyhow::Result<()> {
-        self.silent.clear();
-        self.messages.clear();
-        for _ in 0..ROUNDS_MAX {
-            let made = self.plan();
-            if !made.is_empty() {
-                commit(&mut self.model, &made, self.now_ms)?;
+    fn node_joins(&mut self) -> anyhow::Result<()> {
+        let name = format!("node-{}", self.random.below(9));
+        let node = workload::node(&name, &mut self.random)?;
+        let name = node.name.clone();
+        if !self.agents.contains_key(&name) {
+            self.agents.insert(name.clone(), Agent::default());
+            self.database.put(Object::Node(node));
+            let revision = self.database.truth().revision;
+            self.witness.node_changed(&name, revision);
+            // Units of a node that had the name before count again.
+            for path in workload::NAMESPACES {
+                self.witness.namespace_changed(&NamespacePath::new(path)?, revision);
             }
-            let before = self.model.clone();
-            self.exchange();
-            self.work(true);
-            self.exchange();
-            self.check()?;
-            if made.is_empty() && self.model == before && self.is_at_work() {
-                match made.wake_at_ms {
-                    Some(at_ms) => self.now_ms = at_ms,
-                    None => return self.check_rest(),
-                }
-            }
-        }
-        anyhow::bail!("no rest after {ROUNDS_MAX} rounds; next would be {:?}", self.plan())
-    }
-
-    /// All lists and all reports arrive, once.
-    fn exchange(&mut self) {
-        let nodes: Vec<_> = self.agents.keys().cloned().collect();
-        for node in nodes {
-            let list = assignments(&self.model, &node);
-            self.receive(Message::Assignments(node.clone(), self.model.revision, list));
-            let held = self.agents.get(&node).map(|agent| agent.held.clone()).unwrap_or_default();
-            for (unit, held) in held {
-                self.receive(Message::Report(node.clone(), unit, held.state, held.sequence));
-            }
-        }
-    }
-
-    /// Does everything that is on a node run?
-    fn is_at_work(&self) -> bool {
-        let mut live = self.model.units().filter(|unit| unit.status.state.is_on_node());
-        live.all(|unit| unit.status.state == UnitState::Running && !is_of_job(unit))
-    }
-
-    fn check_rest(&self) -> anyhow::Result<()> {
-        for unit in self.model.units().filter(|unit| unit.status.state == UnitState::Pending) {
-            ensure!(unit.status.reason.is_some(), "{} waits and nobody says why", unit.name);
-        }
-        for service in self.model.services() {
-            let name = &service.spec.name;
-            ensure!(!service.is_deleting, "{name} was deleted and is still there");
-            let wanted = self.model.units().filter(|unit| {
-                unit.desired == Desired::Run
-                    && unit.owner.as_ref().is_some_and(|owner| owner.name() == name)
-            });
-            let count = u32::try_from(wanted.count())?;
-            let replicas = service.spec.replicas;
-            ensure!(
-                count == replicas || count == replicas + 1,
-                "{name} has {count} units, not {replicas}"
-            );
-        }
-        for (node, agent) in &self.agents {
-            for (id, held) in &agent.held {
-                let unit =
-                    self.model.unit(id).with_context(|| format!("{id} runs on {node} only"))?;
-                ensure!(
-                    held.state == unit.status.state || held.state.is_final(),
-                    "{id} is {:?} on {node} and {:?} here",
-                    held.state,
-                    unit.status.state
-                );
-            }
-        }
-        for job in self.model.jobs() {
-            let name = &job.spec.name;
-            ensure!(!job.is_deleting, "{name} was deleted and is still there");
-            let waits = self.model.units().any(|unit| unit.status.state == UnitState::Pending);
-            ensure!(job.state.is_final() || waits, "{name} has not ended");
         }
         Ok(())
     }
 }
 
-fn is_of_job(unit: &brig_api::object::Unit) -> bool {
+fn is_of_job(unit: &Unit) -> bool {
     matches!(unit.owner, Some(Owner::Job { .. }))
 }
 
@@ -409,60 +288,4 @@ fn assignments(model: &Model, node: &NodeName) -> Vec<Assignment> {
         is_job: is_of_job(unit),
     })
     .collect()
-}
-
-fn amount(size: u64) -> Resources {
-    Resources {
-        cpu: MilliCpu(size),
-        memory: Bytes(size),
-        disk: Bytes(size),
-        ..Resources::default()
-    }
-}
-
-fn node(name: &str) -> anyhow::Result<Node> {
-    Ok(Node {
-        name: NodeName::new(name)?,
-        facts: NodeFacts {
-            allocatable: amount(NODE_SIZE),
-            attributes: BTreeMap::new(),
-            taints: Vec::new(),
-            volumes: Vec::new(),
-            runtimes: vec![Runtime::Wasm],
-            address: "10.0.0.1".to_owned(),
-            agent_version: "0".to_owned(),
-            boot_id: "0".to_owned(),
-        },
-        state: NodeState::Ready,
-        state_since_ms: 0,
-        meta: Meta::default(),
-    })
-}
-
-fn template(random: &mut Random) -> anyhow::Result<UnitTemplate> {
-    let request = amount(1 + u64::from(random.below(4)));
-    let program = WasmProgram { artifact: "a:1".to_owned(), ..WasmProgram::default() };
-    let task = Task {
-        name: ResourceName::new("main")?,
-        program: Program::Wasm(program),
-        limits: request.clone(),
-        resources: request,
-        env: BTreeMap::new(),
-        mounts: Vec::new(),
-        sidecar: false,
-    };
-    Ok(UnitTemplate {
-        tasks: vec![task],
-        restart: RestartPolicy::Always,
-        priority: i32::try_from(random.below(3))?,
-        constraints: Vec::new(),
-        placement: PlacementRules::default(),
-        revocable: false,
-        gang: None,
-        after: Vec::new(),
-        concurrency: None,
-        max_run_ms: None,
-        grace_ms: 1_000,
-        disconnect: if random.chance(20) { Disconnect::Wait } else { Disconnect::Replace },
-    })
 }
