@@ -100,7 +100,7 @@ impl Disk {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse(root)),
             Err(error) => return Err(failed(error.into())),
         }
-        for dir in ["units", "tasks", "scratch", "shims", "wasm-cache", "artifacts"] {
+        for dir in ["units", "tasks", "scratch", "shims", "wasm-cache", "artifacts", "keyvalue"] {
             let dir = root.join(dir);
             std::fs::create_dir_all(&dir).map_err(failed)?;
             // Images and containers bring programs that run as their owner, root: on the machine itself nobody but
@@ -170,6 +170,13 @@ impl Disk {
     #[must_use]
     pub fn wasm_cache(&self) -> PathBuf {
         self.root.join("wasm-cache")
+    }
+
+    /// What wasm programs of a namespace keep by `wasi:keyvalue`.
+    #[must_use]
+    pub fn keyvalue(&self, namespace: &NamespacePath) -> PathBuf {
+        // A path has no dots, so that two never share a file.
+        self.root.join("keyvalue").join(format!("{}.db", namespace.as_str().replace('/', ".")))
     }
 
     /// A shim's directory.

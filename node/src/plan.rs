@@ -424,8 +424,10 @@ fn endpoints_of(
         scheme: scheme.to_owned(),
     };
     match &task.program {
-        Program::Wasm(_) => http.map(|http| endpoint(http.port(), "http")).into_iter().collect(),
-        Program::Oci(_) => {
+        Program::Wasm(wasm) if wasm.http.is_some() => {
+            http.map(|http| endpoint(http.port(), "http")).into_iter().collect()
+        }
+        Program::Wasm(_) | Program::Oci(_) => {
             grants.ports.iter().flatten().map(|port| endpoint(*port, "tcp")).collect()
         }
     }

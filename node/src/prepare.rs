@@ -15,7 +15,9 @@ use brig_api::lifecycle::Reason;
 use brig_api::placement::{TaskGrants, devices_variable};
 use brig_api::session::Assignment;
 use brig_api::unit_spec::{EnvValue, PIDS_DEFAULT, Program, Task, WasmProgram};
-use brig_shim::message::{Limits, StartProgram, StartTask, StartWasm, TaskKey};
+use brig_shim::message::{
+    KeyValueStore, Limits, StartProgram, StartTask, StartWasm, TaskKey, WasmWorld,
+};
 
 use crate::disk::Disk;
 use crate::plan::Fault;
@@ -65,7 +67,8 @@ impl Preparer {
         let reference = task.program.reference();
         let fetched = self.programs.fetch(&assignment.namespace, reference).await?;
         let key = TaskKey::new(&assignment.unit, &task.name, run);
-        let mut env = environment(assignment, task, grants)?;
+        let ports = ports(task, grants)?;
+        let mut env = environment(assignment, task, grants, &ports)?;
         let user = match (&task.program, &fetched) {
             (Program::Oci(oci), Fetched::Image { config, .. }) => {
                 container::user(oci, config).to_owned()
@@ -85,6 +88,7 @@ impl Preparer {
                     }),
                     allow_hosts: wasm.allow_hosts.clone(),
                     deadline_ms: wasm.deadline_ms,
+                    world: self.world(assignment, task, wasm, ports)?,
                 })
             }
             (Program::Oci(oci), Fetched::Image { config, layers }) => {
@@ -111,6 +115,28 @@ impl Preparer {
             mounts,
             program,
         })
+    }
+
+    fn world(
+        &self,
+        assignment: &Assignment,
+        task: &Task,
+        wasm: &WasmProgram,
+        ports: Vec<u16>,
+    ) -> Result<WasmWorld, Fault> {
+        let mut config = BTreeMap::new();
+        for (key, value) in &wasm.config {
+            let what = format!("`config` key `{key}`");
+            config.insert(key.clone(), resolve(assignment, task, &what, value)?);
+        }
+        let buckets: Vec<_> = wasm.keyvalue.iter().map(ToString::to_string).collect();
+        let keyvalue = (!buckets.is_empty()).then(|| {
+            let file = self.disk.keyvalue(&assignment.namespace);
+            KeyValueStore { file, buckets }
+        });
+        // The port of `http` is the host's to listen on.
+        let ports = if wasm.http.is_some() { Vec::new() } else { ports };
+        Ok(WasmWorld { ports, config, keyvalue, clocks: wasm.clocks })
     }
 }
 
@@ -148,21 +174,25 @@ fn still_free(address: IpAddr, port: u16) -> Option<u16> {
     std::net::TcpListener::bind((address, port)).ok().map(|_| port)
 }
 
+/// All ports of a task, those that its placement chose among them.
+fn ports(task: &Task, grants: &TaskGrants) -> Result<Vec<u16>, Fault> {
+    grants.ports.iter().map(|port| port.ok_or_else(|| no_port(task))).collect()
+}
+
 /// The task's own variables; `PORT` where it has one; and the unit's identity and what its placement gave it, which
 /// nothing overrides.
 fn environment(
     assignment: &Assignment,
     task: &Task,
     grants: &TaskGrants,
+    ports: &[u16],
 ) -> Result<BTreeMap<String, String>, Fault> {
-    let ports = grants.ports.iter().map(|port| port.ok_or_else(|| no_port(task)));
-    let ports = ports.collect::<Result<Vec<u16>, Fault>>()?;
     let mut env = BTreeMap::new();
     if let Some(port) = ports.first() {
         env.insert("PORT".to_owned(), port.to_string());
     }
     for (name, value) in &task.env {
-        env.insert(name.clone(), resolve(assignment, task, name, value)?);
+        env.insert(name.clone(), resolve(assignment, task, &format!("variable `{name}`"), value)?);
     }
     for (index, port) in ports.iter().enumerate() {
         env.insert(format!("BRIG_PORT_{index}"), port.to_string());
@@ -188,7 +218,7 @@ fn no_port(task: &Task) -> Fault {
 fn resolve(
     assignment: &Assignment,
     task: &Task,
-    variable: &str,
+    what: &str,
     value: &EnvValue,
 ) -> Result<String, Fault> {
     let (kind, name, key, texts) = match value {
@@ -200,7 +230,7 @@ fn resolve(
             ("config", &config.config, &config.key, &assignment.texts.configs)
         }
     };
-    let whose = format!("variable `{variable}` of task `{}`", task.name);
+    let whose = format!("{what} of task `{}`", task.name);
     let texts = texts.get(name).ok_or_else(|| missing(&whose, kind, name, assignment))?;
     texts.get(key).cloned().ok_or_else(|| Fault {
         reason: Reason::MountRefused,
@@ -227,6 +257,6 @@ fn keys(texts: &BTreeMap<String, String>) -> String {
 pub(crate) fn names_secrets(assignment: &Assignment) -> bool {
     assignment.template.tasks.iter().any(|task| {
         task.mounts.iter().any(|mount| mount.secret.is_some())
-            || task.env.values().any(|value| matches!(value, EnvValue::Secret(_)))
+            || task.values().any(|(_, value)| matches!(value, EnvValue::Secret(_)))
     })
 }

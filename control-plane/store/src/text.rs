@@ -75,7 +75,7 @@ impl Needs {
     fn of(template: &UnitTemplate) -> Self {
         let mut needs = Self::default();
         for task in &template.tasks {
-            for value in task.env.values() {
+            for (_, value) in task.values() {
                 let (need, key) = match value {
                     EnvValue::Text(_) => continue,
                     EnvValue::Secret(from) => {

@@ -44,6 +44,8 @@ pub enum AskKind {
     Secret,
     /// A config, as variable or file.
     Config,
+    /// A bucket of `wasi:keyvalue`.
+    Bucket,
     /// A port of the node.
     Port,
     /// A place before others: a higher priority, or no longer being revocable.
@@ -161,12 +163,16 @@ fn compare_tasks(before: Option<&Task>, after: &Task, asks: &mut Asks) {
         compare_resources("limit of ", limits, &after.limits, asks);
     }
     let of = |pick: fn(&Task) -> BTreeSet<String>| before.map(pick).unwrap_or_default();
-    asks.add_new(AskKind::Host, &of(hosts), &hosts(after), |host| {
-        format!("outgoing HTTP to {host}")
+    asks.add_new(AskKind::Host, &of(hosts), &hosts(after), |host| match host.contains("://") {
+        true => format!("connections to {host}"),
+        false => format!("outgoing HTTP to {host}"),
     });
     asks.add_new(AskKind::HostDirectory, &of(directories), &directories(after), String::clone);
     asks.add_new(AskKind::Secret, &of(secrets), &secrets(after), |name| format!("secret `{name}`"));
     asks.add_new(AskKind::Config, &of(configs), &configs(after), |name| format!("config `{name}`"));
+    asks.add_new(AskKind::Bucket, &of(buckets), &buckets(after), |name| {
+        format!("key-value bucket `{name}` of its node")
+    });
     asks.add_new(AskKind::Port, &of(fixed_ports), &fixed_ports(after), |port| {
         format!("port {port} of its node")
     });
@@ -217,7 +223,7 @@ fn directories(task: &Task) -> BTreeSet<String> {
 
 fn secrets(task: &Task) -> BTreeSet<String> {
     let mounted = task.mounts.iter().filter_map(|mount| mount.secret.as_ref());
-    let named = task.env.values().filter_map(|value| match value {
+    let named = task.values().filter_map(|(_, value)| match value {
         EnvValue::Secret(key) => Some(&key.secret),
         _ => None,
     });
@@ -226,26 +232,31 @@ fn secrets(task: &Task) -> BTreeSet<String> {
 
 fn configs(task: &Task) -> BTreeSet<String> {
     let mounted = task.mounts.iter().filter_map(|mount| mount.config.as_ref());
-    let named = task.env.values().filter_map(|value| match value {
+    let named = task.values().filter_map(|(_, value)| match value {
         EnvValue::Config(key) => Some(&key.config),
         _ => None,
     });
     mounted.chain(named).map(ToString::to_string).collect()
 }
 
+fn buckets(task: &Task) -> BTreeSet<String> {
+    match &task.program {
+        Program::Wasm(wasm) => wasm.keyvalue.iter().map(ToString::to_string).collect(),
+        Program::Oci(_) => BTreeSet::new(),
+    }
+}
+
 fn fixed_ports(task: &Task) -> BTreeSet<String> {
-    let ports: Vec<u16> = match &task.program {
-        Program::Wasm(wasm) => wasm.http.iter().filter_map(|http| http.port).collect(),
-        Program::Oci(oci) => oci.ports.iter().copied().filter(|port| *port != 0).collect(),
-    };
-    ports.iter().map(ToString::to_string).collect()
+    let own = task.program.ports().iter().copied().filter(|port| *port != 0);
+    task.program.http_port().into_iter().chain(own).map(|port| port.to_string()).collect()
 }
 
 fn open_ports(task: &Task) -> usize {
-    match &task.program {
+    let http = match &task.program {
         Program::Wasm(wasm) => wasm.http.iter().filter(|http| http.port.is_none()).count(),
-        Program::Oci(oci) => oci.ports.iter().filter(|port| **port == 0).count(),
-    }
+        Program::Oci(_) => 0,
+    };
+    http + task.program.ports().iter().filter(|port| **port == 0).count()
 }
 
 #[cfg(test)]
@@ -311,6 +322,25 @@ mod tests {
             ]
         );
         assert!(told(Some(&after), &after).is_empty());
+    }
+
+    #[test]
+    fn what_a_wasm_program_finds_of_its_host_is_told() {
+        let after = service(
+            "unit: {wasm: {artifact: team/app:1, allow_hosts: ['tcp://db.internal:5432'], ports: [7000, 0], \
+             keyvalue: [carts], config: {a: plain, b: {config: c, key: k}}}}",
+        );
+        let told = told(None, &after);
+        assert_eq!(
+            told[2..],
+            [
+                "task `main`: connections to tcp://db.internal:5432",
+                "task `main`: config `c`",
+                "task `main`: key-value bucket `carts` of its node",
+                "task `main`: port 7000 of its node",
+                "task `main`: chosen ports of its node 0 -> 1",
+            ]
+        );
     }
 
     #[test]

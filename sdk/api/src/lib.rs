@@ -5,6 +5,7 @@
 //! what machines say to one another is defined here ([`session`], [`stdio`]).
 #![warn(missing_docs)]
 
+pub mod allow_host;
 pub mod asks;
 pub mod change;
 pub mod constraint;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::constraint::Constraint;
 use crate::spec::Labels;
-use crate::unit_spec::{Program, Task, UnitTemplate, is_default};
+use crate::unit_spec::{Task, UnitTemplate, is_default};
 use crate::{NamespacePath, ResourceName};
 
 /// The topology key that stands for the node itself; every other key is an attribute of nodes, such as `zone`.
@@ -234,7 +234,7 @@ pub struct Dependency {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Grants {
-    /// Ports of the node for the ports that the unit's containers left open (0), in the order of the tasks and their ports.
+    /// Ports of the node for the ports that the unit's tasks left open (0), in the order of the tasks and their ports.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
     /// Devices by named resource, numbered from 0 on each node. One, shared, for a request of less than a device.
@@ -262,7 +262,7 @@ pub fn devices_variable(resource: &str) -> String {
 impl Grants {
     /// What each task of `template` has of it, in the tasks' order.
     ///
-    /// A wasm task's port is its http port where that is fixed. Devices are dealt out in the tasks' order where all
+    /// A fixed http port comes first. Devices are dealt out in the tasks' order where all
     /// tasks that ask for the resource ask for whole ones; a part of a device is shared by all tasks that ask for it.
     #[must_use]
     pub fn by_task(&self, template: &UnitTemplate) -> Vec<TaskGrants> {
@@ -271,16 +271,10 @@ impl Grants {
             .tasks
             .iter()
             .map(|task| {
-                let ports = match &task.program {
-                    Program::Wasm(wasm) => {
-                        wasm.http.iter().filter_map(|http| http.port).map(Some).collect()
-                    }
-                    Program::Oci(oci) => {
-                        let port =
-                            |port: &u16| if *port == 0 { chosen.next() } else { Some(*port) };
-                        oci.ports.iter().map(port).collect()
-                    }
-                };
+                let http = task.program.http_port().map(Some);
+                let own = task.program.ports().iter();
+                let own = own.map(|port| if *port == 0 { chosen.next() } else { Some(*port) });
+                let ports = http.into_iter().chain(own).collect();
                 TaskGrants { ports, devices: BTreeMap::new() }
             })
             .collect();

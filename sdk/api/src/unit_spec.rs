@@ -203,12 +203,38 @@ pub struct WasmProgram {
     /// Serve `wasi:http` requests. Needed for, and only allowed with, a `wasi:http` component.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpServing>,
-    /// Hosts that outgoing HTTP requests may go to: `name`, `name:port`, or `*.name`. None by default.
+    /// Hosts that it may connect to, none by default: `[SCHEME://][*.]HOST[:PORT]`. Without a scheme, and with `http` or
+    /// `https`, for requests by `wasi:http`; with `tcp` or `udp`, for `wasi:sockets`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_hosts: Vec<String>,
+    /// Ports of the node that it may listen on by `wasi:sockets`, TCP and UDP. A 0 is a port that the scheduler chooses: the
+    /// program finds every port, in the order of this list, in its environment as `BRIG_PORT_0`, `BRIG_PORT_1` and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+    /// What it finds in `wasi:config/store`; values as in `env`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config: BTreeMap<String, EnvValue>,
+    /// Buckets that it may open by `wasi:keyvalue`. They belong to the namespace on the node: units of both that name the
+    /// same bucket share it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keyvalue: Vec<ResourceName>,
+    /// How exactly it can tell the time.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub clocks: Clocks,
     /// End the program this many milliseconds after its start (for http: each request). No limit by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+}
+
+/// How exactly a wasm program can tell the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Clocks {
+    /// As exactly as the node can.
+    #[default]
+    Fine,
+    /// To the millisecond: too coarse to measure what a neighbour's work does to a cache.
+    Coarse,
 }
 
 /// How a wasm unit serves HTTP.
@@ -364,6 +390,37 @@ impl Program {
             Self::Oci(oci) => &oci.image,
         }
     }
+
+    /// Ports that it listens on by itself; 0 for those that the scheduler chooses.
+    #[must_use]
+    pub fn ports(&self) -> &[u16] {
+        match self {
+            Self::Wasm(wasm) => &wasm.ports,
+            Self::Oci(oci) => &oci.ports,
+        }
+    }
+
+    /// The port that `wasi:http` requests come in by, where it is fixed.
+    #[must_use]
+    pub fn http_port(&self) -> Option<u16> {
+        match self {
+            Self::Wasm(wasm) => wasm.http.as_ref()?.port,
+            Self::Oci(_) => None,
+        }
+    }
+}
+
+impl Task {
+    /// Every value that may be a key of a secret or config, with its field: variables, and a wasm program's `config`.
+    pub fn values(&self) -> impl Iterator<Item = (String, &EnvValue)> {
+        let config = match &self.program {
+            Program::Wasm(wasm) => Some(&wasm.config),
+            Program::Oci(_) => None,
+        };
+        let env = self.env.iter().map(|(name, value)| (format!("env.{name}"), value));
+        let config = config.into_iter().flatten();
+        env.chain(config.map(|(key, value)| (format!("wasm.config.{key}"), value)))
+    }
 }
 
 impl Runtime {
@@ -417,11 +474,8 @@ impl UnitTemplate {
     /// How many ports it leaves to the scheduler.
     #[must_use]
     pub fn open_ports(&self) -> usize {
-        let ports = self.tasks.iter().filter_map(|task| match &task.program {
-            Program::Oci(oci) => Some(oci.ports.iter().filter(|port| **port == 0).count()),
-            Program::Wasm(_) => None,
-        });
-        ports.sum()
+        let open = |task: &Task| task.program.ports().iter().filter(|port| **port == 0).count();
+        self.tasks.iter().map(open).sum()
     }
 
     /// The fixed ports of the node that the unit occupies.
@@ -430,19 +484,12 @@ impl UnitTemplate {
         let mut ports: Vec<_> = self
             .tasks
             .iter()
-            .flat_map(|task| match &task.program {
-                Program::Wasm(wasm) => {
-                    let port = wasm.http.as_ref().and_then(|http| http.port);
-                    port.map(|port| HostPort { port, is_shared_by_service: true })
-                        .into_iter()
-                        .collect::<Vec<_>>()
-                }
-                Program::Oci(oci) => oci
-                    .ports
-                    .iter()
-                    .filter(|port| **port != 0)
-                    .map(|port| HostPort { port: *port, is_shared_by_service: false })
-                    .collect(),
+            .flat_map(|task| {
+                let http = task.program.http_port();
+                let http = http.map(|port| HostPort { port, is_shared_by_service: true });
+                let own = task.program.ports().iter().copied().filter(|port| *port != 0);
+                let own = own.map(|port| HostPort { port, is_shared_by_service: false });
+                http.into_iter().chain(own)
             })
             .collect();
         ports.sort_unstable();

@@ -1,7 +1,8 @@
 //! From what was written to what can be run: short forms resolved, defaults filled in, every rule checked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::allow_host::AllowedHost;
 use crate::manifest::Manifest;
 use crate::placement::{GANG_SIZE_MAX, PlacementRules, RULES_MAX, Spread, WEIGHT_MAX};
 use crate::problem::FieldError;
@@ -26,8 +27,10 @@ pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
 pub const GRACE_MS_MAX: u64 = 3_600_000;
 /// Priorities go from minus this to plus this.
 pub const PRIORITY_MAX: i32 = 1_000;
-/// Most ports of one container.
+/// Most ports of one task.
 pub const PORTS_MAX: usize = 64;
+/// Most buckets of `wasi:keyvalue` of one task.
+pub const BUCKETS_MAX: usize = 64;
 /// Longest delay before another attempt: a day.
 pub const RETRY_AFTER_MS_MAX: u64 = 86_400_000;
 /// Most bytes of texts in one secret or config.
@@ -155,7 +158,7 @@ fn check_unit(spec: LoneUnitSpec<UnitSpec>, faults: &mut Faults) -> Option<LoneU
     Some(LoneUnitSpec { name, namespace, unit, labels, remove_when_done })
 }
 
-fn check_texts(data: &std::collections::BTreeMap<String, String>, faults: &mut Faults) {
+fn check_texts(data: &BTreeMap<String, String>, faults: &mut Faults) {
     for key in data.keys() {
         let is_plain = !key.is_empty()
             && key.len() <= 253
@@ -410,7 +413,7 @@ fn check_task(spec: TaskSpec, faults: &mut Faults) -> Option<Task> {
         let Shortage { resource, wanted, available } = shortage;
         faults.add("limits", format!("{resource} {available} is below the request of {wanted}"));
     }
-    check_env(&spec.env, faults);
+    check_values("env", &spec.env, faults);
     for (index, mount) in spec.mounts.iter().enumerate() {
         faults.within(format!("mounts[{index}]"), |faults| check_mount(mount, faults));
     }
@@ -453,27 +456,38 @@ fn check_wasm(wasm: &WasmProgram, faults: &mut Faults) {
         faults.add("deadline_ms", "must be at least 1");
     }
     for (index, host) in wasm.allow_hosts.iter().enumerate() {
-        if !is_host_pattern(host) {
-            faults.add(
-                &format!("allow_hosts[{index}]"),
-                format!("`{host}` is no host: expected `api.example.com`, `api.example.com:8443` or `*.example.com`"),
-            );
+        if let Err(error) = host.parse::<AllowedHost>() {
+            faults.add(&format!("allow_hosts[{index}]"), error.to_string());
         }
+    }
+    if wasm.http.is_some() && !wasm.ports.is_empty() {
+        faults.add(
+            "ports",
+            "are for a program that listens by itself; one with `http` answers each request with a new instance: \
+             leave one of the two out",
+        );
+    }
+    check_ports(&wasm.ports, faults);
+    check_values("config", &wasm.config, faults);
+    let distinct: BTreeSet<_> = wasm.keyvalue.iter().collect();
+    if distinct.len() != wasm.keyvalue.len() {
+        faults.add("keyvalue", "a bucket is named twice");
+    }
+    if wasm.keyvalue.len() > BUCKETS_MAX {
+        let count = wasm.keyvalue.len();
+        faults.add("keyvalue", format!("{count} are too many: at most {BUCKETS_MAX}"));
     }
 }
 
-fn is_host_pattern(text: &str) -> bool {
-    let text = text.strip_prefix("*.").unwrap_or(text);
-    let (name, port) = match text.rsplit_once(':') {
-        Some((name, port)) => (name, Some(port)),
-        None => (text, None),
-    };
-    !name.is_empty()
-        && name.len() <= 253
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'[' | b']' | b':'))
-        && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0))
+fn check_ports(ports: &[u16], faults: &mut Faults) {
+    let fixed: Vec<_> = ports.iter().filter(|port| **port != 0).collect();
+    let distinct: BTreeSet<_> = fixed.iter().collect();
+    if distinct.len() != fixed.len() {
+        faults.add("ports", "a port is named twice (but for 0, a port that the scheduler chooses)");
+    }
+    if ports.len() > PORTS_MAX {
+        faults.add("ports", format!("{} are too many: at most {PORTS_MAX}", ports.len()));
+    }
 }
 
 fn check_oci(oci: &OciProgram, faults: &mut Faults) {
@@ -490,26 +504,17 @@ fn check_oci(oci: &OciProgram, faults: &mut Faults) {
     if oci.pids.is_some_and(|pids| pids < 2) {
         faults.add("pids", "must be at least 2");
     }
-    let fixed: Vec<_> = oci.ports.iter().filter(|port| **port != 0).collect();
-    let distinct: BTreeSet<_> = fixed.iter().collect();
-    if distinct.len() != fixed.len() {
-        faults.add("ports", "a port is named twice (but for 0, a port that the scheduler chooses)");
-    }
-    if oci.ports.len() > PORTS_MAX {
-        faults.add("ports", format!("{} are too many: at most {PORTS_MAX}", oci.ports.len()));
-    }
+    check_ports(&oci.ports, faults);
 }
 
-fn check_env(env: &std::collections::BTreeMap<String, EnvValue>, faults: &mut Faults) {
-    for (name, value) in env {
+/// Variables, or a wasm program's `config`.
+fn check_values(field: &str, values: &BTreeMap<String, EnvValue>, faults: &mut Faults) {
+    for (name, value) in values {
         if name.is_empty() || name.contains(['=', '\0']) {
-            faults.add(
-                "env",
-                format!("`{name}` is no variable's name: it must not be empty or contain `=`"),
-            );
+            faults.add(field, format!("`{name}` is no name: it must not be empty or contain `=`"));
         }
         if matches!(value, EnvValue::Text(text) if text.contains('\0')) {
-            faults.add(&format!("env.{name}"), "must not contain NUL bytes");
+            faults.add(&format!("{field}.{name}"), "must not contain NUL bytes");
         }
     }
 }
@@ -553,6 +558,11 @@ mod tests {
             ("{wasm: {artifact: 'A B'}}", "unit.wasm.artifact: `A B`"),
             ("{wasm: {artifact: a, http: {port: 0}}}", "unit.wasm.http.port"),
             ("{wasm: {artifact: a, allow_hosts: ['a b']}}", "unit.wasm.allow_hosts[0]"),
+            ("{wasm: {artifact: a, allow_hosts: ['ftp://b']}}", "unit.wasm.allow_hosts[0]"),
+            ("{wasm: {artifact: a, ports: [80, 80]}}", "unit.wasm.ports: a port is named twice"),
+            ("{wasm: {artifact: a, ports: [80], http: {}}}", "unit.wasm.ports: are for a program"),
+            ("{wasm: {artifact: a, config: {'A=B': c}}}", "unit.wasm.config: `A=B`"),
+            ("{wasm: {artifact: a, keyvalue: [x, x]}}", "unit.wasm.keyvalue: a bucket"),
             (
                 "{wasm: {artifact: a}, resources: {memory: 1k}}",
                 "unit.resources.memory: 1000 is too little",

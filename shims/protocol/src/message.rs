@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use brig_api::lifecycle::Reason;
 use brig_api::request::ExecRequest;
+use brig_api::unit_spec::Clocks;
 use brig_api::{Digest, NamespacePath};
 use serde::{Deserialize, Serialize};
 
@@ -194,6 +195,43 @@ pub struct StartWasm {
     pub allow_hosts: Vec<String>,
     /// See [`brig_api::unit_spec::WasmProgram::deadline_ms`].
     pub deadline_ms: Option<u64>,
+    /// What else it finds of its host.
+    #[serde(default)]
+    pub world: WasmWorld,
+}
+
+/// What a wasm program finds of its host besides files, variables and hosts to connect to. Nothing by default.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WasmWorld {
+    /// Ports that it may listen on.
+    pub ports: Vec<u16>,
+    /// What `wasi:config/store` tells it.
+    pub config: BTreeMap<String, String>,
+    /// Where `wasi:keyvalue` leads.
+    pub keyvalue: Option<KeyValueStore>,
+    /// See [`brig_api::unit_spec::WasmProgram::clocks`].
+    pub clocks: Clocks,
+}
+
+/// The config may hold secrets: `Debug` leaves it out.
+impl std::fmt::Debug for WasmWorld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WasmWorld")
+            .field("ports", &self.ports)
+            .field("keyvalue", &self.keyvalue)
+            .field("clocks", &self.clocks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The store of a namespace on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyValueStore {
+    /// The namespace's file; its directory exists. Several shims of the namespace may have it open.
+    pub file: PathBuf,
+    /// The buckets that the task may open.
+    pub buckets: Vec<String>,
 }
 
 /// A container.

@@ -10,10 +10,12 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::hosts::AllowedHosts;
 use crate::memory::{MemoryAccount, MemoryLimiter};
 use crate::outcome::Refusal;
 use crate::outgoing::Outgoing;
 use crate::output::{LogStream, TaskLog};
+use crate::sockets::{HasSockets, Sockets};
 
 /// Most random bytes that a guest gets in one call.
 const RANDOM_BYTES_MAX: u64 = 1 << 20;
@@ -28,17 +30,20 @@ pub(crate) struct Grants {
     mounts: Vec<BindMount>,
     log: Arc<TaskLog>,
     outgoing: Outgoing,
+    sockets: Arc<Sockets>,
 }
 
 impl Grants {
     /// Those of a start request.
     pub(crate) fn new(start: &StartTask, wasm: &StartWasm, log: &Arc<TaskLog>) -> Self {
+        let allowed = Arc::new(AllowedHosts::new(&wasm.allow_hosts));
         Self {
             args: wasm.args.clone(),
             env: start.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             mounts: start.mounts.clone(),
             log: Arc::clone(log),
-            outgoing: Outgoing::new(&wasm.allow_hosts, log),
+            outgoing: Outgoing::new(&allowed, log),
+            sockets: Sockets::new(&allowed, &wasm.world.ports, log),
         }
     }
 
@@ -59,6 +64,7 @@ impl Grants {
             http: WasiHttpCtx::new(),
             table,
             outgoing: self.outgoing.clone(),
+            sockets: Arc::clone(&self.sockets),
             limiter: MemoryLimiter::new(memory),
         })
     }
@@ -70,10 +76,8 @@ impl Grants {
             .envs(&self.env)
             .stdout(LogStream::new(&self.log, Stream::Stdout))
             .stderr(LogStream::new(&self.log, Stream::Stderr))
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false)
             .max_random_size(RANDOM_BYTES_MAX);
+        self.sockets.grant(&mut wasi);
         for mount in &self.mounts {
             let perms = if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
             wasi.preopened_dir(&mount.source, &mount.at, perms).map_err(|error| {
@@ -111,7 +115,14 @@ pub(crate) struct ComponentHost {
     http: WasiHttpCtx,
     table: ResourceTable,
     outgoing: Outgoing,
+    sockets: Arc<Sockets>,
     pub(crate) limiter: MemoryLimiter,
+}
+
+impl HasSockets for ComponentHost {
+    fn granted_sockets(&self) -> &Arc<Sockets> {
+        &self.sockets
+    }
 }
 
 impl WasiView for ComponentHost {

@@ -1,6 +1,8 @@
-//! Which hosts a task's outgoing HTTP requests may go to, and which addresses behind them.
+//! Which hosts a task may connect to, by HTTP and by sockets, and which addresses behind them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use brig_api::allow_host::{AllowedHost, Scheme, plain_host};
 
 /// Where clouds serve a machine's metadata, credentials among them, that is not link-local: Amazon's over IPv6
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>), and Alibaba's
@@ -10,48 +12,74 @@ const METADATA: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
 ];
 
-/// One entry of `allow_hosts`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Pattern {
-    /// In lower case, without brackets.
-    host: String,
-    /// `*.host`: any name under it, not the host itself.
-    is_wildcard: bool,
-    /// None: any port.
-    port: Option<u16>,
-}
-
-/// The patterns of a task.
+/// The hosts of a task.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AllowedHosts {
-    patterns: Vec<Pattern>,
+    entries: Vec<AllowedHost>,
 }
 
 impl AllowedHosts {
-    /// Reads `name`, `name:port`, `*.name` and `*.name:port`; what is none of them allows nothing.
+    /// Reads `allow_hosts`; what is no host allows nothing.
     pub(crate) fn new(texts: &[String]) -> Self {
-        Self { patterns: texts.iter().filter_map(|text| Pattern::parse(text)).collect() }
+        Self { entries: texts.iter().filter_map(|text| text.parse().ok()).collect() }
     }
 
-    /// May requests go to this host (as it stands in an URL) and port?
-    pub(crate) fn allows(&self, host: &str, port: u16) -> bool {
-        let host = normal(host);
-        self.patterns.iter().any(|pattern| pattern.matches(&host, port))
+    /// Is any host allowed by that scheme?
+    pub(crate) fn any_for(&self, scheme: Scheme) -> bool {
+        self.entries.iter().any(|entry| entry.is_for(scheme))
     }
 
-    /// May a request for this (allowed) host be sent to this address? A name must not lead to the node itself or
-    /// to its cloud's metadata, unless that is what the user wrote.
-    pub(crate) fn allows_address(&self, host: &str, address: IpAddr) -> bool {
-        let host = normal(host);
-        if host.parse::<IpAddr>().is_ok() {
-            return true; // allowed by its number
-        }
-        let address = address.to_canonical();
-        if address.is_loopback() {
-            return host == "localhost" || host.ends_with(".localhost");
-        }
-        !is_for_the_machine_only(address) && !METADATA.contains(&address)
+    /// May this host (as it stands in an URL) be spoken to at this port?
+    pub(crate) fn allows(&self, scheme: Scheme, host: &str, port: u16) -> bool {
+        let host = plain_host(host);
+        self.entries
+            .iter()
+            .any(|entry| entry.is_for(scheme) && entry.has_port(port) && entry.names(&host))
     }
+
+    /// May a program look this name up, to open a socket to it?
+    pub(crate) fn allows_look_up(&self, host: &str) -> bool {
+        let host = plain_host(host);
+        let is_for_sockets =
+            |entry: &AllowedHost| entry.is_for(Scheme::Tcp) || entry.is_for(Scheme::Udp);
+        self.entries.iter().any(|entry| is_for_sockets(entry) && entry.names(&host))
+    }
+
+    /// May a socket be opened to this address? It is allowed by its number, or by one of the `names` that it was
+    /// found under.
+    pub(crate) fn allows_socket(
+        &self,
+        scheme: Scheme,
+        address: SocketAddr,
+        names: &[impl AsRef<str>],
+    ) -> bool {
+        let ip = address.ip().to_canonical();
+        let mut entries = self.entries.iter();
+        entries.any(|entry| {
+            let by_name = |name: &str| entry.names(name) && allows_address(name, ip);
+            entry.is_for(scheme)
+                && entry.has_port(address.port())
+                && (entry.address() == Some(ip)
+                    || by_name(LOCALHOST) && ip.is_loopback()
+                    || names.iter().any(|name| by_name(name.as_ref())))
+        })
+    }
+}
+
+const LOCALHOST: &str = "localhost";
+
+/// May what is meant for this (allowed) host be sent to this address? A name must not lead to the node itself or to
+/// its cloud's metadata, unless that is what the user wrote.
+pub(crate) fn allows_address(host: &str, address: IpAddr) -> bool {
+    let host = plain_host(host);
+    if host.parse::<IpAddr>().is_ok() {
+        return true; // allowed by its number
+    }
+    let address = address.to_canonical();
+    if address.is_loopback() {
+        return host == LOCALHOST || host.ends_with(".localhost");
+    }
+    !is_for_the_machine_only(address) && !METADATA.contains(&address)
 }
 
 /// Link-local, unspecified, broadcast and multicast addresses.
@@ -67,38 +95,6 @@ fn is_for_the_machine_only(address: IpAddr) -> bool {
     }
 }
 
-/// Lower case, without the brackets of an IPv6 address and without a closing dot.
-fn normal(host: &str) -> String {
-    let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
-}
-
-impl Pattern {
-    fn parse(text: &str) -> Option<Self> {
-        let (text, is_wildcard) = match text.strip_prefix("*.") {
-            Some(rest) => (rest, true),
-            None => (text, false),
-        };
-        let (host, port) = match text.rsplit_once(':') {
-            // An IPv6 address without brackets has colons, too.
-            Some((host, _)) if host.contains(':') && !host.ends_with(']') => (text, None),
-            Some((host, port)) => (host, Some(port.parse().ok()?)),
-            None => (text, None),
-        };
-        let host = normal(host);
-        (!host.is_empty() && !host.contains('*')).then_some(Self { host, is_wildcard, port })
-    }
-
-    fn matches(&self, host: &str, port: u16) -> bool {
-        let is_host = if self.is_wildcard {
-            host.strip_suffix(&self.host).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
-        } else {
-            host == self.host
-        };
-        is_host && self.port.is_none_or(|allowed| allowed == port)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,41 +105,50 @@ mod tests {
 
     #[test]
     fn nothing_is_allowed_unless_named() {
-        assert!(!allowed(&[]).allows("example.com", 80));
-        for junk in ["", "*", "*.", "*.*", "a.com:", "a.com:http", "a.com:99999", "a.com:80:90x"] {
-            assert!(!allowed(&[junk]).allows("a.com", 80), "{junk}");
-            assert!(!allowed(&[junk]).allows("", 80), "{junk}");
-        }
+        assert!(!allowed(&[]).allows(Scheme::Http, "example.com", 80));
+        let wrong = allowed(&["", "*", "ftp://a.com"]);
+        assert!(!wrong.allows(Scheme::Http, "a.com", 80) && !wrong.any_for(Scheme::Http));
+        let http = allowed(&["db.internal:5432", "10.0.0.1"]);
+        let address = "10.0.0.1:5432".parse().unwrap();
+        assert!(!http.allows_look_up("db.internal"), "that is for wasi:http");
+        assert!(!http.allows_socket(Scheme::Tcp, address, &["db.internal"]));
     }
 
     #[test]
-    fn names_ports_and_wildcards_match_what_they_say() {
-        for (pattern, host, port, expected) in [
-            ("example.com", "example.com", 80, true),
-            ("example.com", "EXAMPLE.com.", 8443, true),
-            ("example.com", "www.example.com", 80, false),
-            ("example.com", "example.com.evil.org", 80, false),
-            ("example.com", "notexample.com", 80, false),
-            ("example.com:8443", "example.com", 8443, true),
-            ("example.com:8443", "example.com", 443, false),
-            ("*.example.com", "a.b.example.com", 443, true),
-            ("*.example.com", "example.com", 443, false),
-            ("*.example.com", ".example.com", 443, false),
-            ("*.example.com", "notexample.com", 443, false),
-            ("*.example.com:81", "a.example.com", 82, false),
-            ("127.0.0.1:9000", "127.0.0.1", 9000, true),
-            ("[::1]:9000", "[::1]", 9000, true),
-            ("::1", "[::1]", 9000, true),
+    fn sockets_go_to_addresses_that_are_named_or_were_found_under_a_name() {
+        let allowed = allowed(&[
+            "tcp://db.internal:5432",
+            "tcp://*.shop.internal",
+            "udp://10.0.0.2:53",
+            "tcp://[::1]:7000",
+            "tcp://localhost:6379",
+        ]);
+        assert!(allowed.allows_look_up("DB.internal") && allowed.allows_look_up("a.shop.internal"));
+        assert!(!allowed.allows_look_up("other.internal"));
+        for (scheme, address, names, expected) in [
+            (Scheme::Tcp, "10.1.1.1:5432", &["db.internal"][..], true),
+            (Scheme::Tcp, "10.1.1.1:5433", &["db.internal"], false),
+            (Scheme::Udp, "10.1.1.1:5432", &["db.internal"], false),
+            (Scheme::Tcp, "10.1.1.1:5432", &["other.internal"], false),
+            (Scheme::Tcp, "10.1.1.1:5432", &[], false),
+            (Scheme::Tcp, "10.1.1.1:9", &["x", "b.shop.internal"], true),
+            (Scheme::Tcp, "127.0.0.1:5432", &["db.internal"], false),
+            (Scheme::Tcp, "169.254.169.254:80", &["b.shop.internal"], false),
+            (Scheme::Udp, "10.0.0.2:53", &[], true),
+            (Scheme::Udp, "[::ffff:10.0.0.2]:53", &[], true),
+            (Scheme::Udp, "10.0.0.3:53", &[], false),
+            (Scheme::Tcp, "[::1]:7000", &[], true),
+            (Scheme::Tcp, "127.0.0.1:6379", &[], true),
+            (Scheme::Tcp, "127.0.0.1:7000", &[], false),
         ] {
-            assert_eq!(allowed(&[pattern]).allows(host, port), expected, "{pattern} {host}:{port}");
+            let found = allowed.allows_socket(scheme, address.parse().unwrap(), names);
+            assert_eq!(found, expected, "{scheme:?} {address} {names:?}");
         }
     }
 
     #[test]
     fn names_do_not_lead_to_the_node_itself() {
-        let allowed = allowed(&["example.com", "localhost", "169.254.169.254"]);
-        let may =
-            |host: &str, address: &str| allowed.allows_address(host, address.parse().unwrap());
+        let may = |host: &str, address: &str| allows_address(host, address.parse().unwrap());
         assert!(may("example.com", "93.184.216.34") && may("example.com", "10.0.0.8"));
         for address in [
             "127.0.0.1",

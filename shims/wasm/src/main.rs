@@ -21,6 +21,7 @@ mod outgoing;
 mod output;
 mod program;
 mod serve;
+mod sockets;
 mod stop;
 mod task;
 mod tasks;

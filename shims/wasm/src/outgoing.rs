@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use brig_api::allow_host::Scheme as HostScheme;
 use bytes::Bytes;
 use http::uri::Scheme;
 use http_body_util::BodyExt;
@@ -16,7 +17,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use crate::hosts::AllowedHosts;
+use crate::hosts::{AllowedHosts, allows_address};
 use crate::output::TaskLog;
 
 /// Outgoing connections of one task at a time.
@@ -37,10 +38,10 @@ pub(crate) struct Outgoing {
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 impl Outgoing {
-    /// For the `allow_hosts` of a task.
-    pub(crate) fn new(allow_hosts: &[String], log: &Arc<TaskLog>) -> Self {
+    /// For the hosts of a task.
+    pub(crate) fn new(allowed: &Arc<AllowedHosts>, log: &Arc<TaskLog>) -> Self {
         Self {
-            allowed: Arc::new(AllowedHosts::new(allow_hosts)),
+            allowed: Arc::clone(allowed),
             log: Arc::clone(log),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         }
@@ -52,7 +53,8 @@ impl Outgoing {
         let host =
             uri.host().filter(|host| !host.is_empty()).ok_or(Error::HttpRequestUriInvalid)?;
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        if !self.allowed.allows(host, port) {
+        let scheme = if is_tls { HostScheme::Https } else { HostScheme::Http };
+        if !self.allowed.allows(scheme, host, port) {
             self.log.note(&format!(
                 "refused a request to {host}:{port}: add it to the unit's `allow_hosts` to permit it"
             ));
@@ -69,7 +71,7 @@ impl Outgoing {
             info_code: None,
         })?;
         let (allowed, refused): (Vec<_>, Vec<_>) =
-            found.partition(|address| self.allowed.allows_address(host, address.ip()));
+            found.partition(|address| allows_address(host, address.ip()));
         if let (true, Some(address)) = (allowed.is_empty(), refused.first()) {
             self.log.note(&format!(
                 "refused a request to {host}:{port}: its address {} is reserved for the node; name the \

@@ -21,6 +21,7 @@ use crate::engine;
 use crate::host::{ComponentHost, CoreHost};
 use crate::interfaces::{Exports, missing_component_imports, missing_core_imports};
 use crate::outcome::Refusal;
+use crate::sockets;
 
 /// Programs that are kept ready, besides those that run.
 const READY_PROGRAMS_MAX: usize = 64;
@@ -91,6 +92,7 @@ impl Programs {
         let mut component = ComponentLinker::new(engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut component)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut component)?;
+        sockets::add_to_linker(&mut component)?;
         let store = CodeStore::open(&cache, &engine::compatibility(engine))?;
         Ok(Self {
             engine: engine.clone(),

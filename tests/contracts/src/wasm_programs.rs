@@ -8,7 +8,7 @@ use brig_api::Digest;
 use brig_api::lifecycle::Reason;
 use brig_api::logline::Stream;
 use brig_shim::exit::ExitRecord;
-use brig_shim::message::{StartProgram, StartTask, StartWasm, StopSignal};
+use brig_shim::message::{StartProgram, StartTask, StartWasm, StopSignal, WasmWorld};
 use sha2::Digest as _;
 
 use crate::shim_client::{ShimClient, ShimProcess, WAIT, shim_binary, wait_until};
@@ -31,6 +31,7 @@ fn guest(name: &str, args: &[&str]) -> StartWasm {
         http: None,
         allow_hosts: Vec::new(),
         deadline_ms: None,
+        world: WasmWorld::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use brig_api::Digest;
-use brig_shim::message::{StartProgram, StartWasm};
+use brig_shim::message::{StartProgram, StartWasm, WasmWorld};
 use sha2::Digest as _;
 
 use crate::shim_client::{ShimProcess, shim_binary};
@@ -45,6 +45,7 @@ pub(crate) fn wasm(module: &Path, bytes: &[u8]) -> StartWasm {
         http: None,
         allow_hosts: Vec::new(),
         deadline_ms: None,
+        world: WasmWorld::default(),
     }
 }
 

@@ -177,8 +177,8 @@ impl Lookup<'_> {
     }
 
     async fn texts_of(&mut self, task: &Task, namespace: &NamespacePath, path: &str) -> Answer<()> {
-        for (variable, value) in &task.env {
-            let path = join(path, &format!("env.{variable}"));
+        for (field, value) in task.values() {
+            let path = join(path, &field);
             match value {
                 EnvValue::Text(_) => {}
                 EnvValue::Secret(from) => {

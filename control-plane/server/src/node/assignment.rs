@@ -197,7 +197,7 @@ fn identity(unit: &Unit) -> BTreeMap<String, String> {
 pub(crate) fn names_texts(template: &UnitTemplate) -> bool {
     template.tasks.iter().any(|task| {
         task.mounts.iter().any(|mount| mount.config.is_some() || mount.secret.is_some())
-            || task.env.values().any(|value| !matches!(value, EnvValue::Text(_)))
+            || task.values().any(|(_, value)| !matches!(value, EnvValue::Text(_)))
     })
 }
 

@@ -99,7 +99,7 @@ fn unit_spec(
                 args,
                 http,
                 allow_hosts,
-                deadline_ms: None,
+                ..WasmProgram::default()
             });
         }
         Runtime::Oci => {
