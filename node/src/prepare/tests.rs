@@ -108,6 +108,33 @@ async fn a_task_gets_its_variables_its_identity_and_its_files() {
 }
 
 #[tokio::test]
+async fn a_wasm_program_finds_its_ports_its_config_and_its_buckets() {
+    let program = json!({"wasm": {
+        "artifact": "app", "ports": [0, 9000], "keyvalue": ["carts"], "clocks": "coarse",
+        "config": {"plain": "x", "open": {"config": "c", "key": "file"}, "hidden": {"secret": "s", "key": "file"}},
+    }});
+    let tasks = task(&program, &json!({}));
+    let grants = Grants { ports: vec![20_007], ..Grants::default() };
+    let (dir, outcome) = prepare_with(&tasks, &BTreeMap::new(), grants).await;
+    let start = outcome.unwrap().remove(0);
+    assert_eq!((start.env["PORT"].as_str(), start.env["BRIG_PORT_1"].as_str()), ("20007", "9000"));
+    let StartProgram::Wasm(wasm) = start.program else { panic!("not wasm") };
+    assert_eq!(wasm.world.ports, [20_007, 9_000]);
+    let config: Vec<_> = wasm.world.config.values().map(String::as_str).collect();
+    assert_eq!(config, ["hidden", "open", "x"]);
+    assert!(!format!("{:?}", wasm.world).contains("hidden"));
+    let keyvalue = wasm.world.keyvalue.unwrap();
+    assert_eq!(keyvalue.buckets, ["carts"]);
+    assert!(keyvalue.file.starts_with(dir.path().canonicalize().unwrap().join("keyvalue")));
+    assert!(keyvalue.file.parent().unwrap().is_dir());
+    let program =
+        json!({"wasm": {"artifact": "app", "config": {"k": {"secret": "s", "key": "other"}}}});
+    let (_dir, outcome) = prepare(&task(&program, &json!({})), &BTreeMap::new()).await;
+    let message = outcome.unwrap_err().message;
+    assert!(message.contains("`config` key `k` of task `main`") && message.contains("`other`"));
+}
+
+#[tokio::test]
 async fn a_port_that_was_picked_is_asked_for_again_unless_it_is_taken() {
     let program = json!({"wasm": {"artifact": "app", "http": {}}});
     let tasks = task(&program, &json!({}));

@@ -1,5 +1,46 @@
 //! The clocks that this program reads: nothing else asks for the time of day or for processor time.
 
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use wasmtime_wasi::{HostMonotonicClock, HostWallClock};
+
+/// Clocks that tell guests the time to the millisecond and no better.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CoarseClock;
+
+impl CoarseClock {
+    const RESOLUTION: Duration = Duration::from_millis(1);
+}
+
+impl HostWallClock for CoarseClock {
+    fn resolution(&self) -> Duration {
+        Self::RESOLUTION
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(now_ms().unsigned_abs())
+    }
+}
+
+impl HostMonotonicClock for CoarseClock {
+    fn resolution(&self) -> u64 {
+        u64::try_from(Self::RESOLUTION.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn now(&self) -> u64 {
+        let ms = u64::try_from(shim_began().elapsed().as_millis()).unwrap_or(u64::MAX);
+        ms.saturating_mul(HostMonotonicClock::resolution(self))
+    }
+}
+
+/// What coarse monotonic time counts from.
+fn shim_began() -> Instant {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *BEGAN
+}
+
 /// Unix milliseconds.
 #[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
 pub(crate) fn now_ms() -> i64 {

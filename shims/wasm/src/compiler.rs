@@ -16,7 +16,8 @@ use sha2::Digest as _;
 use wasmtime::Engine;
 
 use crate::code_store::{BinaryKind, CodeStore};
-use crate::engine;
+use crate::engine::{self, Concurrency};
+use crate::interfaces::speaks_wasi_0_3;
 use crate::outcome::Refusal;
 
 /// Largest module, in bytes.
@@ -97,13 +98,15 @@ fn compile_here(job: &CompileJob) -> Result<(), Refusal> {
         Refusal::new(Reason::InvalidArtifact, format!("{}: {what}", job.module.display()))
     };
     let kind = BinaryKind::detect(&bytes).ok_or_else(|| invalid(not_wasm(&bytes)))?;
-    let engine = engine::for_compiling()
-        .map_err(|error| Refusal::new(Reason::CreateFailed, format!("{error:#}")))?;
-    let code = compile_binary(&engine, kind, &bytes).map_err(|error| {
-        invalid(format!(
-            "is not valid here: {error:#}. {}",
-            unsupported_hint(&format!("{error:#}"))
-        ))
+    let concurrency = match kind {
+        BinaryKind::Component if speaks_wasi_0_3(&bytes) => Concurrency::On,
+        BinaryKind::Component | BinaryKind::Module => Concurrency::Off,
+    };
+    let (engine, code) = compile_for(concurrency, kind, &bytes).map_err(|error| {
+            invalid(format!(
+                "is not valid here: {error:#}. Programs may use WebAssembly 2.0 without threads, memory64, exceptions \
+                 and garbage collection"
+            ))
     })?;
     store(&job.cache, &engine, &job.digest, kind, &code).map_err(|error| {
         let reason = match error.kind() {
@@ -125,11 +128,17 @@ fn store(
     CodeStore::open(cache, &engine::compatibility(engine))?.put(digest, kind, code)
 }
 
-fn compile_binary(engine: &Engine, kind: BinaryKind, bytes: &[u8]) -> wasmtime::Result<Vec<u8>> {
-    match kind {
-        BinaryKind::Module => engine.precompile_module(bytes),
-        BinaryKind::Component => engine.precompile_component(bytes),
-    }
+fn compile_for(
+    concurrency: Concurrency,
+    kind: BinaryKind,
+    bytes: &[u8],
+) -> wasmtime::Result<(Engine, Vec<u8>)> {
+    let engine = engine::for_compiling(concurrency)?;
+    let code = match kind {
+        BinaryKind::Module => engine.precompile_module(bytes)?,
+        BinaryKind::Component => engine.precompile_component(bytes)?,
+    };
+    Ok((engine, code))
 }
 
 /// Reads the module once, so that what is compiled is what was checked.
@@ -170,14 +179,6 @@ fn not_wasm(bytes: &[u8]) -> String {
         "is no WebAssembly program: {looks_like}. Expected a module or component, for instance from \
          `cargo build --target wasm32-wasip2`"
     )
-}
-
-fn unsupported_hint(error: &str) -> &'static str {
-    if error.contains("async") {
-        "WASI 0.3 is not supported yet: build for WASI 0.2 (wasm32-wasip2)"
-    } else {
-        "Modules may use WebAssembly 2.0 without threads, memory64, exceptions and garbage collection"
-    }
 }
 
 #[cfg(test)]
@@ -224,7 +225,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let job = job(dir.path(), b"\0asm\x01\0\0\0");
         compile_here(&job).unwrap();
-        let engine = engine::for_compiling().unwrap();
+        let engine = engine::for_compiling(Concurrency::Off).unwrap();
         let store = CodeStore::open(&job.cache, &engine::compatibility(&engine)).unwrap();
         assert_eq!(store.fetch(&job.digest).unwrap().unwrap().kind, BinaryKind::Module);
     }

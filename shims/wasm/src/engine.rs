@@ -1,6 +1,7 @@
 //! The wasmtime engine: its settings, and what they are for.
 
 use std::hash::{Hash, Hasher};
+use std::num::NonZeroUsize;
 
 use sha2::{Digest, Sha256};
 use wasmtime::{
@@ -10,7 +11,7 @@ use wasmtime::{
 
 /// What compiled code is marked with besides wasmtime's own version. To be changed whenever the settings below
 /// change in a way that wasmtime does not see.
-const CODE_VERSION: &str = concat!("brig-", env!("CARGO_PKG_VERSION"), "-1");
+const CODE_VERSION: &str = concat!("brig-", env!("CARGO_PKG_VERSION"), "-2");
 /// Most guests of one shim at a time: tasks, and requests of http services. Each has two mappings and a
 /// guarded stack; the kernel's default of 65,530 mappings per process is the wall.
 pub(crate) const GUESTS_MAX: u32 = 1_000;
@@ -27,35 +28,50 @@ const MEMORY_KEEP_BYTES: usize = 1 << 20;
 /// The same for tables.
 const TABLE_KEEP_BYTES: usize = 64 << 10;
 
+/// Frames of a trap's backtrace.
+const FRAMES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
+
+/// Whether the functions of a component may wait side by side: WASI 0.3. It costs every call into a guest something
+/// (a start of a 0.2 component takes a third longer), so that there are two engines, and code of one is never given to
+/// the other: their [`compatibility`] differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Concurrency {
+    Off,
+    On,
+}
+
 /// Settings that decide what compiled code looks like: the same for the compiler and for the shim.
-fn config() -> wasmtime::Result<Config> {
+fn config(concurrency: Concurrency) -> wasmtime::Result<Config> {
+    let is_concurrent = concurrency == Concurrency::On;
     let mut config = Config::new();
     config
         .epoch_interruption(true)
-        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        // Modules that have debug information keep it in their compiled code; it is read after a trap only.
+        .wasm_backtrace_details(WasmBacktraceDetails::Enable)
+        .wasm_backtrace_max_frames(Some(FRAMES_MAX))
         .wasm_memory64(false)
-        .wasm_component_model_async(false)
-        .concurrency_support(false)
+        .wasm_component_model_async(is_concurrent)
+        .concurrency_support(is_concurrent)
         .relaxed_simd_deterministic(true)
         .module_version(ModuleVersionStrategy::Custom(CODE_VERSION.to_owned()))?;
     Ok(config)
 }
 
 /// The engine of the one-shot compiler.
-pub(crate) fn for_compiling() -> wasmtime::Result<Engine> {
-    Engine::new(&config()?)
+pub(crate) fn for_compiling(concurrency: Concurrency) -> wasmtime::Result<Engine> {
+    Engine::new(&config(concurrency)?)
 }
 
 /// The engine of a shim: the same code, and a pool of slots for guests.
-pub(crate) fn for_running() -> wasmtime::Result<Engine> {
-    let mut pooled = config()?;
+pub(crate) fn for_running(concurrency: Concurrency) -> wasmtime::Result<Engine> {
+    let mut pooled = config(concurrency)?;
     pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
     match Engine::new(&pooled) {
         Ok(engine) => Ok(engine),
         Err(error) => {
             // A limit on address space or mappings. Everything works without the pool, starts take longer.
             tracing::warn!(error = format!("{error:#}"), "no room for a pool of guests");
-            for_compiling()
+            for_compiling(concurrency)
         }
     }
 }
@@ -105,10 +121,14 @@ mod tests {
 
     #[test]
     fn compiler_and_shim_agree_on_the_code_and_other_settings_do_not() {
-        let compiling = compatibility(&for_compiling().unwrap());
-        assert_eq!(compiling, compatibility(&for_running().unwrap()));
-        assert_eq!(compiling, compatibility(&for_compiling().unwrap()), "it is stable");
-        let mut other = config().unwrap();
+        use Concurrency::{Off, On};
+        let compiling = compatibility(&for_compiling(Off).unwrap());
+        assert_eq!(compiling, compatibility(&for_running(Off).unwrap()));
+        assert_eq!(compiling, compatibility(&for_compiling(Off).unwrap()), "it is stable");
+        let concurrent = compatibility(&for_compiling(On).unwrap());
+        assert_eq!(concurrent, compatibility(&for_running(On).unwrap()));
+        assert_ne!(compiling, concurrent);
+        let mut other = config(Off).unwrap();
         other.epoch_interruption(false);
         assert_ne!(compiling, compatibility(&Engine::new(&other).unwrap()));
         other.epoch_interruption(true);

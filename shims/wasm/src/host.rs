@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use brig_api::lifecycle::Reason;
 use brig_api::logline::Stream;
+use brig_api::unit_spec::Clocks;
 use brig_shim::message::{BindMount, StartTask, StartWasm};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::clock::CoarseClock;
 use crate::hosts::AllowedHosts;
+use crate::keyvalue;
 use crate::memory::{MemoryAccount, MemoryLimiter};
 use crate::outcome::Refusal;
 use crate::outgoing::Outgoing;
@@ -31,11 +35,19 @@ pub(crate) struct Grants {
     log: Arc<TaskLog>,
     outgoing: Outgoing,
     sockets: Arc<Sockets>,
+    config: Arc<WasiConfigVariables>,
+    keyvalue: Option<Arc<keyvalue::Granted>>,
+    clocks: Clocks,
 }
 
 impl Grants {
     /// Those of a start request.
-    pub(crate) fn new(start: &StartTask, wasm: &StartWasm, log: &Arc<TaskLog>) -> Self {
+    pub(crate) fn new(
+        start: &StartTask,
+        wasm: &StartWasm,
+        log: &Arc<TaskLog>,
+        stores: &keyvalue::Stores,
+    ) -> Self {
         let allowed = Arc::new(AllowedHosts::new(&wasm.allow_hosts));
         Self {
             args: wasm.args.clone(),
@@ -44,6 +56,9 @@ impl Grants {
             log: Arc::clone(log),
             outgoing: Outgoing::new(&allowed, log),
             sockets: Sockets::new(&allowed, &wasm.world.ports, log),
+            config: Arc::new(wasm.world.config.clone().into_iter().collect()),
+            keyvalue: wasm.world.keyvalue.as_ref().map(|granted| stores.grant(granted, log)),
+            clocks: wasm.world.clocks,
         }
     }
 
@@ -65,6 +80,9 @@ impl Grants {
             table,
             outgoing: self.outgoing.clone(),
             sockets: Arc::clone(&self.sockets),
+            config: Arc::clone(&self.config),
+            keyvalue: self.keyvalue.clone(),
+            log: Arc::clone(&self.log),
             limiter: MemoryLimiter::new(memory),
         })
     }
@@ -78,6 +96,9 @@ impl Grants {
             .stderr(LogStream::new(&self.log, Stream::Stderr))
             .max_random_size(RANDOM_BYTES_MAX);
         self.sockets.grant(&mut wasi);
+        if self.clocks == Clocks::Coarse {
+            wasi.wall_clock(CoarseClock).monotonic_clock(CoarseClock);
+        }
         for mount in &self.mounts {
             let perms = if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
             wasi.preopened_dir(&mount.source, &mount.at, perms).map_err(|error| {
@@ -116,7 +137,27 @@ pub(crate) struct ComponentHost {
     table: ResourceTable,
     outgoing: Outgoing,
     sockets: Arc<Sockets>,
+    config: Arc<WasiConfigVariables>,
+    keyvalue: Option<Arc<keyvalue::Granted>>,
+    log: Arc<TaskLog>,
     pub(crate) limiter: MemoryLimiter,
+}
+
+impl ComponentHost {
+    /// What the guest is configured with.
+    pub(crate) fn config(&mut self) -> WasiConfig<'_> {
+        WasiConfig::new(&self.config)
+    }
+
+    /// What the guest may keep.
+    pub(crate) fn keyvalue(&self) -> Option<&keyvalue::Granted> {
+        self.keyvalue.as_deref()
+    }
+
+    /// Appends lines to the log, as if the guest had written them to standard error.
+    pub(crate) fn write_to_log(&self, lines: &[u8]) {
+        self.log.write(Stream::Stderr, lines);
+    }
 }
 
 impl HasSockets for ComponentHost {

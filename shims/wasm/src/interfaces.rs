@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 
 use brig_api::lifecycle::Reason;
+use wasmparser::{Parser, Payload};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Linker, Module, Store};
 
 use crate::host::CoreHost;
 use crate::outcome::Refusal;
+use crate::{keyvalue, logging};
 
-/// The interfaces that components may import, all of WASI 0.2.
+/// The interfaces that components may import of WASI 0.2.
 const PROVIDED: &[&str] = &[
     "wasi:cli/environment",
     "wasi:cli/exit",
@@ -41,8 +43,38 @@ const PROVIDED: &[&str] = &[
     "wasi:sockets/udp",
     "wasi:sockets/udp-create-socket",
 ];
-/// The version of WASI that is provided: any of these.
-const PROVIDED_VERSION: &str = "0.2.";
+/// The interfaces that components may import of WASI 0.3.
+const PROVIDED_ASYNC: &[&str] = &[
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:cli/types",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/system-clock",
+    "wasi:clocks/types",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/client",
+    "wasi:http/types",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/types",
+];
+/// The configuration of a component, in the one version that is provided.
+const CONFIG: &str = "wasi:config/store@0.2.0-rc.1";
+/// How versions of WASI 0.2 begin.
+const VERSION: &str = "0.2.";
+/// How versions of WASI 0.3 begin.
+const VERSION_ASYNC: &str = "0.3.";
 
 /// Most names in a message. A module may have a million imports, and messages are short.
 const NAMES_MAX: usize = 20;
@@ -54,6 +86,8 @@ pub(crate) struct Exports {
     pub(crate) has_http: bool,
     /// `wasi:cli/run@0.2.x`
     pub(crate) has_command: bool,
+    /// `wasi:cli/run@0.3.x`
+    pub(crate) has_async_command: bool,
     /// Everything, for messages.
     names: Vec<String>,
 }
@@ -66,29 +100,29 @@ impl Exports {
     }
 
     fn of_names(names: Vec<String>) -> Self {
-        let has = |interface: &str| {
+        let has = |interface: &str, wanted: &str| {
             names.iter().any(|name| {
                 name.strip_prefix(interface)
                     .and_then(|rest| rest.strip_prefix('@'))
-                    .is_some_and(|version| version.starts_with(PROVIDED_VERSION))
+                    .is_some_and(|version| version.starts_with(wanted))
             })
         };
         Self {
-            has_http: has("wasi:http/incoming-handler"),
-            has_command: has("wasi:cli/run"),
+            has_http: has("wasi:http/incoming-handler", VERSION),
+            has_command: has("wasi:cli/run", VERSION),
+            has_async_command: has("wasi:cli/run", VERSION_ASYNC),
             names,
         }
     }
 
     /// Is there anything to run?
     pub(crate) fn check(&self) -> Result<(), Refusal> {
-        if self.has_http || self.has_command {
+        if self.has_http || self.has_command || self.has_async_command {
             return Ok(());
         }
-        let is_newer =
-            self.names.iter().any(|name| name.starts_with("wasi:") && name.contains("@0.3"));
+        let is_newer = self.names.iter().any(|name| name.starts_with("wasi:http/handler@0.3"));
         let way_out = if is_newer {
-            "WASI 0.3 is not supported yet: build for WASI 0.2 (wasm32-wasip2)"
+            "http services of WASI 0.3 are not served yet: build a wasi:http/proxy component of WASI 0.2"
         } else {
             "build it as a wasi:cli/command or wasi:http/proxy component"
         };
@@ -97,7 +131,7 @@ impl Exports {
         Err(Refusal::new(
             Reason::InvalidArtifact,
             format!(
-                "the component is no program: it exports {exports}, expected wasi:cli/run or \
+                "the component is no program: it exports {exports}, expected wasi:cli/run of WASI 0.2 or 0.3, or \
                  wasi:http/incoming-handler of WASI 0.2; {way_out}"
             ),
         ))
@@ -112,8 +146,33 @@ pub(crate) fn missing_component_imports(engine: &Engine, component: &Component) 
 }
 
 fn is_provided(import: &str) -> bool {
-    import.split_once('@').is_some_and(|(interface, version)| {
-        PROVIDED.contains(&interface) && version.starts_with(PROVIDED_VERSION)
+    let is_wasi = import.split_once('@').is_some_and(|(interface, version)| {
+        (PROVIDED.contains(&interface) && version.starts_with(VERSION))
+            || (PROVIDED_ASYNC.contains(&interface) && version.starts_with(VERSION_ASYNC))
+    });
+    is_wasi || import == CONFIG || keyvalue::is_provided(import) || logging::is_provided(import)
+}
+
+/// Does a component keep something?
+pub(crate) fn imports_keyvalue(engine: &Engine, component: &Component) -> bool {
+    component.component_type().imports(engine).any(|(name, _)| keyvalue::is_provided(name))
+}
+
+/// Does a component, or a part of it, import or export anything of WASI 0.3? What can't be read is told by the
+/// compiler.
+pub(crate) fn speaks_wasi_0_3(component: &[u8]) -> bool {
+    let is_async = |name: &str| {
+        let version = name.strip_prefix("wasi:").and_then(|name| name.split_once('@'));
+        version.is_some_and(|(_, version)| version.starts_with(VERSION_ASYNC))
+    };
+    Parser::new(0).parse_all(component).map_while(Result::ok).any(|payload| match payload {
+        Payload::ComponentImportSection(imports) => {
+            imports.into_iter().flatten().any(|import| is_async(import.name.name))
+        }
+        Payload::ComponentExportSection(exports) => {
+            exports.into_iter().flatten().any(|export| is_async(export.name.name))
+        }
+        _ => false,
     })
 }
 
@@ -145,8 +204,9 @@ fn missing(names: impl Iterator<Item = String>) -> Option<Refusal> {
         return None;
     }
     let message = format!(
-        "it imports {}, which nothing provides: a wasm unit gets WASI preview 1 (modules) or WASI 0.2 with \
-         wasi:http (components). Build it for wasm32-wasip1 or wasm32-wasip2 without that import",
+        "it imports {}, which nothing provides: a wasm unit gets WASI preview 1 (modules), or WASI 0.2 and 0.3 with \
+         wasi:http, wasi:config, wasi:keyvalue and wasi:logging (components; docs/wasm.md has the versions). Build it \
+         for wasm32-wasip1 or wasm32-wasip2 without that import",
         named.into_iter().collect::<Vec<_>>().join(", ")
     );
     Some(Refusal::new(Reason::ImportNotGranted, message))
@@ -163,10 +223,12 @@ mod tests {
     #[test]
     fn a_component_is_told_by_what_it_exports() {
         assert!(exports(&["wasi:cli/run@0.2.3"]).has_command);
+        let newer = exports(&["wasi:cli/run@0.3.0"]);
+        assert!(newer.has_async_command && !newer.has_command);
         assert!(exports(&["wasi:http/incoming-handler@0.2.0"]).has_http);
         for (names, says) in [
             (&[][..], "nothing"),
-            (&["wasi:cli/run@0.3.0"], "0.3"),
+            (&["wasi:http/handler@0.3.0"], "not served yet"),
             (&["team:lib/math"], "team:lib/math"),
         ] {
             let refusal = exports(names).check().unwrap_err();
@@ -187,8 +249,10 @@ mod tests {
     #[test]
     fn imports_are_known_by_interface_and_version() {
         assert!(is_provided("wasi:cli/stdout@0.2.6") && is_provided("wasi:http/types@0.2.0"));
+        assert!(is_provided("wasi:http/client@0.3.0") && !is_provided("wasi:http/client@0.2.0"));
+        assert!(is_provided("wasi:config/store@0.2.0-rc.1") && is_provided("wasi:logging/logging"));
         for other in
-            ["wasi:cli/stdout@0.3.0", "wasi:cli/stdout", "wasi:nn/graph@0.2.0", "x:y/z@0.2.0"]
+            ["wasi:cli/stdout@0.4.0", "wasi:cli/stdout", "wasi:nn/graph@0.2.0", "x:y/z@0.2.0"]
         {
             assert!(!is_provided(other), "{other}");
         }

@@ -13,6 +13,8 @@ mod host;
 mod hosts;
 mod http_server;
 mod interfaces;
+mod keyvalue;
+mod logging;
 mod memory;
 mod meter;
 mod options;
@@ -20,6 +22,7 @@ mod outcome;
 mod outgoing;
 mod output;
 mod program;
+mod rig;
 mod serve;
 mod sockets;
 mod stop;
@@ -71,11 +74,8 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
     // A session of its own: signals to the agent's group are not for running tasks. Fails when it leads one.
     let _ = rustix::process::setsid();
     allow_many_files();
-    let engine =
-        engine::for_running().map_err(anyhow::Error::from).context("setting up wasmtime")?;
-    let programs = program::Programs::new(&engine, options.cache).context("opening the cache")?;
-    let ticker = ticker::Ticker::start(engine.clone()).context("starting a thread")?;
-    let machine = Arc::new(task::Machine { engine, programs, ticker });
+    let programs = program::Programs::new(options.cache).context("getting ready for programs")?;
+    let machine = Arc::new(task::Machine { programs, stores: keyvalue::Stores::default() });
     let guests = tokio::runtime::Builder::new_multi_thread()
         .thread_name("guest")
         .max_blocking_threads(BLOCKING_THREADS_MAX)

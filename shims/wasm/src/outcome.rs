@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use brig_api::lifecycle::Reason;
 use brig_shim::exit::MESSAGE_BYTES_MAX;
 use brig_shim::frame::FRAME_BYTES_MAX;
-use wasmtime::{Trap, WasmBacktrace};
+use wasmtime::{FrameInfo, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::memory::MemoryExceeded;
@@ -85,7 +85,7 @@ impl Outcome {
             let message = format!("ended for its memory: {exceeded}");
             return Self::failed(CODE_OUT_OF_MEMORY, Reason::OutOfMemory, &message);
         }
-        Self::failed(CODE_TRAPPED, Reason::Trapped, &trap_message(error))
+        Self::failed(CODE_TRAPPED, Reason::Trapped, &trap_message(error, FRAMES_MAX))
     }
 
     /// What instantiating a guest failed with, before any of its code ran (a start function aside).
@@ -106,26 +106,56 @@ impl Outcome {
     }
 }
 
-/// The trap and where it happened, one frame a line.
-fn trap_message(error: &wasmtime::Error) -> String {
+/// Longest report of a trap in a log: names and paths are the guest's.
+const REPORT_BYTES_MAX: usize = 64 << 10;
+
+/// All that is known of where a guest trapped; None where it ended otherwise.
+pub(crate) fn trap_report(error: &wasmtime::Error) -> Option<String> {
+    let is_trap = error.is::<Trap>() && error.is::<WasmBacktrace>();
+    is_trap.then(|| cut_to(REPORT_BYTES_MAX, &trap_message(error, usize::MAX)))
+}
+
+/// The trap and where it happened, one frame a line, with file and line where the module has debug information.
+fn trap_message(error: &wasmtime::Error, frames_max: usize) -> String {
     let mut message = match error.downcast_ref::<Trap>() {
         Some(trap) => format!("trapped: {trap}"),
         None => format!("ended by an error of the host: {}", error.root_cause()),
     };
     let backtrace = error.downcast_ref::<WasmBacktrace>();
     let frames = backtrace.map_or(&[][..], WasmBacktrace::frames);
-    for (index, frame) in frames.iter().take(FRAMES_MAX).enumerate() {
-        let module = frame.module().name().unwrap_or("<module>");
-        let function = frame.func_name().map_or_else(
-            || format!("<function {}>", frame.func_index()),
-            |name| short_name(name).to_owned(),
-        );
-        let _ = write!(message, "\n  {index}: {module}!{function}");
+    for (index, frame) in frames.iter().take(frames_max).enumerate() {
+        let module = short_name(frame.module().name().unwrap_or("<module>"));
+        let _ = write!(message, "\n  {index}: {module}!{}", function_name(frame));
+        // The innermost function first; the others are those it was inlined into.
+        let symbols = frame.symbols();
+        for symbol in symbols {
+            if let Some(file) = symbol.file() {
+                let _ = write!(message, "\n       at {}", short_name(file));
+                for number in [symbol.line(), symbol.column()].into_iter().flatten() {
+                    let _ = write!(message, ":{number}");
+                }
+                if let (true, Some(name)) = (symbols.len() > 1, symbol.name()) {
+                    let _ = write!(message, " in {}", language_name(name));
+                }
+            }
+        }
     }
-    if frames.len() > FRAMES_MAX {
-        let _ = write!(message, "\n  … {} more", frames.len() - FRAMES_MAX);
+    if frames.len() > frames_max {
+        let _ = write!(message, "\n  … {} more, in the log", frames.len() - frames_max);
     }
     message
+}
+
+fn function_name(frame: &FrameInfo) -> String {
+    match frame.func_name() {
+        Some(name) => language_name(name),
+        None => format!("<function {}>", frame.func_index()),
+    }
+}
+
+/// A function's name as its language has it, not as its linker does.
+fn language_name(name: &str) -> String {
+    short_name(&format!("{:#}", rustc_demangle::demangle(name))).to_owned()
 }
 
 /// Names as the producer wrote them, without what a very long one would do to a table.
@@ -141,8 +171,12 @@ fn short_name(name: &str) -> &str {
 /// Cuts a message to its length, and takes out what would do something to a terminal: guests choose the names of
 /// their functions and imports.
 fn cut(message: &str) -> String {
+    cut_to(MESSAGE_JSON_BYTES_MAX, message)
+}
+
+fn cut_to(bytes_max: usize, message: &str) -> String {
     let mut kept = String::new();
-    let mut room = MESSAGE_JSON_BYTES_MAX - '…'.len_utf8();
+    let mut room = bytes_max - '…'.len_utf8();
     for character in message.chars() {
         let (character, json_bytes) = match character {
             '\n' | '\t' | '"' | '\\' => (character, 2),

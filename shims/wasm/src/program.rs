@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brig_api::lifecycle::Reason;
@@ -10,18 +10,22 @@ use brig_api::{Bytes, Digest};
 use brig_shim::message::StartWasm;
 use tokio::sync::{OnceCell, Semaphore};
 use wasmtime::component::{Component, Linker as ComponentLinker};
-use wasmtime::{Engine, InstancePre, Linker, Module, ResourcesRequired};
+use wasmtime::{InstancePre, Linker, Module, ResourcesRequired};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::p3::bindings::CommandPre as AsyncCommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::code_store::{BinaryKind, CodeStore, SealedCode};
 use crate::compiler::{CompileJob, compile};
-use crate::engine;
+use crate::engine::{self, Concurrency};
 use crate::host::{ComponentHost, CoreHost};
-use crate::interfaces::{Exports, missing_component_imports, missing_core_imports};
+use crate::interfaces::{
+    Exports, imports_keyvalue, missing_component_imports, missing_core_imports,
+};
 use crate::outcome::Refusal;
-use crate::sockets;
+use crate::rig::Rig;
+use crate::{keyvalue, logging, sockets};
 
 /// Programs that are kept ready, besides those that run.
 const READY_PROGRAMS_MAX: usize = 64;
@@ -32,8 +36,10 @@ const COMPILERS_MAX: usize = 1;
 pub(crate) enum Program {
     /// A core module with `_start`.
     Core(InstancePre<CoreHost>),
-    /// A `wasi:cli/command` component.
+    /// A `wasi:cli/command` component of WASI 0.2.
     Command(CommandPre<ComponentHost>),
+    /// A `wasi:cli/command` component of WASI 0.3.
+    AsyncCommand(AsyncCommandPre<ComponentHost>),
     /// A `wasi:http/proxy` component.
     Http(ProxyPre<ComponentHost>),
 }
@@ -41,19 +47,51 @@ pub(crate) enum Program {
 /// A program and what it needs at least.
 pub(crate) struct Ready {
     pub(crate) program: Program,
+    /// Where its guests run.
+    pub(crate) rig: Rig,
+    /// It imports `wasi:keyvalue`.
+    uses_keyvalue: bool,
     /// The largest of its memories when it starts, in bytes.
     memory_min: u64,
 }
 
 /// All programs of a shim.
 pub(crate) struct Programs {
-    engine: Engine,
     core: Linker<CoreHost>,
-    component: ComponentLinker<ComponentHost>,
+    plain: Side,
+    /// Made when a program needs it first.
+    concurrent: OnceCell<Side>,
+    concurrent_store: CodeStore,
     cache: PathBuf,
-    store: CodeStore,
     compilers: Semaphore,
     ready: Mutex<LeastRecentlyUsed>,
+}
+
+/// What there is of each engine.
+struct Side {
+    rig: Rig,
+    store: CodeStore,
+    linker: ComponentLinker<ComponentHost>,
+}
+
+impl Side {
+    fn new(concurrency: Concurrency, cache: &Path) -> anyhow::Result<Self> {
+        let rig = Rig::new(concurrency)?;
+        let store = CodeStore::open(cache, &engine::compatibility(&rig.engine))?;
+        let mut linker = ComponentLinker::new(&rig.engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+        wasmtime_wasi_config::add_to_linker(&mut linker, ComponentHost::config)?;
+        keyvalue::add_to_linker(&mut linker)?;
+        logging::add_to_linker(&mut linker)?;
+        sockets::add_to_linker(&mut linker)?;
+        if concurrency == Concurrency::On {
+            wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+            wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+            sockets::add_async_to_linker(&mut linker)?;
+        }
+        Ok(Self { rig, store, linker })
+    }
 }
 
 type Slot = Arc<OnceCell<Arc<Ready>>>;
@@ -82,24 +120,22 @@ impl LeastRecentlyUsed {
 
 impl Programs {
     /// No program is ready yet; compiled code is looked for in `cache`.
-    pub(crate) fn new(engine: &Engine, cache: PathBuf) -> anyhow::Result<Self> {
-        let mut core = Linker::new(engine);
+    pub(crate) fn new(cache: PathBuf) -> anyhow::Result<Self> {
+        let plain = Side::new(Concurrency::Off, &cache)?;
+        let mut core = Linker::new(&plain.rig.engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut core, |host: &mut CoreHost| &mut host.wasi)?;
         // The library's own makes a trap of every code above 125, of `exit(-1)` for one.
         core.allow_shadowing(true);
         core.func_wrap("wasi_snapshot_preview1", "proc_exit", proc_exit)?;
         core.allow_shadowing(false);
-        let mut component = ComponentLinker::new(engine);
-        wasmtime_wasi::p2::add_to_linker_async(&mut component)?;
-        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut component)?;
-        sockets::add_to_linker(&mut component)?;
-        let store = CodeStore::open(&cache, &engine::compatibility(engine))?;
+        let concurrent = engine::compatibility(&engine::for_compiling(Concurrency::On)?);
+        let concurrent_store = CodeStore::open(&cache, &concurrent)?;
         Ok(Self {
-            engine: engine.clone(),
             core,
-            component,
+            plain,
+            concurrent: OnceCell::new(),
+            concurrent_store,
             cache,
-            store,
             compilers: Semaphore::new(COMPILERS_MAX),
             ready: Mutex::default(),
         })
@@ -112,13 +148,13 @@ impl Programs {
     }
 
     async fn load(&self, wasm: &StartWasm) -> Result<Arc<Ready>, Refusal> {
-        if let Some(code) = self.fetch(&wasm.digest).await? {
-            return self.link(code).map(Arc::new);
+        if let Some(ready) = self.find(&wasm.digest).await? {
+            return Ok(ready);
         }
         let _permit = self.compilers.acquire().await;
         // Another shim may have been faster while this one waited.
-        if let Some(code) = self.fetch(&wasm.digest).await? {
-            return self.link(code).map(Arc::new);
+        if let Some(ready) = self.find(&wasm.digest).await? {
+            return Ok(ready);
         }
         let job = CompileJob {
             module: wasm.module.clone(),
@@ -126,17 +162,35 @@ impl Programs {
             cache: self.cache.clone(),
         };
         compile(&job).await?;
-        match self.fetch(&wasm.digest).await? {
-            Some(code) => self.link(code).map(Arc::new),
-            None => Err(Refusal::new(
-                Reason::CreateFailed,
-                format!("compiled code was removed from {} at once", self.cache.display()),
-            )),
-        }
+        self.find(&wasm.digest).await?.ok_or_else(|| {
+            let cache = self.cache.display();
+            let message = format!("compiled code was removed from {cache} at once");
+            Refusal::new(Reason::CreateFailed, message)
+        })
     }
 
-    async fn fetch(&self, digest: &Digest) -> Result<Option<SealedCode>, Refusal> {
-        let (store, digest) = (self.store.clone(), digest.clone());
+    /// The program, if it was compiled for either engine.
+    async fn find(&self, digest: &Digest) -> Result<Option<Arc<Ready>>, Refusal> {
+        if let Some(code) = self.fetch(&self.plain.store, digest).await? {
+            return self.link(&self.plain, code).map(Arc::new).map(Some);
+        }
+        let Some(code) = self.fetch(&self.concurrent_store, digest).await? else {
+            return Ok(None);
+        };
+        let side = self.concurrent.get_or_try_init(async || {
+            Side::new(Concurrency::On, &self.cache).map_err(|error| {
+                Refusal::new(Reason::CreateFailed, format!("no room for WASI 0.3: {error:#}"))
+            })
+        });
+        self.link(side.await?, code).map(Arc::new).map(Some)
+    }
+
+    async fn fetch(
+        &self,
+        store: &CodeStore,
+        digest: &Digest,
+    ) -> Result<Option<SealedCode>, Refusal> {
+        let (store, digest) = (store.clone(), digest.clone());
         let fetched = tokio::task::spawn_blocking(move || store.fetch(&digest)).await;
         fetched.map_err(std::io::Error::other).flatten().map_err(|error| {
             let message =
@@ -145,31 +199,14 @@ impl Programs {
         })
     }
 
-    fn link(&self, code: SealedCode) -> Result<Ready, Refusal> {
+    fn link(&self, side: &Side, code: SealedCode) -> Result<Ready, Refusal> {
         match code.kind {
-            BinaryKind::Module => self.link_module(&self.map_module(code)?),
-            BinaryKind::Component => self.link_component(&self.map_component(&code)?),
+            BinaryKind::Module => self.link_module(side, &side.map_module(code)?),
+            BinaryKind::Component => side.link_component(&side.map_component(&code)?),
         }
     }
 
-    fn map_module(&self, code: SealedCode) -> Result<Module, Refusal> {
-        #[expect(unsafe_code, reason = "mapping compiled code")]
-        // SAFETY: the file was made by our compiler process from this engine's settings (its directory is named
-        // after them), its sum was compared with the seal through this very descriptor, and nobody but us can
-        // write to the directory; published files are never modified.
-        let module = unsafe { Module::deserialize_open_file(&self.engine, code.file) };
-        module.map_err(|error| unusable_code(&error))
-    }
-
-    fn map_component(&self, code: &SealedCode) -> Result<Component, Refusal> {
-        let path = format!("/proc/self/fd/{}", code.file.as_raw_fd());
-        #[expect(unsafe_code, reason = "mapping compiled code")]
-        // SAFETY: as for modules; the path leads to the descriptor that was checked, whatever the directory holds.
-        let component = unsafe { Component::deserialize_file(&self.engine, path) };
-        component.map_err(|error| unusable_code(&error))
-    }
-
-    fn link_module(&self, module: &Module) -> Result<Ready, Refusal> {
+    fn link_module(&self, side: &Side, module: &Module) -> Result<Ready, Refusal> {
         if module.get_export("_start").is_none() {
             return Err(Refusal::new(
                 Reason::InvalidArtifact,
@@ -178,26 +215,51 @@ impl Programs {
             ));
         }
         let pre = self.core.instantiate_pre(module).map_err(|error| {
-            missing_core_imports(&self.engine, &self.core, module)
+            missing_core_imports(&side.rig.engine, &self.core, module)
                 .unwrap_or_else(|| unlinkable(&error))
         })?;
         let memory_min = memory_min(&module.resources_required());
-        Ok(Ready { program: Program::Core(pre), memory_min })
+        let rig = side.rig.clone();
+        Ok(Ready { program: Program::Core(pre), rig, uses_keyvalue: false, memory_min })
+    }
+}
+
+impl Side {
+    fn map_module(&self, code: SealedCode) -> Result<Module, Refusal> {
+        #[expect(unsafe_code, reason = "mapping compiled code")]
+        // SAFETY: the file was made by our compiler process from this engine's settings (its directory is named
+        // after them), its sum was compared with the seal through this very descriptor, and nobody but us can
+        // write to the directory; published files are never modified.
+        let module = unsafe { Module::deserialize_open_file(&self.rig.engine, code.file) };
+        module.map_err(|error| unusable_code(&error))
+    }
+
+    fn map_component(&self, code: &SealedCode) -> Result<Component, Refusal> {
+        let path = format!("/proc/self/fd/{}", code.file.as_raw_fd());
+        #[expect(unsafe_code, reason = "mapping compiled code")]
+        // SAFETY: as for modules; the path leads to the descriptor that was checked, whatever the directory holds.
+        let component = unsafe { Component::deserialize_file(&self.rig.engine, path) };
+        component.map_err(|error| unusable_code(&error))
     }
 
     fn link_component(&self, component: &Component) -> Result<Ready, Refusal> {
-        let exports = Exports::of(&self.engine, component);
+        let engine = &self.rig.engine;
+        let exports = Exports::of(engine, component);
         exports.check()?;
-        let pre = self.component.instantiate_pre(component).map_err(|error| {
-            missing_component_imports(&self.engine, component).unwrap_or_else(|| unlinkable(&error))
+        let pre = self.linker.instantiate_pre(component).map_err(|error| {
+            missing_component_imports(engine, component).unwrap_or_else(|| unlinkable(&error))
         })?;
         let program = if exports.has_http {
-            Program::Http(ProxyPre::new(pre).map_err(|error| unlinkable(&error))?)
+            ProxyPre::new(pre).map(Program::Http)
+        } else if exports.has_async_command {
+            AsyncCommandPre::new(pre).map(Program::AsyncCommand)
         } else {
-            Program::Command(CommandPre::new(pre).map_err(|error| unlinkable(&error))?)
+            CommandPre::new(pre).map(Program::Command)
         };
+        let program = program.map_err(|error| unlinkable(&error))?;
         let memory_min = component.resources_required().as_ref().map_or(0, memory_min);
-        Ok(Ready { program, memory_min })
+        let uses_keyvalue = imports_keyvalue(engine, component);
+        Ok(Ready { program, rig: self.rig.clone(), uses_keyvalue, memory_min })
     }
 }
 
@@ -210,11 +272,18 @@ impl Ready {
                 "the component is an http service (it exports wasi:http/incoming-handler): ask for `http` in \
                  its spec, or deploy it with --http",
             )),
-            (Program::Core(_) | Program::Command(_), Some(_)) => Err(Refusal::new(
-                Reason::InvalidArtifact,
-                "`http` was asked for, but the program does not export wasi:http/incoming-handler: leave `http` \
-                 out, or build a wasi:http/proxy component",
+            _ if self.uses_keyvalue && wasm.world.keyvalue.is_none() => Err(Refusal::new(
+                Reason::ImportNotGranted,
+                "it imports wasi:keyvalue, and the unit grants no bucket: add those that it opens to the unit's \
+                 `keyvalue`, such as `keyvalue: [default]`",
             )),
+            (Program::Core(_) | Program::Command(_) | Program::AsyncCommand(_), Some(_)) => {
+                Err(Refusal::new(
+                    Reason::InvalidArtifact,
+                    "`http` was asked for, but the program does not export wasi:http/incoming-handler: leave `http` \
+                 out, or build a wasi:http/proxy component",
+                ))
+            }
             _ if self.memory_min > memory_limit => Err(Refusal::new(
                 Reason::LimitTooSmall,
                 format!(

@@ -3,6 +3,7 @@
 //! wasmtime asks for each address; what it was found under is remembered from the look-up, which is ours. So a name is
 //! looked up once, and connecting goes to what was found then. A refusal tells in the log what would permit it.
 
+mod concurrent;
 mod look_up;
 
 use std::collections::{HashSet, VecDeque};
@@ -24,7 +25,8 @@ use wasmtime_wasi::{WasiCtxBuilder, WasiView};
 use crate::hosts::{AllowedHosts, allows_address};
 use crate::output::TaskLog;
 
-pub(crate) use look_up::{LookUpError, look_up};
+pub(crate) use concurrent::add_to_linker as add_async_to_linker;
+use look_up::LookUpError;
 
 /// Addresses that are remembered with a name they were found under; the oldest go first.
 const NAMES_KEPT: usize = 1_024;

@@ -6,26 +6,26 @@ use std::time::Duration;
 
 use brig_api::lifecycle::Reason;
 use brig_shim::message::{StartTask, StartWasm, Usage};
-use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
+use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 
 use crate::host::{ComponentHost, CoreHost, Grants};
 use crate::http_server;
+use crate::keyvalue::Stores;
 use crate::memory::MemoryAccount;
 use crate::meter::{Meter, Slice};
-use crate::outcome::{Outcome, Refusal};
+use crate::outcome::{Outcome, Refusal, trap_report};
 use crate::output::TaskLog;
 use crate::program::{Program, Programs, Ready};
+use crate::rig::Rig;
 use crate::stop::Stop;
-use crate::ticker::Ticker;
 
 /// Most bytes that a component may pass to its host in one call.
 const CALL_BYTES_MAX: usize = 16 << 20;
 
 /// What all tasks of a shim share.
 pub(crate) struct Machine {
-    pub(crate) engine: Engine,
     pub(crate) programs: Programs,
-    pub(crate) ticker: Arc<Ticker>,
+    pub(crate) stores: Stores,
 }
 
 /// What can be seen and asked of a task from outside while it runs.
@@ -56,7 +56,8 @@ impl Control {
 
 /// A task that has been set up.
 pub(crate) struct Task {
-    pub(crate) machine: Arc<Machine>,
+    /// That of its program.
+    rig: Rig,
     pub(crate) control: Arc<Control>,
     pub(crate) grants: Grants,
     pub(crate) log: Arc<TaskLog>,
@@ -76,7 +77,7 @@ impl Task {
         slice: &Arc<Slice>,
         limiter: fn(&mut T) -> &mut dyn ResourceLimiter,
     ) -> Store<T> {
-        let mut store = Store::new(&self.machine.engine, host);
+        let mut store = Store::new(&self.rig.engine, host);
         store.limiter(limiter);
         let (slice, stop) = (Arc::clone(slice), Arc::clone(&self.control.stop));
         store.epoch_deadline_callback(move |_| -> wasmtime::Result<UpdateDeadline> {
@@ -113,7 +114,7 @@ impl Task {
         guest: impl Future<Output = Outcome>,
     ) -> Outcome {
         let stop = &self.control.stop;
-        let guest = slice.metered(&self.machine.ticker, guest);
+        let guest = slice.metered(&self.rig.ticker, guest);
         tokio::select! {
             biased;
             () = stop.cut() => Outcome::stopped(stop.code()),
@@ -137,6 +138,7 @@ impl Task {
         if error.is::<CutOff>() {
             return Outcome::stopped(self.control.stop.code());
         }
+        self.log_trap(error);
         Outcome::of_error(error)
     }
 
@@ -145,7 +147,15 @@ impl Task {
         if error.is::<CutOff>() {
             return Outcome::stopped(self.control.stop.code());
         }
+        self.log_trap(error);
         Outcome::of_instantiation_error(error)
+    }
+
+    /// Where a guest trapped, in full: its status has the first frames only.
+    fn log_trap(&self, error: &wasmtime::Error) {
+        if let Some(report) = trap_report(error) {
+            self.log.note(&report);
+        }
     }
 
     /// A new meter slice for a guest.
@@ -169,7 +179,7 @@ pub(crate) async fn run(
     on_running: impl FnOnce(Option<SocketAddr>) + Send,
 ) -> Outcome {
     let stop = Arc::clone(&control.stop);
-    let set_up = set_up(machine, control, &start, &wasm);
+    let set_up = set_up(&machine, control, &start, &wasm);
     let (task, ready) = tokio::select! {
         biased;
         () = stop.asked() => return Outcome::stopped(stop.code()),
@@ -188,6 +198,10 @@ pub(crate) async fn run(
             on_running(None);
             run_command(&task, pre).await
         }
+        Program::AsyncCommand(pre) => {
+            on_running(None);
+            run_async_command(&task, pre).await
+        }
         Program::Http(pre) => match wasm.http {
             Some(address) => http_server::run(Arc::new(task), pre, address, on_running).await,
             None => Refusal::new(Reason::CreateFailed, "no address to serve http on").into(),
@@ -203,7 +217,7 @@ pub(crate) async fn run(
 }
 
 async fn set_up(
-    machine: Arc<Machine>,
+    machine: &Machine,
     control: Arc<Control>,
     start: &StartTask,
     wasm: &StartWasm,
@@ -220,8 +234,9 @@ async fn set_up(
     })?;
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;
-    let grants = Grants::new(start, wasm, &log);
-    Ok((Task { machine, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
+    let grants = Grants::new(start, wasm, &log, &machine.stores);
+    let rig = ready.rig.clone();
+    Ok((Task { rig, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
 }
 
 async fn run_core(task: &Task, pre: &wasmtime::InstancePre<CoreHost>) -> Outcome {
@@ -262,6 +277,31 @@ async fn run_command(
             Err(error) => return task.outcome_of_instantiation(&error),
         };
         match command.wasi_cli_run().call_run(&mut store).await {
+            Ok(Ok(())) => Outcome::exited(0),
+            Ok(Err(())) => Outcome::exited(1),
+            Err(error) => task.outcome_of(&error),
+        }
+    };
+    task.run_guest(&slice, guest).await
+}
+
+async fn run_async_command(
+    task: &Task,
+    pre: &wasmtime_wasi::p3::bindings::CommandPre<ComponentHost>,
+) -> Outcome {
+    let slice = task.slice();
+    let mut store = match task.component_store(&slice) {
+        Ok(store) => store,
+        Err(refusal) => return refusal.into(),
+    };
+    let guest = async {
+        let command = match pre.instantiate_async(&mut store).await {
+            Ok(command) => command,
+            Err(error) => return task.outcome_of_instantiation(&error),
+        };
+        let called =
+            store.run_concurrent(async |store| command.wasi_cli_run().call_run(store).await).await;
+        match called.flatten() {
             Ok(Ok(())) => Outcome::exited(0),
             Ok(Err(())) => Outcome::exited(1),
             Err(error) => task.outcome_of(&error),

@@ -7,3 +7,4 @@ mod shim_contract;
 mod store_contract;
 mod wasm_programs;
 mod wasm_shim;
+mod wasm_world;

@@ -16,7 +16,7 @@ use crate::shim_contract::{Does, Fixture, Runtime as _, output};
 use crate::wasm_shim::{Wasm, wasm};
 
 /// A program from `BRIG_TEST_GUESTS`, which `tests/setup/guests` fills.
-fn guest(name: &str, args: &[&str]) -> StartWasm {
+pub(crate) fn guest(name: &str, args: &[&str]) -> StartWasm {
     let dir = std::env::var_os("BRIG_TEST_GUESTS").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/guests"),
         PathBuf::from,
@@ -35,7 +35,7 @@ fn guest(name: &str, args: &[&str]) -> StartWasm {
     }
 }
 
-fn run(
+pub(crate) fn run(
     fixture: &Fixture,
     client: &mut ShimClient,
     name: &str,

@@ -20,6 +20,13 @@ usage: probe COMMAND
   write PATH TEXT      write TEXT to a file
   ls PATH              list a directory, sorted; directories end in a slash
   connect HOST:PORT    open a TCP connection
+  ask HOST:PORT TEXT   send a line by TCP and print the answer
+  serve ADDRESS        answer each line that comes by TCP with itself, until it is `stop`
+  ask-udp HOST:PORT TEXT   the same by UDP
+  serve-udp ADDRESS    the same by UDP
+  look-up NAME         print the addresses of a name
+  hoard HOST:PORT N    open up to N connections and say how many there were
+  tick                 print the smallest step that the clocks take, in microseconds
   eat MIB [MS]         allocate and touch MIB mebibytes, a line for each, then keep them for MS
   spin                 use the cpu, for ever
   recurse              call itself until the stack ends
@@ -53,6 +60,13 @@ fn run(args: &[&str]) -> Outcome {
         ["write", path, text] => world::write_file(path, text)?,
         ["ls", path] => world::list_directory(path)?,
         ["connect", address] => world::connect(address)?,
+        ["ask", address, text] => world::ask(address, text)?,
+        ["serve", address] => world::serve(address)?,
+        ["ask-udp", address, text] => world::ask_udp(address, text)?,
+        ["serve-udp", address] => world::serve_udp(address)?,
+        ["look-up", name] => world::look_up(name)?,
+        ["hoard", address, most] => world::hoard(address, most.parse()?),
+        ["tick"] => world::print_clock_step(),
         ["eat", mib] => load::eat(mib.parse()?, 0),
         ["eat", mib, keep_ms] => load::eat(mib.parse()?, keep_ms.parse()?),
         ["spin"] => load::spin(),

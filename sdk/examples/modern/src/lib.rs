@@ -1,0 +1,120 @@
+//! A command of WASI 0.3, whose standard library speaks WASI 0.2: both in one component.
+
+use exports::wasi::cli::run::Guest;
+use wasi::cli::stdout::write_via_stream;
+use wasi::clocks::monotonic_clock::wait_for;
+use wasi::sockets::ip_name_lookup::{IpAddress, resolve_addresses};
+
+wit_bindgen::generate!({
+    inline: r#"
+        package brig:modern;
+
+        world modern {
+            import wasi:cli/stdout@0.3.0;
+            import wasi:clocks/monotonic-clock@0.3.0;
+            import wasi:sockets/ip-name-lookup@0.3.0;
+            export wasi:cli/run@0.3.0;
+        }
+
+        package wasi:cli@0.3.0 {
+            interface types {
+                enum error-code { io, illegal-byte-sequence, pipe }
+            }
+            interface stdout {
+                use types.{error-code};
+                write-via-stream: func(data: stream<u8>) -> future<result<_, error-code>>;
+            }
+            interface run {
+                run: async func() -> result;
+            }
+        }
+
+        package wasi:clocks@0.3.0 {
+            interface monotonic-clock {
+                wait-for: async func(how-long: u64);
+            }
+        }
+
+        package wasi:sockets@0.3.0 {
+            interface types {
+                type ipv4-address = tuple<u8, u8, u8, u8>;
+                type ipv6-address = tuple<u16, u16, u16, u16, u16, u16, u16, u16>;
+                variant ip-address { ipv4(ipv4-address), ipv6(ipv6-address) }
+            }
+            interface ip-name-lookup {
+                use types.{ip-address};
+                variant error-code {
+                    access-denied,
+                    invalid-argument,
+                    name-unresolvable,
+                    temporary-resolver-failure,
+                    permanent-resolver-failure,
+                    other(option<string>),
+                }
+                resolve-addresses: async func(name: string) -> result<list<ip-address>, error-code>;
+            }
+        }
+    "#,
+    generate_all,
+});
+
+struct Modern;
+
+export!(Modern);
+
+impl Guest for Modern {
+    async fn run() -> Result<(), ()> {
+        let args: Vec<String> = std::env::args().skip(1).collect();
+        match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["wait", ms] => {
+                wait_for(ms.parse::<u64>().map_err(drop)? * 1_000_000).await;
+                println!("waited");
+            }
+            ["say", text] => say(text).await?,
+            ["look-up", name] => match resolve_addresses(name.to_owned()).await {
+                Ok(found) => {
+                    println!("{}", found.iter().map(address).collect::<Vec<_>>().join(" "))
+                }
+                Err(error) => {
+                    eprintln!("{name}: {error:?}");
+                    return Err(());
+                }
+            },
+            ["eat"] => eat(),
+            ["spin"] => loop {
+                std::hint::spin_loop();
+            },
+            ["trap"] => std::process::abort(),
+            _ => {
+                eprintln!("usage: modern wait MS | say TEXT | look-up NAME | eat | spin | trap");
+                return Err(());
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn say(text: &str) -> Result<(), ()> {
+    let (mut writer, reader) = wit_stream::new();
+    let written = write_via_stream(reader);
+    let rest = writer.write_all(format!("{text}\n").into_bytes()).await;
+    drop(writer);
+    if !rest.is_empty() {
+        return Err(());
+    }
+    written.await.map_err(drop)
+}
+
+fn address(address: &IpAddress) -> String {
+    match address {
+        IpAddress::Ipv4((a, b, c, d)) => format!("{a}.{b}.{c}.{d}"),
+        IpAddress::Ipv6(parts) => format!("{parts:?}"),
+    }
+}
+
+fn eat() {
+    let mut eaten = Vec::new();
+    loop {
+        eaten.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+    }
+}
