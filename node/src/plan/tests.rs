@@ -203,19 +203,20 @@ fn a_unit_is_prepared_started_and_runs() {
 
 #[test]
 fn chosen_ports_are_endpoints_like_fixed_ones() {
-    let mut db = task("db", false);
-    db.program = Program::Oci(OciProgram {
-        image: "db".into(),
-        ports: vec![5432, 0],
-        ..OciProgram::default()
-    });
-    let mut world = World::new(RestartPolicy::Always, vec![db]);
-    world.grants.ports = vec![20_005];
-    world.prepared();
-    world.see("db", TaskSeen::Running { http: None });
-    let endpoints = world.record.status.endpoints.iter();
-    let endpoints: Vec<_> = endpoints.map(|e| (e.address.as_str(), e.scheme.as_str())).collect();
-    assert_eq!(endpoints, [("127.0.0.1:5432", "tcp"), ("127.0.0.1:20005", "tcp")]);
+    let (artifact, ports) = ("db".to_owned(), vec![5432, 0]);
+    let oci = OciProgram { image: "db".into(), ports: ports.clone(), ..OciProgram::default() };
+    let wasm = WasmProgram { artifact, ports, ..WasmProgram::default() };
+    for program in [Program::Oci(oci), Program::Wasm(wasm)] {
+        let mut world =
+            World::new(RestartPolicy::Always, vec![Task { program, ..task("db", false) }]);
+        world.grants.ports = vec![20_005];
+        world.prepared();
+        world.see("db", TaskSeen::Running { http: None });
+        let endpoints = world.record.status.endpoints.iter();
+        let endpoints: Vec<_> =
+            endpoints.map(|e| (e.address.as_str(), e.scheme.as_str())).collect();
+        assert_eq!(endpoints, [("127.0.0.1:5432", "tcp"), ("127.0.0.1:20005", "tcp")]);
+    }
 }
 
 #[test]

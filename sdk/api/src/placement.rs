@@ -359,6 +359,23 @@ mod tests {
     }
 
     #[test]
+    fn ports_of_a_wasm_program_that_listens_are_counted_and_chosen_like_a_container_s() {
+        let template: UnitTemplate =
+            serde_json::from_value(serde_json::json!({"restart": "never", "grace_ms": 1, "tasks": [
+                {"name": "a", "wasm": {"artifact": "a", "ports": [0, 7000]}, "resources": {}, "limits": {}},
+                {"name": "b", "wasm": {"artifact": "b", "http": {"port": 81}}, "resources": {}, "limits": {}},
+            ]}))
+            .unwrap();
+        let grants = Grants { ports: vec![20_000], devices: BTreeMap::new() };
+        assert_eq!(grants.by_task(&template)[0].ports, [Some(20_000), Some(7000)]);
+        assert_eq!(template.open_ports(), 1);
+        let ports = template.host_ports();
+        let ports: Vec<_> =
+            ports.iter().map(|port| (port.port, port.is_shared_by_service)).collect();
+        assert_eq!(ports, [(81, true), (7000, false)], "only http ports are shared");
+    }
+
+    #[test]
     fn a_resource_has_a_variable_of_its_name() {
         assert_eq!(devices_variable("gpu"), "BRIG_DEVICES_GPU");
         assert_eq!(devices_variable("licence-x.1"), "BRIG_DEVICES_LICENCE_X_1");

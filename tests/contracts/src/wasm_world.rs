@@ -356,7 +356,7 @@ fn a_trap_is_told_with_file_and_line_in_full_in_the_log() {
     }
     let deep = world.run("probe-traceable.wasm", &["recurse"], |_| ());
     let message = deep.record.message.unwrap();
-    assert!(message.contains("stack") && message.contains("56 more, in the log"), "{message}");
+    assert!(message.contains("recurse") && message.contains("56 more, in the log"), "{message}");
     assert!(deep.stderr.starts_with("brig: trapped: ") && deep.stderr.contains("\n  63: "));
 }
 

@@ -80,6 +80,9 @@ fn size(bytes: usize) -> Bytes {
     Bytes(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
+/// A key and its value.
+pub(super) type Entry = (String, Vec<u8>);
+
 /// A page of a bucket's keys, and where the next one begins.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Keys {
@@ -151,7 +154,7 @@ pub(super) fn get_many(
     connection: &Connection,
     bucket: &str,
     keys: Vec<String>,
-) -> Result<Vec<Option<(String, Vec<u8>)>>, StoreError> {
+) -> Result<Vec<Option<Entry>>, StoreError> {
     check_batch(keys.len())?;
     let mut room = ANSWER_BYTES_MAX;
     let mut found = Vec::new();
@@ -191,7 +194,7 @@ pub(super) fn list(
 pub(super) fn set_many(
     connection: &mut Connection,
     bucket: &str,
-    entries: &[(String, Vec<u8>)],
+    entries: &[Entry],
 ) -> Result<(), StoreError> {
     check_batch(entries.len())?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
