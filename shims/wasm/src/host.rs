@@ -15,7 +15,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use crate::clock::CoarseClock;
 use crate::hosts::AllowedHosts;
 use crate::keyvalue;
-use crate::memory::{MemoryAccount, MemoryLimiter};
+use crate::memory::{MemoryAccount, MemoryExceeded, MemoryLimiter};
 use crate::outcome::Refusal;
 use crate::outgoing::Outgoing;
 use crate::output::{LogStream, TaskLog};
@@ -64,7 +64,10 @@ impl Grants {
 
     /// The host of a new core guest.
     pub(crate) fn core_host(&self, memory: &Arc<MemoryAccount>) -> Result<CoreHost, Refusal> {
-        Ok(CoreHost { wasi: self.wasi()?.build_p1(), limiter: MemoryLimiter::new(memory) })
+        Ok(CoreHost {
+            wasi: self.wasi()?.build_p1(),
+            limiter: MemoryLimiter::new(memory).map_err(no_memory)?,
+        })
     }
 
     /// The host of a new component guest.
@@ -83,7 +86,7 @@ impl Grants {
             config: Arc::clone(&self.config),
             keyvalue: self.keyvalue.clone(),
             log: Arc::clone(&self.log),
-            limiter: MemoryLimiter::new(memory),
+            limiter: MemoryLimiter::new(memory).map_err(no_memory)?,
         })
     }
 
@@ -114,6 +117,12 @@ impl Grants {
     }
 }
 
+/// Not even a guest without any memory of its own has room.
+fn no_memory(exceeded: MemoryExceeded) -> Refusal {
+    let message = format!("it can't start within its memory limit: {exceeded}");
+    Refusal::new(Reason::LimitTooSmall, message)
+}
+
 /// The host of a core module.
 pub(crate) struct CoreHost {
     pub(crate) wasi: WasiP1Ctx,
@@ -125,7 +134,7 @@ impl CoreHost {
     pub(crate) fn empty() -> Self {
         Self {
             wasi: WasiCtxBuilder::new().build_p1(),
-            limiter: MemoryLimiter::new(&MemoryAccount::new(0)),
+            limiter: MemoryLimiter::of_nobody(&MemoryAccount::new(0)),
         }
     }
 }
