@@ -7,6 +7,7 @@ mod logs;
 mod object;
 mod preview;
 mod system;
+mod usage;
 mod watch;
 mod why;
 
@@ -20,6 +21,7 @@ pub(crate) fn routes() -> Routes {
         .merge(apply::routes())
         .merge(object::routes())
         .merge(why::routes())
+        .merge(usage::routes())
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(watch::routes())

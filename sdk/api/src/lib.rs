@@ -26,6 +26,7 @@ pub mod session;
 pub mod spec;
 pub mod stdio;
 pub mod unit_spec;
+pub mod usage;
 pub mod validate;
 
 pub use id::{Digest, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};

@@ -10,6 +10,7 @@ use brig_api::request::{
 };
 use brig_api::spec::WrittenUnit;
 use brig_api::unit_spec::UnitSpec;
+use brig_api::usage::Usage;
 use brig_api::{Kind, NamespacePath, NodeName, ResourceName};
 use reqwest::Method;
 
@@ -207,6 +208,15 @@ impl Client {
     ) -> Result<Vec<Explanation>, ClientError> {
         let path = object_path(&unit_key(namespace, unit));
         self.get_json(&format!("{path}/why/history")).await
+    }
+
+    /// What a unit used so far, as its node last told.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn usage(&self, namespace: &NamespacePath, unit: &str) -> Result<Usage, ClientError> {
+        let path = object_path(&unit_key(namespace, unit));
+        self.get_json(&format!("{path}/usage")).await
     }
 
     /// What happened, newest last.

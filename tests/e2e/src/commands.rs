@@ -202,6 +202,22 @@ fn sql_events_why_describe_and_version_tell_what_is() {
 }
 
 #[test]
+fn what_a_unit_used_is_known_when_it_has_ended() {
+    let cluster = Cluster::dev();
+    cluster.ok(&["run", "--name", "eat", &guest("probe.wasm"), "--", "eat", "8", "300"]);
+    cluster.wait_for_state("eat", "succeeded");
+    let query = "select u.name, s.cpu_ns, s.memory_byte_s, n.cpu_ns as of_namespace from units u \
+        join unit_usage s on s.unit_id = u.id join namespace_usage n on n.namespace = u.namespace";
+    let rows = cluster.json(&["sql", query, "-o", "json"]);
+    let used = rows[0]["cpu_ns"].as_u64().unwrap();
+    assert!(used > 0 && rows[0]["of_namespace"] == used, "{rows}");
+    // 8 MiB for 300 ms, and a little more.
+    assert!(rows[0]["memory_byte_s"].as_u64().unwrap() > 2_000_000, "{rows}");
+    let described = cluster.ok(&["describe", "eat"]);
+    assert!(described.contains(" core-seconds"), "{described}");
+}
+
+#[test]
 fn artifacts_go_up_and_come_down_the_same() {
     let cluster = Cluster::dev();
     let folder = tempfile::tempdir().unwrap();
