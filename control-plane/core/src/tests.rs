@@ -1,5 +1,6 @@
 //! Tests of whole passes: a small cluster is built, planned on, committed, and its nodes do as they are told.
 
+mod answers;
 mod devices;
 mod fairness;
 mod gangs;
@@ -173,9 +174,13 @@ impl Cluster {
     }
 
     pub(super) fn namespace(&mut self, path: &str, quota: Option<Resources>) {
-        let spec = NamespaceSpec {
+        self.namespace_like(path, |spec| spec.quota = quota);
+    }
+
+    pub(super) fn namespace_like(&mut self, path: &str, change: impl FnOnce(&mut NamespaceSpec)) {
+        let mut spec = NamespaceSpec {
             name: namespace(path),
-            quota,
+            quota: None,
             guarantee: None,
             weight: None,
             max_units: None,
@@ -183,6 +188,7 @@ impl Cluster {
             max_jobs: None,
             description: String::new(),
         };
+        change(&mut spec);
         let meta = self.meta();
         self.put(Object::Namespace(Namespace { spec, meta }));
     }

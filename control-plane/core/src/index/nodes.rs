@@ -133,6 +133,14 @@ impl Stock {
         }
     }
 
+    /// The most that is free in one piece: for a part of a device on one of them, for more than that in whole ones.
+    pub(crate) fn free_in_pieces(&self, amount: u64) -> u64 {
+        let Self::Devices { free, .. } = self else { return self.free() };
+        let whole = free.iter().filter(|left| **left == DEVICE).sum();
+        let largest = free.iter().max().copied().unwrap_or(0);
+        if amount < DEVICE { largest } else { whole }
+    }
+
     /// The devices that `amount` would get: for a part of one the fullest that has it, whole ones from the first on.
     /// None where it does not fit, an empty list from a pool.
     pub(crate) fn choose(&self, amount: u64) -> Option<Vec<u32>> {
@@ -218,6 +226,8 @@ pub(crate) struct Nodes {
     pub(crate) kept: Columns,
     /// Anything is kept anywhere.
     pub(crate) has_kept: bool,
+    /// It is known until when at the latest.
+    pub(crate) is_kept_end_known: bool,
     /// For scores.
     pub(crate) cpu_scale: Vec<Scale>,
     /// For scores.

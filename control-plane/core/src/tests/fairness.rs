@@ -4,22 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn tenant(cluster: &mut Cluster, path: &str, change: impl FnOnce(&mut NamespaceSpec)) {
-    let mut spec = NamespaceSpec {
-        name: namespace(path),
-        quota: None,
-        guarantee: None,
-        weight: None,
-        max_units: None,
-        max_services: None,
-        max_jobs: None,
-        description: String::new(),
-    };
-    change(&mut spec);
-    let meta = cluster.meta();
-    cluster.put(Object::Namespace(Namespace { spec, meta }));
-}
-
 fn fill(cluster: &mut Cluster, path: &str, count: usize, request: &Resources) {
     for index in 0..count {
         let text = format!("{}-{index}", path.replace('/', "-"));
@@ -36,8 +20,8 @@ fn placed_in(cluster: &Cluster, path: &str) -> usize {
 fn namespaces_get_parts_by_weight_whoever_came_first() {
     let mut cluster = Cluster::new();
     cluster.node("a", amount(12_000, 64 * GI));
-    tenant(&mut cluster, "one", |spec| spec.weight = Some(200));
-    tenant(&mut cluster, "two", |_| {});
+    cluster.namespace_like("one", |spec| spec.weight = Some(200));
+    cluster.namespace_like("two", |_| {});
     fill(&mut cluster, "two", 20, &amount(1_000, MI));
     cluster.moment.now_ms += 1;
     fill(&mut cluster, "one", 20, &amount(1_000, MI));
@@ -50,7 +34,7 @@ fn a_branch_has_one_share_however_many_namespaces_are_in_it() {
     let mut cluster = Cluster::new();
     cluster.node("a", amount(12_000, 64 * GI));
     for path in ["big", "big/x", "big/y", "small"] {
-        tenant(&mut cluster, path, |_| {});
+        cluster.namespace_like(path, |_| {});
     }
     for path in ["big/x", "big/y", "small"] {
         fill(&mut cluster, path, 12, &amount(1_000, MI));
@@ -75,7 +59,7 @@ fn the_dominant_resource_counts() {
 fn who_is_within_a_guarantee_goes_first() {
     let mut cluster = Cluster::new();
     cluster.node("a", amount(6_000, 64 * GI));
-    tenant(&mut cluster, "sure", |spec| {
+    cluster.namespace_like("sure", |spec| {
         spec.guarantee = Some(amount(5_000, 0));
         spec.weight = Some(1);
     });
@@ -90,7 +74,7 @@ fn what_is_idle_is_borrowed_and_given_back_when_it_is_needed() {
     let mut cluster = Cluster::new();
     cluster.node("a", amount(6_000, 64 * GI));
     for path in ["lender", "borrower"] {
-        tenant(&mut cluster, path, |spec| spec.guarantee = Some(amount(3_000, GI)));
+        cluster.namespace_like(path, |spec| spec.guarantee = Some(amount(3_000, GI)));
     }
     let important = UnitTemplate { priority: 100, ..wasm(amount(1_000, MI)) };
     for index in 0..6 {
@@ -108,8 +92,8 @@ fn what_is_idle_is_borrowed_and_given_back_when_it_is_needed() {
 fn no_more_units_than_a_namespace_may_have() {
     let mut cluster = Cluster::new();
     cluster.node("a", amount(6_000, 64 * GI));
-    tenant(&mut cluster, "team", |spec| spec.max_units = Some(2));
-    tenant(&mut cluster, "team/dev", |_| {});
+    cluster.namespace_like("team", |spec| spec.max_units = Some(2));
+    cluster.namespace_like("team/dev", |_| {});
     fill(&mut cluster, "team", 2, &amount(100, MI));
     fill(&mut cluster, "team/dev", 2, &amount(100, MI));
     let plan = cluster.pass();

@@ -235,7 +235,7 @@ fn taints_keep_away_who_does_not_tolerate_them() {
     assert_eq!((on(&cluster, &tolerant).as_str(), on(&cluster, &other).as_str()), ("a", "-"));
     let explained = plan.explanations.iter().find(|e| e.unit == other).unwrap();
     let text = explained.render(&name("other"));
-    assert!(text.contains("a toleration of `gpu:no-schedule` (`a`)"), "{text}");
+    assert!(text.contains("a toleration of `gpu:no-schedule` (for `a`)"), "{text}");
 }
 
 #[test]
