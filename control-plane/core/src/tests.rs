@@ -2,6 +2,7 @@
 
 mod answers;
 mod devices;
+mod draws;
 mod fairness;
 mod gangs;
 mod jobs;
@@ -12,6 +13,7 @@ mod preemption;
 mod properties;
 mod queueing;
 mod services;
+mod soundness;
 mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -286,7 +288,7 @@ impl Cluster {
     pub(super) fn pass(&mut self) -> Plan {
         let before = self.model.clone();
         let plan = plan(&mut self.model, &self.moment);
-        properties::assert_sound(&before, &self.moment, &plan);
+        soundness::assert_sound(&before, &self.moment, &plan);
         if !plan.is_empty() {
             commit(&mut self.model, &plan, self.moment.now_ms).unwrap();
         }

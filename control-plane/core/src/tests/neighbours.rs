@@ -277,6 +277,21 @@ fn a_taint_that_evicts_moves_a_service_elsewhere() {
 }
 
 #[test]
+fn a_unit_that_comes_to_a_node_after_the_taint_leaves_it_too() {
+    let mut cluster = zones(&[("a", "x")]);
+    let id = cluster.unit("u", small());
+    let late = plan(&mut cluster.model.clone(), &cluster.moment);
+    // The taint was stored while that plan was made: plans fend off one another, and nothing else.
+    taint(&mut cluster, "a", TaintEffect::Evict);
+    cluster.pass();
+    let after = cluster.model.plan;
+    commit(&mut cluster.model, &Plan { after, ..late }, cluster.moment.now_ms).unwrap();
+    assert_eq!(on(&cluster, &id), "a");
+    let plan = cluster.pass();
+    assert_eq!(stops(&cluster, &plan), [("u".to_owned(), Reason::Evicted)]);
+}
+
+#[test]
 fn volumes_are_where_nodes_offer_them() {
     let mut cluster = zones(&[("a", "x"), ("b", "x")]);
     let mut node = cluster.model.node(&NodeName::new("b").unwrap()).unwrap().clone();
