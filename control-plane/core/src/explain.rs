@@ -183,6 +183,11 @@ fn refusals(
 /// The refusal of a unit whose namespace, or one above it, has used up its quota.
 pub(crate) fn quota(index: &Index, request: &Vector, tenant: TenantId, short: Entry) -> Refused {
     let row = index.tenants.get(tenant);
+    // Of several the first by name: the numbers of scalars depend on the order in which things came.
+    let is_short = |(entry, wanted): &(Entry, u64)| {
+        row.quota.as_ref().is_some_and(|quota| quota.is_exceeded_in(*entry, &row.used, *wanted))
+    };
+    let short = asked(index, request).into_iter().find(is_short).map_or(short, |(entry, _)| entry);
     let name = name(index, short);
     let wanted = request.of(short);
     let limit = row.quota.as_ref().and_then(|quota| quota.of(short)).unwrap_or(0);

@@ -575,6 +575,24 @@ fn its_namespace_has_as_many_units_as_it_may() {
 }
 
 #[test]
+fn which_of_two_quotas_is_named_does_not_depend_on_what_came_first() {
+    let amounts = |names: &[&str], milli| {
+        let scalars = names.iter().map(|name| ((*name).to_owned(), Milli(milli))).collect();
+        Resources { scalars, ..amount(1_000, GI) }
+    };
+    for first in ["gpu", "fpga"] {
+        let mut cluster = Cluster::new();
+        cluster.node("a", amounts(&[first], 1_000));
+        let quota =
+            Resources { cpu: MilliCpu(0), memory: Bytes(0), ..amounts(&["gpu", "fpga"], 1_000) };
+        cluster.namespace("team", Some(quota));
+        cluster.unit_in("team", "u", wasm(amounts(&["gpu", "fpga"], 2_000)));
+        let plan = cluster.pass();
+        assert!(refusals(&plan)[0].2.contains("2 of fpga"), "{:?}", refusals(&plan));
+    }
+}
+
+#[test]
 fn no_node_offers_its_directory() {
     let mut cluster = Cluster::new();
     cluster.node("a", amount(4_000, 8 * GI));
