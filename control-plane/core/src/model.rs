@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use brig_api::change::Change;
 use brig_api::lifecycle::UnitState;
-use brig_api::object::{Job, Namespace, Node, Object, ObjectKey, Owner, Service, Unit};
+use brig_api::object::{Desired, Job, Namespace, Node, Object, ObjectKey, Owner, Service, Unit};
 use brig_api::{Kind, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
 use serde::{Deserialize, Serialize};
 
 use crate::agenda::{Agenda, Concern};
-use crate::index::Index;
+use crate::index::{Index, NodeSlot};
+use crate::reconcile::evicting;
 
 /// The cluster at one revision. Kept up to date from the change feed; can be dumped and replayed.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -245,10 +246,11 @@ impl Model {
 
     fn concern_unit(&mut self, unit: &Unit) {
         self.agenda.add(Concern::Unit(unit.id.clone()));
-        // Whether there is anything left to give up with a node that is out of reach.
-        let slot = unit.node.as_ref().and_then(|node| self.index.nodes.slot(node));
-        if let Some(node) =
-            unit.node.as_ref().filter(|_| slot.is_some_and(|slot| !self.index.nodes.is_ready[slot]))
+        // Whether there is anything left to give up with a node that is out of reach, or to send away from one that was
+        // tainted before it was known that the unit is there.
+        if let Some(node) = &unit.node
+            && let Some(slot) = self.index.nodes.slot(node)
+            && (!self.index.nodes.is_ready[slot] || self.is_repelled(unit, slot))
         {
             self.agenda.add(Concern::Node(node.clone()));
         }
@@ -261,6 +263,14 @@ impl Model {
             }
             None => {}
         }
+    }
+
+    /// Is the unit to leave the node for a taint?
+    fn is_repelled(&self, unit: &Unit, slot: NodeSlot) -> bool {
+        let tolerations = &unit.template.placement.tolerations;
+        let node = self.index.nodes.get(slot);
+        unit.desired != Desired::Remove
+            && node.is_some_and(|node| evicting(&node.facts.taints, tolerations).is_some())
     }
 
     pub(crate) fn unit_remove(&mut self, id: &UnitId) {

@@ -164,6 +164,12 @@ impl Tenants {
         })
     }
 
+    /// The namespace, this one or one above it, that is sure of something, where nobody's guarantee covers `request`.
+    pub(crate) fn beyond(&self, id: TenantId, request: &Vector) -> Option<TenantId> {
+        let is_sure = self.guarantor(id, request).is_some();
+        self.chain(id).find(|id| !is_sure && self.rows[*id].guarantee.is_some())
+    }
+
     /// Is anybody sure of anything?
     pub(crate) fn has_guarantees(&self) -> bool {
         self.rows.iter().any(|row| row.guarantee.is_some())

@@ -19,7 +19,7 @@ fn a_unit_comes_after_a_service_that_runs_and_a_job_that_succeeded() {
     let id = cluster.unit("app", UnitTemplate { after, ..small() });
     let plan = cluster.pass();
     assert_eq!(refusals(&plan)[0].1, Reason::DependencyWaits);
-    assert!(refusals(&plan)[0].2.contains("service `db`, which does not exist (yet)"));
+    assert!(refusals(&plan)[0].2.contains("service `db`, which does not exist"));
     cluster.service("db", 2, small());
     cluster.is_stuck = true;
     cluster.settle();
