@@ -11,6 +11,7 @@ mod preemption;
 mod properties;
 mod queueing;
 mod services;
+mod simulate;
 mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -6,6 +6,7 @@ mod exec;
 mod logs;
 mod object;
 mod preview;
+mod simulate;
 mod system;
 mod watch;
 mod why;
@@ -18,6 +19,7 @@ pub(crate) fn routes() -> Routes {
     Routes::default()
         .merge(system::routes())
         .merge(apply::routes())
+        .merge(simulate::routes())
         .merge(object::routes())
         .merge(why::routes())
         .merge(logs::routes())
