@@ -13,6 +13,7 @@ mod preemption;
 mod properties;
 mod queueing;
 mod services;
+mod simulate;
 mod soundness;
 mod texts;
 

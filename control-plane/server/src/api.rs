@@ -6,6 +6,7 @@ mod exec;
 mod logs;
 mod object;
 mod preview;
+mod simulate;
 mod system;
 mod usage;
 mod watch;
@@ -19,6 +20,7 @@ pub(crate) fn routes() -> Routes {
     Routes::default()
         .merge(system::routes())
         .merge(apply::routes())
+        .merge(simulate::routes())
         .merge(object::routes())
         .merge(why::routes())
         .merge(usage::routes())

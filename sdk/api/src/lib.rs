@@ -23,6 +23,7 @@ pub mod reference;
 pub mod request;
 pub mod resources;
 pub mod session;
+pub mod simulate;
 pub mod spec;
 pub mod stdio;
 pub mod unit_spec;

@@ -8,6 +8,7 @@ use brig_api::request::{
     ApplyRequest, ApplyResponse, ListResponse, PlanResponse, ScaleRequest, SqlRequest, SqlResponse,
     VersionResponse,
 };
+use brig_api::simulate::{SimulateRequest, Simulation};
 use brig_api::spec::WrittenUnit;
 use brig_api::unit_spec::UnitSpec;
 use brig_api::usage::Usage;
@@ -74,6 +75,14 @@ impl Client {
         manifests: Vec<Manifest<UnitSpec>>,
     ) -> Result<PlanResponse, ClientError> {
         self.post_json("/v1/plan", &ApplyRequest { manifests }).await
+    }
+
+    /// What the scheduler would do if this happened.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn simulate(&self, request: &SimulateRequest) -> Result<Simulation, ClientError> {
+        self.post_json("/v1/simulate", request).await
     }
 
     /// Every resource of a kind; those of `namespace` and below it where one is named.
