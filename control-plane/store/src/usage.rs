@@ -65,7 +65,7 @@ pub(crate) async fn use_up(tx: &mut Write, used: Vec<(&Unit, Usage)>) -> Result<
     let known = usages_by_units(&mut tx.db, &ids.into_iter().collect::<Vec<_>>()).await?;
     let mut newest: BTreeMap<&UnitId, (&Unit, Usage)> = BTreeMap::new();
     for (unit, usage) in used {
-        let (_, newer) = newest.entry(&unit.id).or_insert((unit, Usage::default()));
+        let (_, newer) = newest.entry(&unit.id).or_insert_with(|| (unit, Usage::default()));
         *newer = newer.or_newer(usage);
     }
     let mut rows: Vec<(&UnitId, Usage)> = Vec::new();
