@@ -518,12 +518,19 @@ impl<'p, 'm> Placing<'p, 'm> {
         let tenant = index.entry(slot)?.tenant;
         let request = index.request(slot)?;
         let guarantor = index.tenants.guarantor(tenant, request);
+        let priority = unit.template.priority;
+        let may_make_room = guarantor.is_some()
+            || !index.leavers.is_empty()
+            || index.has_less_important_than(priority);
+        if !may_make_room {
+            // Nobody on any node could go: that need not be asked of each.
+            return None;
+        }
         let tenant = Some(tenant).filter(|_| index.tenants.has_guarantees());
         let spared = unit.template.after.iter().filter_map(|dependency| {
             let service = dependency.service.clone()?;
             Some((unit.namespace.clone(), Kind::Service, service))
         });
-        let priority = unit.template.priority;
         let claimant = Claimant { priority, tenant, guarantor, spared: spared.collect() };
         let hunt_key = (key, claimant.clone());
         if self.hopeless_hunts.contains(&hunt_key) {

@@ -113,6 +113,31 @@ fn a_thousand_units_that_fit_nowhere_hold_up_nobody_and_are_asked_about_once() {
 }
 
 #[test]
+fn a_unit_that_takes_room_gives_no_hope_to_those_that_were_refused_for_want_of_it() {
+    let mut cluster = Cluster::new();
+    cluster.node("a", amount(2_000, 8 * GI));
+    let first = cluster.unit("first", small());
+    let large = cluster.unit("large", wasm(amount(2_000, MI)));
+    let is_hopeless = |cluster: &Cluster| {
+        let slot = cluster.model.index.slot(&large).unwrap();
+        cluster.model.index.is_still_hopeless(slot, 0)
+    };
+    cluster.settle();
+    cluster.unit("second", small());
+    cluster.job("third", (1, 1, 0), small());
+    cluster.settle();
+    assert_eq!(cluster.count(|unit| unit.status.state == UnitState::Running), 3);
+    assert!(is_hopeless(&cluster), "it was not looked at again for every unit that came");
+    cluster.report(&first, UnitState::Succeeded);
+    assert!(!is_hopeless(&cluster), "one has left");
+    cluster.service("web", 1, small());
+    cluster.settle();
+    assert!(is_hopeless(&cluster));
+    cluster.namespace("sure", None);
+    assert!(!is_hopeless(&cluster), "quotas and guarantees may have changed");
+}
+
+#[test]
 fn a_service_of_which_a_pass_makes_only_a_part_is_completed_by_the_next() {
     let mut cluster = Cluster::new();
     for text in ["one", "two", "three"] {
