@@ -8,6 +8,7 @@ mod report;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,6 +29,7 @@ use crate::plan::{self, Preparation, StopSent, Stray, TaskSeen, View, Wanted};
 use crate::prepare::{Preparer, names_secrets};
 use crate::record::{Phase, UnitRecord};
 use crate::shims::{ShimEvent, ShimId, Shims};
+use usage::{METER_EVERY, Metered};
 
 /// Statuses that were not acknowledged are sent again after this time.
 const RESEND: Duration = Duration::from_secs(10);
@@ -60,6 +62,7 @@ pub(crate) struct Unit {
     acknowledged: u64,
     /// Reports are numbered above this: an agent before this one may have told what it could not write.
     sequence_floor: u64,
+    metered: Metered,
     /// True once no more output comes.
     is_over: watch::Sender<bool>,
 }
@@ -130,6 +133,8 @@ impl Agent {
     ) {
         let mut resend = tokio::time::interval_at(Instant::now() + RESEND, RESEND);
         resend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut meter = tokio::time::interval_at(Instant::now() + METER_EVERY, METER_EVERY);
+        meter.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut give_up_ms = i64::MAX;
         self.decide_all();
         loop {
@@ -147,6 +152,7 @@ impl Agent {
                 () = tokio::time::sleep(wake) => self.wake(),
                 () = until(tell_at) => self.tell_preparing(),
                 _ = resend.tick() => self.send_unacknowledged(),
+                _ = meter.tick() => self.meter(),
                 () = shutdown.cancelled(), if !self.is_pausing => {
                     if !stops_units {
                         break;
@@ -181,6 +187,7 @@ impl Agent {
             Event::StartAnswered { key, shim, outcome } => {
                 self.hear_start_answer(&key, &shim, outcome);
             }
+            Event::Used(usages) => self.hear_used(usages),
             Event::Collected(key) => {
                 self.collecting = self.collecting.saturating_sub(1);
                 self.strays.remove(&key);
@@ -416,6 +423,7 @@ impl Unit {
             prepared: BTreeMap::new(),
             acknowledged: 0,
             sequence_floor: 0,
+            metered: Metered::default(),
             is_over: watch::Sender::new(is_over),
         }
     }

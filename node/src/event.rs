@@ -2,7 +2,7 @@
 
 use brig_api::UnitId;
 use brig_api::session::{FromNode, ToNode};
-use brig_shim::message::{StartTask, TaskKey};
+use brig_shim::message::{StartTask, TaskKey, TaskUsage};
 use tokio::sync::mpsc;
 
 use crate::plan::Fault;
@@ -26,6 +26,8 @@ pub(crate) enum Event {
     Prepared { unit: UnitId, run: u32, outcome: Result<Vec<StartTask>, Fault> },
     /// A shim was asked to start a task.
     StartAnswered { key: TaskKey, shim: ShimId, outcome: StartOutcome },
+    /// What tasks use.
+    Used(Vec<(TaskKey, TaskUsage)>),
     /// A run's directories were removed.
     Collected(TaskKey),
     /// Every shim found at the start was looked after.

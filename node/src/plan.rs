@@ -25,9 +25,10 @@ use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::Endpoint;
 use brig_api::placement::{Grants, TaskGrants};
 use brig_api::unit_spec::{Program, Task, UnitTemplate};
+use brig_api::usage::Usage;
 use brig_api::{ResourceName, UnitId};
 use brig_shim::exit::ExitRecord;
-use brig_shim::message::{TaskKey, Usage};
+use brig_shim::message::TaskKey;
 
 use crate::record::{Ending, Phase, UnitRecord};
 
@@ -246,6 +247,7 @@ fn waiting(
             }
             next.phase = Phase::Preparing;
             next.run = next.run.saturating_add(1);
+            next.used = next.used.followed_by(next.used_by_exits());
             next.exits.clear();
             next.ending = None;
             next.running_since_ms = None;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use brig_api::ResourceName;
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::UnitStatus;
+use brig_api::usage::Usage;
 use brig_shim::exit::ExitRecord;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ pub struct UnitRecord {
     pub ending: Option<Ending>,
     /// How the tasks of the current attempt ended.
     pub exits: BTreeMap<ResourceName, ExitRecord>,
+    /// What earlier attempts used.
+    #[serde(default)]
+    pub used: Usage,
     /// Attempts in a row that ended soon; decides how long the next one waits.
     pub failures: u32,
     /// When all tasks of the current attempt ran, Unix milliseconds.
@@ -73,11 +77,18 @@ impl UnitRecord {
             boot_id: String::new(),
             ending: None,
             exits: BTreeMap::new(),
+            used: Usage::default(),
             failures: 0,
             running_since_ms: None,
             ports: BTreeMap::new(),
             status: UnitStatus { state: UnitState::Assigned, ..UnitStatus::default() },
         }
+    }
+
+    /// What the tasks of the current attempt that have ended used.
+    #[must_use]
+    pub fn used_by_exits(&self) -> Usage {
+        self.exits.values().map(|exit| exit.usage).fold(Usage::default(), Usage::beside)
     }
 
     /// Sets what is reported; numbers the report when it differs from the last one.

@@ -7,12 +7,13 @@
 mod nearest;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use brig_api::Kind;
 use brig_api::constraint::Constraint;
 use brig_api::explain::Refusal;
 use brig_api::lifecycle::Reason;
-use brig_api::object::Unit;
+use brig_api::object::{JobState, Unit};
 use brig_api::placement::{Concurrency, Gang};
 use brig_api::{Bytes, Milli, MilliCpu};
 
@@ -54,7 +55,7 @@ impl Refused {
 
     /// For a unit that is in no index.
     pub(crate) fn unknown() -> Self {
-        Self::plain(Reason::Unschedulable, "is not known to the scheduler yet".to_owned())
+        Self::plain(Reason::Unschedulable, "it is not known to the scheduler yet".to_owned())
     }
 }
 
@@ -130,7 +131,11 @@ pub(crate) fn refused(index: &Index, question: &Question) -> Refused {
         too_large(index, shape)
     };
     let (status, message) = match lasting {
-        Some(text) => (text.clone(), text),
+        Some(text) => {
+            let ways = nearest::ways_past_properties(index, question, shape, &findings);
+            let message = ways.map_or_else(|| text.clone(), |ways| format!("{text}, or {ways}"));
+            (text, message)
+        }
         None => {
             let status = no_node_fits(index, shape, &findings);
             let enough = nearest::ways_out(index, question, shape, &findings);
@@ -165,6 +170,7 @@ fn refusals(
                 .collect();
             let nearest = nearest::nearest(index, shape, obstacle, &turned_down)?;
             let detail = obstacle_detail(index, question, shape, obstacle, nearest);
+            let detail = format!("{detail} ({})", node_name(index, nearest));
             let nodes = u32::try_from(turned_down.len()).unwrap_or(u32::MAX);
             Some(Refusal { filter: obstacle.name().into(), nodes, detail: cut(detail) })
         })
@@ -177,6 +183,11 @@ fn refusals(
 /// The refusal of a unit whose namespace, or one above it, has used up its quota.
 pub(crate) fn quota(index: &Index, request: &Vector, tenant: TenantId, short: Entry) -> Refused {
     let row = index.tenants.get(tenant);
+    // Of several the first by name: the numbers of scalars depend on the order in which things came.
+    let is_short = |(entry, wanted): &(Entry, u64)| {
+        row.quota.as_ref().is_some_and(|quota| quota.is_exceeded_in(*entry, &row.used, *wanted))
+    };
+    let short = asked(index, request).into_iter().find(is_short).map_or(short, |(entry, _)| entry);
     let name = name(index, short);
     let wanted = request.of(short);
     let limit = row.quota.as_ref().and_then(|quota| quota.of(short)).unwrap_or(0);
@@ -184,13 +195,13 @@ pub(crate) fn quota(index: &Index, request: &Vector, tenant: TenantId, short: En
     let namespace = &row.path;
     let status = if wanted > limit {
         format!(
-            "asks for {}, but the whole quota of namespace `{namespace}` is {}: ask for less, or raise the quota",
+            "it asks for {}, but the whole quota of namespace `{namespace}` is {}: ask for less, or raise the quota",
             with_name(index, short, wanted),
             readable(short, limit)
         )
     } else {
         format!(
-            "asks for {}, and the quota of namespace `{namespace}` ({}) is used up: it starts once others there have ended, or the quota is raised",
+            "it asks for {}, and the quota of namespace `{namespace}` ({}) is used up: it starts once others there have ended, or the quota is raised",
             with_name(index, short, wanted),
             readable(short, limit)
         )
@@ -222,36 +233,72 @@ pub(crate) fn quota(index: &Index, request: &Vector, tenant: TenantId, short: En
     }
 }
 
+/// The same refusal for a unit of a namespace that has all that it is guaranteed: nobody leaves for it.
+pub(crate) fn beyond_guarantee(index: &Index, tenant: TenantId, refused: &Refused) -> Refused {
+    let namespace = &index.tenants.get(tenant).path;
+    let more = format!(
+        "it would be more than the guarantee of namespace `{namespace}`, so nobody has to leave for it"
+    );
+    Refused { message: cut(format!("{}; {more}", refused.message)), ..refused.clone() }
+}
+
 /// The namespace has as many units on nodes as it may.
 pub(crate) fn too_many_units(index: &Index, tenant: TenantId) -> Refused {
     let row = index.tenants.get(tenant);
     let most = row.max_units.unwrap_or(0);
+    let units = if most == 1 { "unit" } else { "units" };
     let text = format!(
-        "namespace `{}` has {most} units on nodes, the most that it may: it starts once others there have ended, or `max_units` is raised",
+        "namespace `{}` has {most} {units} on nodes, the most that it may: it starts once others there have ended, or `max_units` is raised",
         row.path
     );
     Refused::plain(Reason::QuotaExceeded, text)
 }
 
-/// What it comes after is not there yet.
-pub(crate) fn waits_for(objects: &Objects, (namespace, kind, name): &OwnerKey) -> Refused {
-    let exists = match kind {
-        Kind::Job => objects.jobs.get(namespace).is_some_and(|names| names.contains_key(name)),
-        _ => objects.services.get(namespace).is_some_and(|names| names.contains_key(name)),
+/// What it comes after is not there yet; `serving` units of it are.
+pub(crate) fn waits_for(
+    objects: &Objects,
+    (namespace, kind, name): &OwnerKey,
+    serving: u32,
+) -> Refused {
+    let missing = |kind: &Kind| {
+        format!(
+            "it comes after {kind} `{name}`, which does not exist: make it, or leave it out of `after`"
+        )
     };
-    let text = match (kind, exists) {
-        (_, false) => format!("comes after {kind} `{name}`, which does not exist (yet)"),
-        (Kind::Job, true) => format!("comes after job `{name}`: it starts once that has succeeded"),
-        (_, true) => format!("comes after {kind} `{name}`: it starts once all units of it run"),
+    let job = objects.jobs.get(namespace).and_then(|names| names.get(name));
+    let service = objects.services.get(namespace).and_then(|names| names.get(name));
+    let (status, numbers) = match (kind, job, service) {
+        (Kind::Job, Some(job), _) => {
+            let again = "delete that and apply one that succeeds, or leave it out of `after`";
+            let text = match job.state {
+                JobState::Failed => format!("which has failed: {again}"),
+                JobState::Stopped => format!("which was stopped: {again}"),
+                _ => "and starts once that has succeeded".to_owned(),
+            };
+            (format!("it comes after job `{name}`, {text}"), None)
+        }
+        (Kind::Service, _, Some(service)) if service.is_deleting => {
+            (format!("it comes after service `{name}`, which is being deleted"), None)
+        }
+        (Kind::Service, _, Some(service)) => {
+            let text =
+                format!("it comes after service `{name}`, and starts once all units of it run");
+            (text, Some(format!("; {serving} of {} do", service.spec.replicas)))
+        }
+        (kind, ..) => (missing(kind), None),
     };
-    Refused::plain(Reason::DependencyWaits, text)
+    let numbers = numbers.unwrap_or_default();
+    Refused {
+        message: cut(format!("{status}{numbers}")),
+        ..Refused::plain(Reason::DependencyWaits, status)
+    }
 }
 
 /// As many of its family run as may.
 pub(crate) fn family_full(family: &Concurrency) -> Refused {
     let Concurrency { key, limit } = family;
     let text = format!(
-        "{limit} units of family `{key}` are on nodes, the most that may be at a time: it starts once one of them has ended"
+        "family `{key}` has as many units on nodes as this one puts up with (`limit: {limit}`): it starts once one of them has ended"
     );
     Refused::plain(Reason::ConcurrencyLimit, text)
 }
@@ -259,16 +306,27 @@ pub(crate) fn family_full(family: &Concurrency) -> Refused {
 /// Not all of the gang's units exist.
 pub(crate) fn gang_incomplete(gang: &Gang, present: usize) -> Refused {
     let Gang { name, size } = gang;
-    let text = format!("waits for the rest of gang `{name}`: {present} of {size} units exist");
+    let text = format!(
+        "gang `{name}` is not complete: it starts once {size} units of it exist, and {present} do"
+    );
     Refused::plain(Reason::GangWaits, text)
 }
 
 /// There is no room for the whole gang.
-pub(crate) fn gang_waits(gang: &Gang, fitting: usize, members: usize, cause: &Refused) -> Refused {
-    let name = &gang.name;
-    let status = format!("gang `{name}` starts once there is room for all of it; {}", cause.status);
-    let message =
-        format!("gang `{name}` waits: {fitting} of {members} fit now; the next {}", cause.message);
+pub(crate) fn gang_waits(
+    gang: &Gang,
+    fitting: usize,
+    members: &[(UnitSlot, Arc<Unit>)],
+    cause: &Refused,
+) -> Refused {
+    let status = format!("not all of gang `{}` fits yet; {}", gang.name, cause.status);
+    let next = members.get(fitting).map_or("", |(_, unit)| unit.name.as_str());
+    let message = format!(
+        "not all of gang `{}` fits yet: {fitting} of {} units do, `{next}` does not; {}",
+        gang.name,
+        members.len(),
+        cause.message
+    );
     Refused {
         reason: Reason::GangWaits,
         status: cut(status),
@@ -278,9 +336,12 @@ pub(crate) fn gang_waits(gang: &Gang, fitting: usize, members: usize, cause: &Re
 }
 
 /// Others leave for the gang.
-pub(crate) fn gang_promised(index: &Index, node: NodeSlot) -> Refused {
+pub(crate) fn gang_promised(index: &Index, unit: &Unit, node: NodeSlot) -> Refused {
     let node = node_name(index, node);
-    let text = format!("its gang starts once others have made room; its own place is on `{node}`");
+    let gang = unit.template.gang.as_ref().map_or("", |gang| gang.name.as_str());
+    let text = format!(
+        "it starts on `{node}`, with the rest of gang `{gang}`, as soon as others have left"
+    );
     Refused::plain(Reason::RoomPromised, text)
 }
 
@@ -290,20 +351,16 @@ pub(crate) fn promised(index: &Index, node: NodeSlot, leavers: &[UnitSlot]) -> R
     let mut names: Vec<_> =
         leavers.iter().filter_map(|slot| Some(format!("`{}`", index.unit(*slot)?.name))).collect();
     names.sort_unstable();
-    let more = names.len().saturating_sub(LISTED_MAX);
-    names.truncate(LISTED_MAX);
-    if more > 0 {
-        names.push(format!("{more} more"));
-    }
     let text = match names.is_empty() {
-        true => format!("starts on `{node}`, where room was made for it"),
+        true => format!("it starts on `{node}`, where room was made for it"),
         false => {
-            let leavers = joined(names.into_iter(), "and");
-            format!("starts on `{node}` once {leavers} made room for it there")
+            let have = if names.len() == 1 { "has" } else { "have" };
+            let leavers = few(names, "and");
+            format!("it starts on `{node}` as soon as {leavers} {have} left")
         }
     };
     // Who is still leaving changes with each that has left, so the status does not name them.
-    let status = format!("starts on `{node}` once others have made room for it there");
+    let status = format!("it starts on `{node}` as soon as others have left");
     Refused {
         reason: Reason::RoomPromised,
         status: cut(status),
@@ -353,18 +410,21 @@ fn too_large(index: &Index, shape: &Shape) -> Option<String> {
             return Some(if most == 0 {
                 let name = name(index, *entry);
                 format!(
-                    "asks for {asked}, but no node has any {name}: leave it out, or add a node with it"
+                    "it asks for {asked}, but no node has any {name}: leave it out, or add a node with it"
                 )
             } else {
                 let most = readable(*entry, most);
                 let name = node_name(index, largest);
-                format!("asks for {asked}, but the largest node (`{name}`) has {most}: {way_out}")
+                let suitable = if qualified.len() < index.nodes.count() { "suitable " } else { "" };
+                format!(
+                    "it asks for {asked}, but the largest {suitable}node (`{name}`) has {most}: {way_out}"
+                )
             });
         }
     }
     let asked = asked.iter().map(|(entry, wanted)| with_name(index, *entry, *wanted));
     let asked = joined(asked, "and");
-    Some(format!("asks for {asked}, which no single node has together: {way_out}"))
+    Some(format!("it asks for {asked}, which no single node has together: {way_out}"))
 }
 
 /// What every node lacks, without amounts that come and go.
@@ -383,11 +443,26 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
                     format!("unable to run {}", joined(runtimes, "and"))
                 }
                 Obstacle::Attributes => {
-                    let wanted = index.shapes.constraints(shape).iter().map(Constraint::to_string);
-                    format!("without {}", joined(wanted, "and"))
+                    let here: Vec<_> = first(obstacle).map(|(node, _)| *node).collect();
+                    let unmet = |wanted: &&Constraint| {
+                        here.iter().any(|node| nearest::unmet(index, shape, *node).contains(wanted))
+                    };
+                    let constraints = index.shapes.constraints(shape).iter().filter(unmet);
+                    let wanted = constraints.map(|wanted| format!("`{wanted}`"));
+                    format!("no match for {}", joined(wanted, "and"))
                 }
-                Obstacle::Taints => "tainted".to_owned(),
-                Obstacle::Volumes => "without a directory that it mounts".to_owned(),
+                Obstacle::Taints => {
+                    let taints: BTreeSet<_> = first(obstacle)
+                        .flat_map(|(node, _)| nearest::taints(index, shape, *node))
+                        .collect();
+                    format!("tainted with {}", few(taints.into_iter().collect(), "or"))
+                }
+                Obstacle::Volumes => {
+                    let paths: BTreeSet<_> = first(obstacle)
+                        .flat_map(|(node, _)| nearest::missing_volumes(index, shape, *node))
+                        .collect();
+                    format!("without the directory {}", few(paths.into_iter().collect(), "or"))
+                }
                 Obstacle::Ports if shape.ports.is_empty() => {
                     "without a port to give away".to_owned()
                 }
@@ -406,27 +481,33 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
                         .map(|(entry, _)| name(index, entry).to_owned());
                     let names = joined(names, "and");
                     if names.is_empty() {
-                        "short of whole devices".to_owned()
+                        let pieces: BTreeSet<_> = first(obstacle)
+                            .flat_map(|(node, _)| nearest::pieces(index, shape, *node))
+                            .map(|(entry, ..)| name(index, entry).to_owned())
+                            .collect();
+                        format!("short of {} in one piece", joined(pieces.into_iter(), "and"))
                     } else {
                         format!("short of {names}")
                     }
                 }
-                Obstacle::Kept => "kept for a gang that waits".to_owned(),
+                Obstacle::Kept => "full but for what is kept for a gang that waits".to_owned(),
                 Obstacle::Near => "far from the units that it must be near".to_owned(),
-                Obstacle::Away => "too near to units that it must be away from".to_owned(),
-                Obstacle::Spread => {
-                    "in a place that has its part of these units already".to_owned()
+                Obstacle::Away => {
+                    "too near to units that it must be away from, or they from it".to_owned()
                 }
+                Obstacle::Spread => "where its spread allows no more of its kind".to_owned(),
             },
         );
-    let faults = joined(faults, "or");
+    let faults = alternatives(faults.collect());
     let subject = if findings.len() == 1 { "the only node" } else { "every node" };
     let way_out = if has(Obstacle::Resources) || has(Obstacle::Ports) || has(Obstacle::Kept) {
         "it starts as soon as there is room"
     } else if has(Obstacle::Ready) {
         "it starts as soon as one that fits is back"
-    } else if has(Obstacle::Near) || has(Obstacle::Away) || has(Obstacle::Spread) {
+    } else if has(Obstacle::Away) || has(Obstacle::Spread) {
         "it starts as soon as others have moved, or a node that fits is added"
+    } else if has(Obstacle::Near) {
+        "it starts as soon as they are there"
     } else {
         "change the unit, or add a node that fits"
     };
@@ -441,6 +522,25 @@ fn joined(parts: impl Iterator<Item = String>, last: &str) -> String {
         [only] => only.clone(),
         [firsts @ .., end] => format!("{} {last} {end}", firsts.join(", ")),
     }
+}
+
+/// `a`, `a, or b`, `a, b, or c`: the parts may have an `and` in them.
+fn alternatives(mut parts: Vec<String>) -> String {
+    match parts.pop() {
+        None => String::new(),
+        Some(only) if parts.is_empty() => only,
+        Some(last) => format!("{}, or {last}", parts.join(", ")),
+    }
+}
+
+/// The first few, and how many more there are.
+fn few(mut parts: Vec<String>, last: &str) -> String {
+    let more = parts.len().saturating_sub(LISTED_MAX);
+    parts.truncate(LISTED_MAX);
+    if more > 0 {
+        parts.push(format!("{more} more"));
+    }
+    joined(parts.into_iter(), last)
 }
 
 /// No longer than [`TEXT_BYTES_MAX`].

@@ -105,7 +105,7 @@ impl Placing<'_, '_> {
         }
         if !self.make_room(members) {
             self.keep_room(members);
-            let refused = explain::gang_waits(gang, fitting, members.len(), &refused);
+            let refused = explain::gang_waits(gang, fitting, members, &refused);
             self.refuse_all(members, &refused);
         }
         Fate::Waits
@@ -200,7 +200,7 @@ impl Placing<'_, '_> {
     fn promise_all(&mut self, members: &[(UnitSlot, Arc<Unit>)], nodes: &[NodeSlot]) {
         for ((slot, unit), node) in members.iter().zip(nodes) {
             self.ground.promise(*slot, *node);
-            let refused = explain::gang_promised(self.ground.index, *node);
+            let refused = explain::gang_promised(self.ground.index, unit, *node);
             self.refuse(unit, &refused, Some(*node));
         }
     }
@@ -275,8 +275,9 @@ impl Placing<'_, '_> {
         let until_ms = moments.get(low).copied();
         let Some(kept) = self.fits_at(members, &ends, until_ms) else { return };
         self.kept_until_ms = Some(until_ms);
+        self.kept_for = members.first().and_then(|(_, unit)| unit.template.gang.clone());
         for (node, amount) in kept {
-            self.ground.keep(node, amount);
+            self.ground.keep(node, amount, until_ms.is_some());
         }
         // What is kept now was not when these were asked for.
         self.forget_refusals();

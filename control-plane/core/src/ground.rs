@@ -144,8 +144,9 @@ impl<'m> Ground<'m> {
         Some(node)
     }
 
-    /// Keeps room for a gang.
-    pub(crate) fn keep(&mut self, node: NodeSlot, amount: Vector) {
+    /// Keeps room for a gang; until a time that is known, or not.
+    pub(crate) fn keep(&mut self, node: NodeSlot, amount: Vector, is_end_known: bool) {
+        self.index.nodes.is_kept_end_known = is_end_known;
         self.index.nodes.kept.add(node, &amount);
         self.index.nodes.has_kept = true;
         self.steps.push(Step::Kept(node, amount));

@@ -23,6 +23,7 @@ use nodes::Nodes;
 use shapes::Shapes;
 use tenants::Tenants;
 
+use crate::preempt::standing;
 use crate::vector::{ScalarNames, Vector};
 
 /// The number of a unit.
@@ -100,6 +101,8 @@ pub(crate) struct Index {
     pub(crate) strays: BTreeMap<NodeName, BTreeSet<UnitSlot>>,
     /// Units on nodes that are on their way out.
     pub(crate) leavers: BTreeSet<UnitSlot>,
+    /// How many units on nodes stand at each level; see [`standing`].
+    standings: BTreeMap<i32, usize>,
 }
 
 /// Where in the queue a unit is.
@@ -388,6 +391,7 @@ impl Index {
             self.nodes.take_ports(node, slot, &shape.ports, shape.port_owner, &grants.ports);
         }
         self.nodes.units[node].insert(slot);
+        *self.standings.entry(standing(&unit)).or_default() += 1;
         self.tenants.charge(tenant, &shape.request);
         if !is_leaving && !unit.template.revocable {
             self.tenants.charge_firm(tenant, &shape.request);
@@ -424,6 +428,12 @@ impl Index {
             self.nodes.return_ports(node, slot, fixed.chain(grants.ports.iter().copied()));
         }
         self.nodes.units[node].remove(&slot);
+        if let Some(count) = self.standings.get_mut(&standing(&unit)) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.standings.remove(&standing(&unit));
+            }
+        }
         self.tenants.uncharge(tenant, &shape.request);
         if !is_leaving && !unit.template.revocable {
             self.tenants.uncharge_firm(tenant, &shape.request);
@@ -470,6 +480,11 @@ impl Index {
             (false, true) => self.tenants.uncharge_firm(tenant, &shape.request),
             (false, false) => self.tenants.charge_firm(tenant, &shape.request),
         }
+    }
+
+    /// Is there a unit on a node that has to go for one of this priority?
+    pub(crate) fn has_less_important_than(&self, priority: i32) -> bool {
+        self.standings.first_key_value().is_some_and(|(lowest, _)| *lowest < priority)
     }
 
     /// Something happened that may help units that were refused.

@@ -96,12 +96,6 @@ impl Question {
         question
     }
 
-    /// What other units hold against the shape's, with the topology of each.
-    pub(crate) fn terms(&self) -> impl Iterator<Item = (TermId, TopologyId)> {
-        let over_nodes = self.node_terms.iter().map(|term| (*term, NODE));
-        over_nodes.chain(self.domain_terms.iter().copied())
-    }
-
     /// The topologies, but for that of nodes, whose domains decide about the shape.
     pub(crate) fn topologies(&self, index: &Index) -> Vec<TopologyId> {
         let Some(shape) = index.shapes.get(self.shape) else { return Vec::new() };
@@ -435,8 +429,23 @@ impl Question {
         slot: NodeSlot,
         gone: &[UnitSlot],
     ) -> Vec<Obstacle> {
+        let held = self.held_against(index, slot, gone).map(|_| Obstacle::Away);
+        let broken = self.broken_rules(index, shape, slot, gone);
+        let mut found: Vec<_> = held.chain(broken.map(|(_, obstacle)| obstacle)).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// What units that stay on or near the node hold against the shape's.
+    pub(crate) fn held_against(
+        &self,
+        index: &Index,
+        slot: NodeSlot,
+        gone: &[UnitSlot],
+    ) -> impl Iterator<Item = (TermId, TopologyId)> {
         let neighbours = &index.neighbours;
-        let held_by_gone = |term: &TermId| {
+        let held_by_gone = move |term: &TermId| {
             let holds = gone.iter().filter(|unit| {
                 let shape = index.entry(**unit).and_then(|entry| index.shapes.get(entry.shape));
                 shape.is_some_and(|shape| shape.away_terms.contains(term))
@@ -444,26 +453,36 @@ impl Question {
             u32::try_from(holds.count()).unwrap_or(u32::MAX)
         };
         let node_terms = self.node_terms.iter().map(|term| (*term, NODE));
-        let mut found: Vec<_> = node_terms
-            .chain(self.domain_terms.iter().copied())
-            .filter(|(term, topology)| {
-                let domain = neighbours.topologies.of(*topology, slot);
-                domain != NO_DOMAIN && neighbours.holders(*term, domain) > held_by_gone(term)
-            })
-            .map(|_| Obstacle::Away)
-            .collect();
-        for (position, rule) in shape.rules.iter().enumerate() {
+        node_terms.chain(self.domain_terms.iter().copied()).filter(move |(term, topology)| {
+            let domain = neighbours.topologies.of(*topology, slot);
+            domain != NO_DOMAIN && neighbours.holders(*term, domain) > held_by_gone(term)
+        })
+    }
+
+    /// Rules of the shape, by position, that would not hold on the node.
+    pub(crate) fn broken_rules(
+        &self,
+        index: &Index,
+        shape: &Shape,
+        slot: NodeSlot,
+        gone: &[UnitSlot],
+    ) -> impl Iterator<Item = (usize, Obstacle)> {
+        let neighbours = &index.neighbours;
+        shape.rules.iter().enumerate().filter_map(move |(position, rule)| {
             let domain = neighbours.topologies.of(rule.topology, slot);
             let selected = gone.iter().filter(|unit| {
                 let entry = index.entry(**unit);
                 entry.is_some_and(|entry| neighbours.is_selected(rule.selector, entry.identity))
             });
             let fewer = u32::try_from(selected.count()).unwrap_or(u32::MAX);
-            found.extend(self.by_rule(index, rule, position, domain, fewer).err());
-        }
-        found.sort_unstable();
-        found.dedup();
-        found
+            let obstacle = self.by_rule(index, rule, position, domain, fewer).err()?;
+            Some((position, obstacle))
+        })
+    }
+
+    /// For a spread over equal parts: how many units are where there are fewest.
+    pub(crate) fn fewest(&self, position: usize) -> u32 {
+        self.fewest.get(position).copied().unwrap_or(0)
     }
 
     /// The terms of the score, for explanations.

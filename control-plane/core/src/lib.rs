@@ -14,6 +14,7 @@ pub mod commit;
 pub mod model;
 pub mod plan;
 pub mod reconcile;
+pub mod simulate;
 
 mod agenda;
 mod candidates;
@@ -33,6 +34,7 @@ mod vector;
 
 pub use model::Model;
 pub use plan::{Decision, Moment, Plan, plan, preview, why, why_on};
+pub use simulate::{Arrival, Scenario, simulate};
 
 #[cfg(test)]
 mod tests;

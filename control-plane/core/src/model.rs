@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use brig_api::change::Change;
 use brig_api::lifecycle::UnitState;
-use brig_api::object::{Job, Namespace, Node, Object, ObjectKey, Owner, Service, Unit};
+use brig_api::object::{Desired, Job, Namespace, Node, Object, ObjectKey, Owner, Service, Unit};
 use brig_api::{Kind, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
 use serde::{Deserialize, Serialize};
 
 use crate::agenda::{Agenda, Concern};
-use crate::index::Index;
+use crate::index::{Index, NodeSlot};
+use crate::reconcile::evicting;
 
 /// The cluster at one revision. Kept up to date from the change feed; can be dumped and replayed.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -237,7 +238,8 @@ impl Model {
         self.concern_unit(&unit);
         let id = unit.id.clone();
         let old = self.index.slot(&id).and_then(|slot| self.index.unit(slot));
-        if may_help_others(old.map(|old| &**old), &unit) {
+        let has_guarantees = self.index.tenants.has_guarantees();
+        if may_help_others(old.map(|old| &**old), &unit, has_guarantees) {
             self.index.hope_again();
         }
         self.index.unit_put(unit);
@@ -245,10 +247,11 @@ impl Model {
 
     fn concern_unit(&mut self, unit: &Unit) {
         self.agenda.add(Concern::Unit(unit.id.clone()));
-        // Whether there is anything left to give up with a node that is out of reach.
-        let slot = unit.node.as_ref().and_then(|node| self.index.nodes.slot(node));
-        if let Some(node) =
-            unit.node.as_ref().filter(|_| slot.is_some_and(|slot| !self.index.nodes.is_ready[slot]))
+        // Whether there is anything left to give up with a node that is out of reach, or to send away from one that was
+        // tainted before it was known that the unit is there.
+        if let Some(node) = &unit.node
+            && let Some(slot) = self.index.nodes.slot(node)
+            && (!self.index.nodes.is_ready[slot] || self.is_repelled(unit, slot))
         {
             self.agenda.add(Concern::Node(node.clone()));
         }
@@ -261,6 +264,14 @@ impl Model {
             }
             None => {}
         }
+    }
+
+    /// Is the unit to leave the node for a taint?
+    fn is_repelled(&self, unit: &Unit, slot: NodeSlot) -> bool {
+        let tolerations = &unit.template.placement.tolerations;
+        let node = self.index.nodes.get(slot);
+        unit.desired != Desired::Remove
+            && node.is_some_and(|node| evicting(&node.facts.taints, tolerations).is_some())
     }
 
     pub(crate) fn unit_remove(&mut self, id: &UnitId) {
@@ -366,22 +377,25 @@ impl Model {
 }
 
 /// May units that were refused find room now that this one is no longer what it was?
-fn may_help_others(old: Option<&Unit>, new: &Unit) -> bool {
+fn may_help_others(old: Option<&Unit>, new: &Unit, has_guarantees: bool) -> bool {
     let state = new.status.state;
+    let is_on_node = state.is_on_node();
     let was_on_node = old.is_some_and(|old| old.status.state.is_on_node());
-    // Room that is left; a neighbour that others wait for; what a namespace uses of what it is sure of.
-    let has_moved = was_on_node != state.is_on_node()
-        || old.is_some_and(|old| was_on_node && old.node != new.node);
-    has_moved
-        // Another one of its service may be stopped while this one runs.
-        || state == UnitState::Running
+    let is_of_service = matches!(new.owner, Some(Owner::Service { .. }));
+    // One that comes takes room, and what stopping it would free was free before. But another one of its service may be
+    // stopped while it runs, and what its namespace has borrowed by it may be taken back. (Who waits for neighbours is
+    // looked at in each pass.)
+    let has_come = !was_on_node && is_on_node;
+    has_come && (is_of_service || has_guarantees)
+        || state == UnitState::Running && is_of_service
         || state.is_final()
         || old.is_some_and(|old| {
+            let has_left = was_on_node && (!is_on_node || old.node != new.node);
             // Room that was promised is as good as taken.
             let has_given_up = old.promised.is_some() && old.promised != new.promised;
             let is_about_to_leave = old.desired != new.desired;
             // One that serves nobody any more may be stopped without harm to its service.
-            let has_faltered = old.status.state == UnitState::Running;
-            has_given_up || is_about_to_leave || has_faltered
+            let has_faltered = old.status.state == UnitState::Running && is_of_service;
+            has_left || has_given_up || is_about_to_leave || has_faltered
         })
 }

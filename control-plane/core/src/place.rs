@@ -17,7 +17,7 @@ use std::sync::Arc;
 use brig_api::explain::{Candidate as Told, Explanation, Refusal, Verdict};
 use brig_api::lifecycle::Reason;
 use brig_api::object::{Desired, Unit};
-use brig_api::placement::Grants;
+use brig_api::placement::{Gang, Grants};
 use brig_api::{Kind, NodeName, PlanSequence, UnitId};
 
 use crate::Decision;
@@ -25,6 +25,7 @@ use crate::candidates::{Candidate, Counts, Search};
 use crate::explain::{self, Refused};
 use crate::ground::Ground;
 use crate::index::shapes::{Rule, RuleKind};
+use crate::index::tenants::TenantId;
 use crate::index::{Index, NodeSlot, Rank, ShapeId, UnitSlot, queue_key};
 use crate::judge::{POLICY, Question, Without};
 use crate::model::Objects;
@@ -76,6 +77,10 @@ pub(crate) struct Placing<'p, 'm> {
     has_freed: bool,
     /// Room is kept for a gang until then; without a time, nobody knows when it will be.
     pub(crate) kept_until_ms: Option<Option<i64>>,
+    /// Whose room that is.
+    pub(crate) kept_for: Option<Gang>,
+    /// Somebody asks about this unit: what is decided about it is told although its status says so already.
+    asked: Option<UnitSlot>,
     pub(crate) found: Placements,
 }
 
@@ -110,12 +115,39 @@ impl<'p, 'm> Placing<'p, 'm> {
             gangs_seen: BTreeSet::new(),
             has_freed: false,
             kept_until_ms: None,
+            kept_for: None,
+            asked: None,
             found: Placements::default(),
         }
     }
 
     /// Considers every unit that waits.
     pub(crate) fn run(mut self) -> Placements {
+        self.consider_all();
+        self.found
+    }
+
+    /// Why `slot` would be placed or refused now. All that wait are considered: what is promised to others, kept for a gang
+    /// or taken by those who go first is not free for this one.
+    pub(crate) fn judge(mut self, slot: UnitSlot) -> Option<Explanation> {
+        let id = self.ground.index.unit(slot)?.id.clone();
+        self.asked = Some(slot);
+        self.consider_all();
+        self.found.explanations.into_iter().rfind(|explanation| explanation.unit == id)
+    }
+
+    /// What to ask of a node about `slot`, wherever it is, once all that wait have been considered.
+    pub(crate) fn question_about(&mut self, slot: UnitSlot) -> Option<Question> {
+        self.consider_all();
+        self.ground.lift_promise(slot);
+        self.ground.lift(slot);
+        let unit = self.ground.index.unit(slot)?.clone();
+        let (shape, is_short) = self.search_key(slot, &unit)?;
+        let is_kept_for_it = self.kept_for.is_some() && self.kept_for == unit.template.gang;
+        Some(Question::new(self.ground.index, shape, is_short || is_kept_for_it))
+    }
+
+    fn consider_all(&mut self) {
         let mut levels = self.levels();
         self.take_what_is_sure(&mut levels);
         for (_, units) in levels {
@@ -130,7 +162,6 @@ impl<'p, 'm> Placing<'p, 'm> {
                 }
             }
         }
-        self.found
     }
 
     /// Units by rank, then by namespace, then by age.
@@ -253,6 +284,12 @@ impl<'p, 'm> Placing<'p, 'm> {
             return Fate::Waits;
         }
         let refused = self.refusal(slot, &unit);
+        let refused = match self.beyond_guarantee(slot, &unit) {
+            Some(tenant) => {
+                Arc::new(explain::beyond_guarantee(self.ground.index, tenant, &refused))
+            }
+            None => refused,
+        };
         self.refuse(&unit, &refused, None);
         if let Some(entry) = self.ground.index.entry(slot)
             && promised.is_none()
@@ -262,6 +299,13 @@ impl<'p, 'm> Placing<'p, 'm> {
             self.found.hopeless.push((entry.shape, standing(&unit)));
         }
         Fate::Waits
+    }
+
+    /// The namespace that has all that it is sure of already, so that its unit is not worth stopping others.
+    fn beyond_guarantee(&self, slot: UnitSlot, unit: &Unit) -> Option<TenantId> {
+        let index = &*self.ground.index;
+        let entry = index.entry(slot).filter(|_| !unit.template.revocable)?;
+        index.tenants.beyond(entry.tenant, index.request_of(entry)?)
     }
 
     /// Others that come may help it: those that it must be near, or that a spread counts elsewhere.
@@ -274,6 +318,7 @@ impl<'p, 'm> Placing<'p, 'm> {
     /// Was the shape refused before, and has nothing happened since that could help? Then the unit's status says so already.
     fn is_known_hopeless(&self, slot: UnitSlot, unit: &Unit) -> bool {
         !self.has_freed
+            && self.asked != Some(slot)
             && unit.status.reason == Some(Reason::Unschedulable)
             && unit.promised.is_none()
             && self.ground.index.is_still_hopeless(slot, standing(unit))
@@ -297,7 +342,8 @@ impl<'p, 'm> Placing<'p, 'm> {
                 }
             };
             if !is_there {
-                return Some(Arc::new(explain::waits_for(self.objects, &key)));
+                let serving = serving(self.ground.index, self.objects, &key);
+                return Some(Arc::new(explain::waits_for(self.objects, &key, serving)));
             }
         }
         if let Some(family) = &unit.template.concurrency {
@@ -472,12 +518,19 @@ impl<'p, 'm> Placing<'p, 'm> {
         let tenant = index.entry(slot)?.tenant;
         let request = index.request(slot)?;
         let guarantor = index.tenants.guarantor(tenant, request);
+        let priority = unit.template.priority;
+        let may_make_room = guarantor.is_some()
+            || !index.leavers.is_empty()
+            || index.has_less_important_than(priority);
+        if !may_make_room {
+            // Nobody on any node could go: that need not be asked of each.
+            return None;
+        }
         let tenant = Some(tenant).filter(|_| index.tenants.has_guarantees());
         let spared = unit.template.after.iter().filter_map(|dependency| {
             let service = dependency.service.clone()?;
             Some((unit.namespace.clone(), Kind::Service, service))
         });
-        let priority = unit.template.priority;
         let claimant = Claimant { priority, tenant, guarantor, spared: spared.collect() };
         let hunt_key = (key, claimant.clone());
         if self.hopeless_hunts.contains(&hunt_key) {
@@ -542,7 +595,9 @@ impl<'p, 'm> Placing<'p, 'm> {
 
     pub(crate) fn refuse(&mut self, unit: &Unit, refused: &Refused, promised: Option<NodeSlot>) {
         let promised = promised.and_then(|node| self.node_name(node));
-        let is_known = unit.status.reason == Some(refused.reason)
+        let is_asked = self.asked.is_some() && self.ground.index.slot(&unit.id) == self.asked;
+        let is_known = !is_asked
+            && unit.status.reason == Some(refused.reason)
             && unit.status.message.as_ref() == Some(&refused.status)
             && unit.promised == promised;
         if is_known {
@@ -569,22 +624,6 @@ impl<'p, 'm> Placing<'p, 'm> {
             verdict,
             refusals,
         });
-    }
-
-    /// Why `slot` would be placed or refused now, as if it were the only one in the queue.
-    pub(crate) fn judge(mut self, slot: UnitSlot) -> Option<Explanation> {
-        let unit = self.ground.index.unit(slot)?.clone();
-        let mut fresh = (*unit).clone();
-        fresh.status = brig_api::object::UnitStatus::default();
-        if let Some(refused) = self.in_the_way(slot, &fresh) {
-            self.refuse(&fresh, &refused, None);
-        } else if let Some((best, found, counts)) = self.find(slot, &fresh) {
-            self.accept(slot, &fresh, best, &found, counts);
-        } else {
-            let refused = self.refusal(slot, &fresh);
-            self.refuse(&fresh, &refused, None);
-        }
-        self.found.explanations.pop()
     }
 }
 
@@ -616,16 +655,23 @@ fn is_there(index: &Index, objects: &Objects, key: &crate::index::OwnerKey) -> b
         _ => {
             let service = objects.services.get(namespace).and_then(|names| names.get(name));
             service.is_some_and(|service| {
-                let running = index.units_of(key).filter(|(_, unit)| {
-                    let node = unit.node.as_ref().and_then(|node| index.nodes.slot(node));
-                    unit.status.state == brig_api::lifecycle::UnitState::Running
-                        && unit.desired == Desired::Run
-                        && crate::index::generation(unit) == Some(service.generation)
-                        && node.is_some_and(|node| index.nodes.is_ready[node])
-                });
-                let running = u32::try_from(running.count()).unwrap_or(u32::MAX);
-                !service.is_deleting && running >= service.spec.replicas
+                !service.is_deleting && serving(index, objects, key) >= service.spec.replicas
             })
         }
     }
+}
+
+/// How many units of a service, as it is now, run where they can be reached.
+fn serving(index: &Index, objects: &Objects, key: &crate::index::OwnerKey) -> u32 {
+    let (namespace, _, name) = key;
+    let service = objects.services.get(namespace).and_then(|names| names.get(name));
+    let Some(service) = service else { return 0 };
+    let running = index.units_of(key).filter(|(_, unit)| {
+        let node = unit.node.as_ref().and_then(|node| index.nodes.slot(node));
+        unit.status.state == brig_api::lifecycle::UnitState::Running
+            && unit.desired == Desired::Run
+            && crate::index::generation(unit) == Some(service.generation)
+            && node.is_some_and(|node| index.nodes.is_ready[node])
+    });
+    u32::try_from(running.count()).unwrap_or(u32::MAX)
 }

@@ -15,7 +15,7 @@ use crate::draft::Draft;
 use crate::explain::obstacle_detail;
 use crate::ground::Ground;
 use crate::index::is_waiting;
-use crate::judge::{Question, Without};
+use crate::judge::Without;
 use crate::place::{Placing, Stamp};
 use crate::reconcile::reconcile;
 
@@ -75,8 +75,8 @@ pub fn preview(model: &Model, moment: &Moment, objects: impl IntoIterator<Item =
     plan(&mut copy, moment)
 }
 
-/// Where a pending unit would go now, or why it can't go anywhere: fresher and more exact than the explanation kept
-/// from the pass that refused it. None for a unit that does not wait for a node.
+/// Where a pending unit would go if the queue were gone through now, or why it can't go anywhere: fresher and more exact
+/// than the explanation kept from the pass that refused it. None for a unit that does not wait for a node.
 #[must_use]
 pub fn why(model: &mut Model, moment: &Moment, unit: &UnitId) -> Option<Explanation> {
     model.listen(&moment.silent);
@@ -90,7 +90,8 @@ pub fn why(model: &mut Model, moment: &Moment, unit: &UnitId) -> Option<Explanat
     Placing::new(&mut ground, &model.objects, stamp, &ended).judge(slot)
 }
 
-/// What speaks for and against a unit on one node, as if it were not placed yet. None for a unit or node that is not known.
+/// What speaks for and against a unit on one node, as if it were to be placed once all others that wait have been
+/// considered. None for a unit or node that is not known.
 #[must_use]
 pub fn why_on(
     model: &mut Model,
@@ -101,10 +102,12 @@ pub fn why_on(
     model.listen(&moment.silent);
     let slot = model.index.slot(unit)?;
     let at = model.index.nodes.slot(node)?;
+    let stamp = Stamp { plan: model.plan, now_ms: moment.now_ms };
     let mut ground = Ground::new(&mut model.index);
-    ground.lift(slot);
-    let index = &*ground.index;
-    let question = Question::new(index, index.entry(slot)?.shape, false);
+    let ended = BTreeSet::new();
+    let mut placing = Placing::new(&mut ground, &model.objects, stamp, &ended);
+    let question = placing.question_about(slot)?;
+    let index = &*placing.ground.index;
     let shape = index.shapes.get(question.shape)?;
     let obstacles = question.obstacles(index, at, Without::default()).into_iter();
     let obstacles: Vec<_> = obstacles

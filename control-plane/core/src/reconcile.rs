@@ -12,6 +12,8 @@ use brig_api::object::Unit;
 use crate::agenda::Concern;
 use crate::draft::Draft;
 
+pub(crate) use nodes::evicting;
+
 /// How long after its node became unreachable a unit with `disconnect: replace` is given up: four times the silence
 /// that makes a node unreachable, so that a restarted agent or a switch is not mistaken for a dead machine.
 pub const LOSE_AFTER_MS: i64 = 60_000;

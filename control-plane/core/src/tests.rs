@@ -1,6 +1,8 @@
 //! Tests of whole passes: a small cluster is built, planned on, committed, and its nodes do as they are told.
 
+mod answers;
 mod devices;
+mod draws;
 mod fairness;
 mod gangs;
 mod jobs;
@@ -11,6 +13,8 @@ mod preemption;
 mod properties;
 mod queueing;
 mod services;
+mod simulate;
+mod soundness;
 mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -173,9 +177,13 @@ impl Cluster {
     }
 
     pub(super) fn namespace(&mut self, path: &str, quota: Option<Resources>) {
-        let spec = NamespaceSpec {
+        self.namespace_like(path, |spec| spec.quota = quota);
+    }
+
+    pub(super) fn namespace_like(&mut self, path: &str, change: impl FnOnce(&mut NamespaceSpec)) {
+        let mut spec = NamespaceSpec {
             name: namespace(path),
-            quota,
+            quota: None,
             guarantee: None,
             weight: None,
             max_units: None,
@@ -183,6 +191,7 @@ impl Cluster {
             max_jobs: None,
             description: String::new(),
         };
+        change(&mut spec);
         let meta = self.meta();
         self.put(Object::Namespace(Namespace { spec, meta }));
     }
@@ -280,7 +289,7 @@ impl Cluster {
     pub(super) fn pass(&mut self) -> Plan {
         let before = self.model.clone();
         let plan = plan(&mut self.model, &self.moment);
-        properties::assert_sound(&before, &self.moment, &plan);
+        soundness::assert_sound(&before, &self.moment, &plan);
         if !plan.is_empty() {
             commit(&mut self.model, &plan, self.moment.now_ms).unwrap();
         }

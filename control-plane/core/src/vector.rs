@@ -184,13 +184,16 @@ impl Limit {
     pub(crate) fn short_of(&self, used: &Vector, request: &Vector) -> Option<Entry> {
         request
             .entries()
-            .find(|(entry, wanted)| {
-                *wanted > 0
-                    && self.of(*entry).is_some_and(|limit| {
-                        used.of(*entry).checked_add(*wanted).is_none_or(|sum| sum > limit)
-                    })
-            })
+            .find(|(entry, wanted)| self.is_exceeded_in(*entry, used, *wanted))
             .map(|(entry, _)| entry)
+    }
+
+    /// Would one entry be beyond the bound once `wanted` is added to `used`?
+    pub(crate) fn is_exceeded_in(&self, entry: Entry, used: &Vector, wanted: u64) -> bool {
+        wanted > 0
+            && self.of(entry).is_some_and(|limit| {
+                used.of(entry).checked_add(wanted).is_none_or(|sum| sum > limit)
+            })
     }
 
     /// Is there more of anything that the bound names than `used`?

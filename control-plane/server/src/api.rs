@@ -6,7 +6,9 @@ mod exec;
 mod logs;
 mod object;
 mod preview;
+mod simulate;
 mod system;
+mod usage;
 mod watch;
 mod why;
 
@@ -18,8 +20,10 @@ pub(crate) fn routes() -> Routes {
     Routes::default()
         .merge(system::routes())
         .merge(apply::routes())
+        .merge(simulate::routes())
         .merge(object::routes())
         .merge(why::routes())
+        .merge(usage::routes())
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(watch::routes())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use brig_store::Store;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::feed::Feed;
@@ -20,6 +20,8 @@ pub(crate) struct App {
     pub(crate) nodes: Nodes,
     pub(crate) mail: Mail,
     pub(crate) questions: Questions,
+    /// Who may simulate: each simulation works on a copy of the cluster.
+    pub(crate) simulations: Arc<Semaphore>,
     pub(crate) streams: Streams,
     pub(crate) registry: Registry,
     /// Whether this server plans. Nodes keep their sessions with the one that does.

@@ -342,6 +342,7 @@ mod tests {
             streams: Streams::default(),
             registry: Registry::open(config, Arc::new(MemoryIndex::default())).unwrap(),
             questions: Default::default(),
+            simulations: Arc::new(tokio::sync::Semaphore::new(1)),
             mail: crate::node::mail::Mail::new(Revision(0)),
             is_leader: watch::Sender::new(false),
             openapi: Arc::default(),

@@ -52,6 +52,8 @@ pub(crate) const INLINE_UNITS_MAX: usize = 500;
 pub(crate) const PASS_REST_MAX: Duration = Duration::from_millis(100);
 /// Questions about the model that wait for the end of a pass; beyond it who asks waits to ask.
 pub(crate) const QUESTIONS_MAX: usize = 64;
+/// Simulations at a time: each takes a copy of the model, some 130 MiB for 300,000 units, and a processor.
+pub(crate) const SIMULATIONS_MAX: usize = 1;
 /// For how long the lease that says who plans is taken.
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 /// How often it is renewed, or tried for.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use brig_store::Store;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::config::{ServerConfig, StartError};
 use crate::feed::Feed;
 use crate::index::StoreIndex;
-use crate::limits::HEAD_TIME_MAX;
+use crate::limits::{HEAD_TIME_MAX, SIMULATIONS_MAX};
 use crate::node::contact::Nodes;
 use crate::node::mail::Mail;
 use crate::node::stream::Streams;
@@ -77,6 +77,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
         store,
         nodes: Nodes::new(tokio::time::Instant::now()),
         questions: Questions::default(),
+        simulations: Arc::new(Semaphore::new(SIMULATIONS_MAX)),
         streams: Streams::default(),
         registry: registry.clone(),
         is_leader: watch::Sender::new(false),

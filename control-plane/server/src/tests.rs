@@ -5,4 +5,5 @@ mod harness;
 mod hostile;
 mod leadership;
 mod nodes;
+mod simulate;
 mod watches;

@@ -23,6 +23,7 @@ mod sql;
 mod status;
 mod store;
 mod text;
+mod usage;
 
 mod classify;
 mod columns;

@@ -6,12 +6,14 @@ use brig_api::change::EventLevel;
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Unit, UnitStatus};
 use brig_api::session::StatusReport;
+use brig_api::usage::Usage;
 use brig_api::{NodeName, Object, UnitId};
 
 use crate::error::StoreError;
 use crate::object::unit_key;
 use crate::store::Store;
 use crate::table::unit::{units_by_ids, units_update};
+use crate::usage::use_up;
 use crate::write::{PendingEvent, Write, in_write};
 
 /// Longest message that is kept of a report; a node's logs say the rest.
@@ -22,7 +24,7 @@ const ENDPOINTS_MAX: usize = 256;
 impl Store {
     /// Takes over the reports of a node in one transaction; gives those that it need not repeat (all of them): a
     /// report that is older than what is known, not possible in the unit's state, about a unit that is gone or on
-    /// another node changes nothing and is acknowledged too.
+    /// another node changes nothing and is acknowledged too. What the units used is taken over with them.
     ///
     /// # Errors
     /// When the database fails; then none is acknowledged.
@@ -46,6 +48,12 @@ async fn take_over(
     let units = units_by_ids(&mut tx.db, &ids.into_iter().collect::<Vec<_>>()).await?;
     let mut units: HashMap<UnitId, Unit> =
         units.into_iter().map(|unit| (unit.id.clone(), unit)).collect();
+    let ours = reports.iter().filter_map(|report| {
+        let unit = units.get(&report.unit).filter(|unit| unit.node.as_ref() == Some(node))?;
+        Some((unit, report.usage))
+    });
+    let used = ours.filter(|(_, usage)| *usage != Usage::default()).collect();
+    use_up(tx, used).await?;
     let mut changed: Vec<&UnitId> = Vec::new();
     for report in reports {
         let Some(unit) = units.get_mut(&report.unit) else {

@@ -11,6 +11,7 @@ pub(crate) mod plan;
 pub(crate) mod secret;
 pub(crate) mod service;
 pub(crate) mod unit;
+pub(crate) mod usage;
 
 use brig_api::unit_spec::UnitTemplate;
 use brig_api::{Kind, NamespacePath, Resources};

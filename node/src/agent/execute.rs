@@ -68,11 +68,15 @@ impl Agent {
         }
     }
 
-    fn record(&mut self, id: &UnitId, next: UnitRecord) -> bool {
+    pub(super) fn record(&mut self, id: &UnitId, mut next: UnitRecord) -> bool {
         if !self.write_assignment(id) {
             return false;
         }
         let Some(unit) = self.units.get_mut(id) else { return false };
+        // Of a task whose shim died it is not known what it used at last.
+        for (task, exit) in &mut next.exits {
+            exit.usage = exit.usage.or_newer(unit.metered.tasks.remove(task).unwrap_or_default());
+        }
         let before = std::mem::replace(&mut unit.record, next);
         let is_report = before.status != unit.record.status;
         if is_report {
@@ -90,6 +94,7 @@ impl Agent {
             unit.tasks.clear();
             unit.in_flight.clear();
             unit.stops.clear();
+            unit.metered.tasks.clear();
         }
         if matches!(unit.record.phase, Phase::Backoff { .. } | Phase::Ended) {
             unit.preparation = Preparation::None;

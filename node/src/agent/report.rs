@@ -92,7 +92,8 @@ impl Unit {
     }
 
     fn status_report(&self) -> StatusReport {
-        StatusReport { unit: self.assignment.unit.clone(), status: self.record.status.clone() }
+        let (unit, status) = (self.assignment.unit.clone(), self.record.status.clone());
+        StatusReport { unit, status, usage: self.usage() }
     }
 
     /// Lifts the newest report's number above what an agent before this one may have used.
@@ -105,7 +106,7 @@ impl Unit {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::PathBuf;
     use std::sync::Arc;
 
@@ -121,7 +122,7 @@ mod tests {
     use crate::tests::fake_server::assignment;
     use crate::tests::lifecycle::Known;
 
-    fn agent(disk: Disk) -> Agent {
+    pub(crate) fn agent(disk: Disk) -> Agent {
         let (events, _) = mpsc::channel(8);
         let (disk, nowhere) = (Arc::new(disk), PathBuf::from("/nonexistent"));
         let programs = Programs { wasm: nowhere.clone(), oci: nowhere };

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use brig_api::stdio::StdioFrame;
+use brig_api::usage::Usage;
 use brig_shim::exit::ExitRecord;
 use brig_shim::frame::{Decoder, encode, encode_message};
 use brig_shim::message::{
     FromShim, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, StartTask, StopSignal, TaskKey,
-    TaskState, TaskView, ToShim, Usage,
+    TaskState, TaskView, ToShim,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use regex::{Regex, RegexBuilder};
 use schemars::JsonSchema;
@@ -141,9 +142,96 @@ impl fmt::Display for Constraint {
     }
 }
 
+/// A text that is no constraint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no constraint: {message}")]
+pub struct InvalidConstraint {
+    /// What was written.
+    pub text: String,
+    /// What is wrong with it, and what was expected.
+    pub message: String,
+}
+
+impl FromStr for Constraint {
+    type Err = InvalidConstraint;
+
+    /// Reads what people write on a command line, and what [`Constraint`] is displayed as: `rack=r1`, `zone != b`,
+    /// `zone in a,b`, `zone not in (a, b)`, `ssd exists`, `ssd not exists`, `kernel version >=6.1`, `hostname regex ^db`.
+    fn from_str(text: &str) -> Result<Self, InvalidConstraint> {
+        let invalid = |message: String| InvalidConstraint { text: text.to_owned(), message };
+        let trimmed = text.trim();
+        let end = trimmed.find(|c: char| c.is_whitespace() || c == '=' || c == '!');
+        let (attribute, rest) = trimmed.split_at(end.unwrap_or(trimmed.len()));
+        let rest = rest.trim();
+        // Longer words first: `not in` before `in`.
+        let found = FORMS.into_iter().find_map(|(word, operator)| {
+            let values = rest.strip_prefix(word)?;
+            let is_whole = !word.ends_with(char::is_alphabetic)
+                || values.is_empty()
+                || values.starts_with([' ', '(']);
+            is_whole.then_some((operator, values.trim()))
+        });
+        let Some((operator, written)) = found else {
+            return Err(invalid(
+                "expected an attribute and a comparison, such as `rack=r1`, `zone in a,b` or `ssd exists`"
+                    .to_owned(),
+            ));
+        };
+        let values = match operator {
+            Operator::In | Operator::NotIn => {
+                let inner = written.strip_prefix('(').and_then(|rest| rest.strip_suffix(')'));
+                let values = inner.unwrap_or(written).split(',').map(str::trim);
+                values.filter(|value| !value.is_empty()).map(str::to_owned).collect()
+            }
+            _ if written.is_empty() => Vec::new(),
+            _ => vec![written.to_owned()],
+        };
+        let constraint = Self { attribute: attribute.to_owned(), operator, values };
+        constraint.fault().map_or(Ok(constraint), |fault| Err(invalid(fault)))
+    }
+}
+
+/// How each comparison is written, a word before those that it ends with.
+const FORMS: [(&str, Operator); 9] = [
+    ("!=", Operator::NotEqual),
+    ("=", Operator::Equal),
+    ("not in", Operator::NotIn),
+    ("in", Operator::In),
+    ("not exists", Operator::NotExists),
+    ("exists", Operator::Exists),
+    ("version", Operator::Version),
+    ("regex", Operator::Regex),
+    ("matching", Operator::Regex),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn constraints_are_read_as_people_write_them_and_as_they_are_displayed() {
+        let read = |text: &str| text.parse::<Constraint>();
+        for (text, displayed) in [
+            ("rack=r1", "rack = r1"),
+            (" rack =  r1 ", "rack = r1"),
+            ("rack!=r1", "rack != r1"),
+            ("zone in a,b", "zone in (a, b)"),
+            ("zone in (a, b)", "zone in (a, b)"),
+            ("zone not in a", "zone not in (a)"),
+            ("ssd exists", "ssd exists"),
+            ("ssd not exists", "ssd not exists"),
+            ("kernel version >=6.1, <7", "kernel version >=6.1, <7"),
+            ("hostname regex ^db", "hostname matching ^db"),
+        ] {
+            let constraint = read(text).unwrap();
+            assert_eq!(constraint.to_string(), displayed);
+            assert_eq!(read(displayed).unwrap(), constraint, "{displayed}");
+        }
+        for bad in ["", "rack", "=r1", "rack=", "zone in", "zone inside", "ssd exists now"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert!(read("rack ~ r1").unwrap_err().to_string().contains("`rack=r1`"));
+    }
 
     #[test]
     fn each_operator_decides_on_presence_and_value() {

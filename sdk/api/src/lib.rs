@@ -24,9 +24,11 @@ pub mod reference;
 pub mod request;
 pub mod resources;
 pub mod session;
+pub mod simulate;
 pub mod spec;
 pub mod stdio;
 pub mod unit_spec;
+pub mod usage;
 pub mod validate;
 
 pub use id::{Digest, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};

@@ -336,6 +336,34 @@ unit:
         assert_eq!(shop.unit.tasks[0].name.as_str(), "main");
     }
 
+    /// The blocks of a document that are marked `yaml` and are whole manifests.
+    fn manifests_in(document: &str) -> Vec<&str> {
+        let blocks = document.split("```yaml\n").skip(1);
+        let blocks = blocks.filter_map(|rest| rest.split("```").next());
+        blocks.filter(|block| block.starts_with("kind:")).collect()
+    }
+
+    #[test]
+    fn the_manifests_in_the_documents_are_read_and_checked() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs");
+        let mut of_scheduler = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let document = std::fs::read_to_string(&path).unwrap();
+            for text in manifests_in(&document) {
+                of_scheduler += usize::from(path.ends_with("scheduler.md"));
+                for manifest in parse(text, Format::Yaml, None).unwrap() {
+                    let checked = manifest.check();
+                    assert!(checked.is_ok(), "{}: {text}{checked:?}", path.display());
+                }
+            }
+        }
+        assert!(of_scheduler >= 4, "the page about the scheduler has manifests");
+    }
+
     #[test]
     fn the_three_formats_mean_the_same() {
         let yaml = parse("kind: config\nname: c\ndata: {a: b}\n", Format::Yaml, None).unwrap();

@@ -104,7 +104,7 @@ pub struct PlannedEviction {
     /// Where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeName>,
-    /// `Preempted` or `Evicted`.
+    /// `Preempted` or `Evicted`; in a simulation also what else took the unit from its node, such as `NodeLost`.
     pub reason: Reason,
     /// Why, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]

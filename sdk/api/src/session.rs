@@ -18,6 +18,7 @@ use crate::object::{NodeFacts, UnitStatus};
 use crate::placement::Grants;
 use crate::request::{ExecRequest, LogQuery};
 use crate::unit_spec::{UnitTemplate, is_default};
+use crate::usage::{Usage, UsageReport};
 use crate::{NamespacePath, NodeName, PlanSequence, ResourceName, UnitId};
 
 /// The version of this protocol; a server refuses others with a message that names both.
@@ -49,6 +50,11 @@ pub enum FromNode {
         /// Newest report of each unit that has one unacknowledged.
         reports: Vec<StatusReport>,
     },
+    /// What running units used so far. Not acknowledged: the next one says more.
+    Usage {
+        /// Some units or all.
+        units: Vec<UsageReport>,
+    },
     /// A stream that was asked for can't be opened.
     StreamFailed {
         /// Which.
@@ -65,6 +71,9 @@ pub struct StatusReport {
     pub unit: UnitId,
     /// With its number ([`UnitStatus::sequence`]).
     pub status: UnitStatus,
+    /// What it used so far, as far as is known.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub usage: Usage,
 }
 
 /// From the control plane to a node.

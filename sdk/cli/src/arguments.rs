@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use brig_api::constraint::Constraint;
 use brig_api::facts::Devices;
 use brig_api::placement::Taint;
+use brig_api::simulate::{Growth, Loss};
 use brig_api::{Bytes, MilliCpu, NamespacePath, NodeName, ResourceName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -84,6 +86,8 @@ pub(crate) enum Command {
     Apply(Apply),
     /// Show what `apply` would do, and where the units would go
     Plan(Apply),
+    /// Say what would happen if nodes were lost or units arrived, on a copy of the cluster; ends with 6 if not all would fit
+    Simulate(Simulate),
     /// Change the number of a service's units
     Scale(Scale),
     /// Stop a unit or job; it stays listed
@@ -294,6 +298,26 @@ pub(crate) struct Apply {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Simulate {
+    /// Lose a node, or every node that meets a constraint such as rack=r1, 'zone in a,b' or 'ssd not exists'; may be
+    /// repeated
+    #[arg(long, value_name = "NODE|CONSTRAINT", value_parser = loss)]
+    pub(crate) lose: Vec<Loss>,
+    /// Let these manifests arrive (YAML, TOML or JSON; file, directory, or - for standard input); may be repeated
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) files: Vec<PathBuf>,
+    /// So many of each unit, service and job in the files, as new ones with names of their own [default: apply them once, as
+    /// they stand]
+    #[arg(long, value_name = "N", requires = "files")]
+    pub(crate) count: Option<u32>,
+    /// Let so many nodes like this one join, such as 3=node-1; may be repeated
+    #[arg(long, value_name = "N=NODE", value_parser = growth)]
+    pub(crate) grow: Vec<Growth>,
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Scale {
     /// The service
     pub(crate) service: String,
@@ -435,6 +459,23 @@ pub(crate) struct Images {
 pub(crate) struct OutputOnly {
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: Output,
+}
+
+/// What is no name of a node is a constraint.
+fn loss(text: &str) -> Result<Loss, String> {
+    if let Ok(node) = NodeName::new(text) {
+        return Ok(Loss { node: Some(node), constraints: Vec::new() });
+    }
+    let constraint: Constraint =
+        text.parse().map_err(|error| format!("no name of a node, and {error}"))?;
+    Ok(Loss { node: None, constraints: vec![constraint] })
+}
+
+fn growth(text: &str) -> Result<Growth, String> {
+    let (count, like) = text.split_once('=').ok_or("expected N=NODE, such as 3=node-1")?;
+    let count: u32 =
+        count.parse().map_err(|error| format!("`{count}` is no number of nodes: {error}"))?;
+    Ok(Growth { like: NodeName::new(like).map_err(|error| error.to_string())?, count })
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

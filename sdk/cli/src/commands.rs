@@ -8,6 +8,7 @@ mod exec;
 mod list;
 mod logs;
 mod run;
+mod simulate;
 mod stop;
 
 use brig_client::Client;
@@ -32,6 +33,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Deploy(arguments) => run::deploy(&session, arguments).await,
         Command::Apply(arguments) => apply::apply(&session, &arguments).await,
         Command::Plan(arguments) => apply::plan(&session, &arguments).await,
+        Command::Simulate(arguments) => simulate::simulate(&session, arguments).await,
         Command::Scale(arguments) => stop::scale(&session, &arguments).await,
         Command::Stop(arguments) => stop::stop(&session, &arguments).await,
         Command::Delete(arguments) => stop::delete(&session, &arguments).await,

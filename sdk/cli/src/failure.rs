@@ -23,6 +23,8 @@ pub(crate) const NOT_FOUND: u8 = 3;
 pub(crate) const REFUSED: u8 = 4;
 /// The server does not answer.
 pub(crate) const UNREACHABLE: u8 = 5;
+/// A simulation's answer is no: something would wait, or be lost.
+pub(crate) const DOES_NOT_FIT: u8 = 6;
 
 impl Failure {
     pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {

@@ -8,8 +8,10 @@ use brig_api::request::{
     ApplyRequest, ApplyResponse, ListResponse, PlanResponse, ScaleRequest, SqlRequest, SqlResponse,
     VersionResponse,
 };
+use brig_api::simulate::{SimulateRequest, Simulation};
 use brig_api::spec::WrittenUnit;
 use brig_api::unit_spec::UnitSpec;
+use brig_api::usage::Usage;
 use brig_api::{Kind, NamespacePath, NodeName, ResourceName};
 use reqwest::Method;
 
@@ -73,6 +75,14 @@ impl Client {
         manifests: Vec<Manifest<UnitSpec>>,
     ) -> Result<PlanResponse, ClientError> {
         self.post_json("/v1/plan", &ApplyRequest { manifests }).await
+    }
+
+    /// What the scheduler would do if this happened.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn simulate(&self, request: &SimulateRequest) -> Result<Simulation, ClientError> {
+        self.post_json("/v1/simulate", request).await
     }
 
     /// Every resource of a kind; those of `namespace` and below it where one is named.
@@ -207,6 +217,15 @@ impl Client {
     ) -> Result<Vec<Explanation>, ClientError> {
         let path = object_path(&unit_key(namespace, unit));
         self.get_json(&format!("{path}/why/history")).await
+    }
+
+    /// What a unit used so far, as its node last told.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn usage(&self, namespace: &NamespacePath, unit: &str) -> Result<Usage, ClientError> {
+        let path = object_path(&unit_key(namespace, unit));
+        self.get_json(&format!("{path}/usage")).await
     }
 
     /// What happened, newest last.

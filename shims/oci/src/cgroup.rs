@@ -4,7 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use brig_shim::message::{TaskKey, Usage};
+use brig_api::usage::Usage;
+use brig_shim::message::{TaskKey, TaskUsage};
 use rustix::process::Pid;
 
 use crate::spec::CGROUP_PARENT;
@@ -98,23 +99,25 @@ impl Cgroups {
         &self.directories
     }
 
-    /// What the container used so far.
-    pub(crate) fn usage(&self) -> Usage {
+    /// What the container used so far, but for its memory over time: the kernel does not add that up.
+    pub(crate) fn usage(&self) -> TaskUsage {
         let unified = self.read("cpu.stat").unwrap_or_default();
         let micro = |name| field(&unified, name).map(|micro| micro.saturating_mul(1_000));
         let memory = self.number("memory.usage_in_bytes").or_else(|| self.number("memory.current"));
         let stat = self.read("memory.stat").unwrap_or_default();
         let cache = field(&stat, "total_inactive_file").or_else(|| field(&stat, "inactive_file"));
         let peak = self.number("memory.max_usage_in_bytes").or_else(|| self.number("memory.peak"));
-        Usage {
+        let used = Usage {
             cpu_ns: self.number("cpuacct.usage").or_else(|| micro("usage_usec")).unwrap_or(0),
-            // Without the part of the file cache that the kernel would give up first.
-            memory_bytes: memory.unwrap_or(0).saturating_sub(cache.unwrap_or(0)),
+            memory_byte_s: 0,
             memory_peak_bytes: peak.unwrap_or(0),
             throttled_ns: field(&unified, "throttled_time")
                 .or_else(|| micro("throttled_usec"))
                 .unwrap_or(0),
-        }
+        };
+        // Without the part of the file cache that the kernel would give up first.
+        let memory_bytes = memory.unwrap_or(0).saturating_sub(cache.unwrap_or(0));
+        TaskUsage { used, memory_bytes }
     }
 
     /// How many of its processes the kernel killed for memory.
@@ -242,20 +245,21 @@ mod tests {
     fn figures_are_read_from_either_kind_of_cgroup() {
         let dir = tempfile::tempdir().unwrap();
         let cgroups = Cgroups { directories: vec![dir.path().into()] };
-        assert_eq!(cgroups.usage(), Usage::default());
+        assert_eq!(cgroups.usage(), TaskUsage::default());
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("cpu.stat", "usage_usec 17\nnr_throttled 1\nthrottled_usec 2\n");
         write("memory.current", "100\n");
         write("memory.peak", "200\n");
         write("memory.stat", "anon 60\ninactive_file 40\n");
         write("memory.events", "low 0\noom 3\noom_kill 2\noom_group_kill 0\n");
-        let expected =
-            Usage { cpu_ns: 17_000, memory_bytes: 60, memory_peak_bytes: 200, throttled_ns: 2_000 };
+        let used =
+            Usage { cpu_ns: 17_000, memory_byte_s: 0, memory_peak_bytes: 200, throttled_ns: 2_000 };
+        let expected = TaskUsage { used, memory_bytes: 60 };
         assert_eq!((cgroups.usage(), cgroups.memory_kills()), (expected, 2));
         write("cpuacct.usage", "5\n");
         write("cpu.stat", "nr_throttled 1\nthrottled_time 7\n");
         write("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n");
-        let usage = cgroups.usage();
+        let usage = cgroups.usage().used;
         assert_eq!((usage.cpu_ns, usage.throttled_ns, cgroups.memory_kills()), (5, 7, 1));
     }
 }

@@ -3,7 +3,8 @@
 use brig_api::lifecycle::Reason;
 use brig_api::request::ExecRequest;
 use brig_shim::message::{
-    FromShim, PROTOCOL_VERSION, Reply, Request, StartProgram, StartTask, TaskKey, TaskView, ToShim,
+    FromShim, PROTOCOL_VERSION, Reply, Request, StartProgram, StartTask, TaskKey, TaskUsage,
+    TaskView, ToShim,
 };
 
 use crate::exec::Session;
@@ -127,11 +128,17 @@ impl Shim {
                 }
                 _ => Reply::Done,
             },
-            Request::Usage { task } => match &self.life {
-                Life::Live(start, live) if start.key == task => Reply::Usage(live.usage()),
-                Life::Ended(key, record) if *key == task => Reply::Usage(record.usage),
-                _ => refused("no such task in this shim"),
-            },
+            Request::Usage { after } => {
+                let one = match &mut self.life {
+                    Life::Live(start, live) => Some((start.key.clone(), live.usage())),
+                    Life::Ended(key, record) => {
+                        Some((key.clone(), TaskUsage { used: record.usage, memory_bytes: 0 }))
+                    }
+                    _ => None,
+                };
+                let tasks = one.into_iter().filter(|(key, _)| after.as_ref() < Some(key));
+                Reply::Usage { tasks: tasks.collect() }
+            }
             Request::Remove { task } => match &self.life {
                 Life::Live(start, _) if start.key == task => {
                     refused("the task runs: stop it before it is removed")

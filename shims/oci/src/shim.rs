@@ -13,8 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use brig_api::usage::Usage;
 use brig_shim::exit::ExitRecord;
-use brig_shim::message::{FromShim, StartProgram, StartTask, TaskKey, TaskState, Usage};
+use brig_shim::message::{FromShim, StartProgram, StartTask, TaskKey, TaskState};
 use brig_shim::tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions};

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use brig_api::lifecycle::Reason;
 use brig_api::logline::Stream;
+use brig_api::usage::{MemoryOverTime, Usage};
 use brig_shim::exit::{ExitRecord, MESSAGE_BYTES_MAX};
 use brig_shim::log::LogWriter;
-use brig_shim::message::{StartOci, StartProgram, StartTask, StopSignal, TaskState, Usage};
+use brig_shim::message::{StartOci, StartProgram, StartTask, StopSignal, TaskState, TaskUsage};
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
@@ -48,6 +49,10 @@ pub(crate) struct Task {
     phase: Phase,
     is_stop_asked: bool,
     is_running_news: bool,
+    memory: MemoryOverTime,
+    started_ns: u64,
+    /// Its memory was looked at while it ran.
+    is_sampled: bool,
 }
 
 /// Launching → Running → Draining; what comes after is an exit record.
@@ -149,6 +154,9 @@ impl Task {
             phase: Phase::Launching,
             is_stop_asked: false,
             is_running_news: false,
+            memory: MemoryOverTime::default(),
+            started_ns: clock::steady_ns(),
+            is_sampled: false,
         })
     }
 
@@ -206,7 +214,7 @@ impl Task {
         let Phase::Draining { status, until_ms } = self.phase else { return None };
         let is_drained = self.outputs.iter().all(Option::is_none) || clock::steady_ms() >= until_ms;
         is_drained.then(|| {
-            let usage = self.cgroups.usage();
+            let usage = self.used_in_all();
             match serde_json::from_slice::<Failure>(&self.reported) {
                 Ok(failure) => failure_record(&failure, usage),
                 Err(_) => self.exit_record(status, memory_limit, usage),
@@ -244,9 +252,26 @@ impl Task {
         }
     }
 
-    /// What it uses.
-    pub(crate) fn usage(&self) -> Usage {
-        self.cgroups.usage()
+    /// What it uses. Its memory counts from one call to the next as what it was at the first of them.
+    pub(crate) fn usage(&mut self) -> TaskUsage {
+        let (mut usage, now_ns) = (self.cgroups.usage(), clock::steady_ns());
+        if !matches!(self.phase, Phase::Draining { .. }) {
+            self.memory.is_now(usage.memory_bytes, now_ns);
+            self.is_sampled = true;
+        }
+        usage.used.memory_byte_s = self.memory.byte_s(now_ns);
+        usage
+    }
+
+    /// What it used, now that it has ended. One that ended before anybody asked counts as if it had always had the most that
+    /// it ever had.
+    fn used_in_all(&self) -> Usage {
+        let (mut used, mut memory) = (self.cgroups.usage().used, self.memory);
+        if !self.is_sampled {
+            memory.is_now(used.memory_peak_bytes, self.started_ns);
+        }
+        used.memory_byte_s = memory.byte_s(clock::steady_ns());
+        used
     }
 
     /// What an exec needs; None when the program does not run.

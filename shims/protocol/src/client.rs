@@ -453,7 +453,7 @@ mod tests {
         let waiting: Vec<_> = (0..REQUESTS_WAITING_MAX + 16)
             .map(|_| {
                 let client = client.clone();
-                let request = Request::Usage { task: TaskKey("x".repeat(64 << 10)) };
+                let request = Request::Usage { after: Some(TaskKey("x".repeat(64 << 10))) };
                 tokio::spawn(async move {
                     client.request_within(Duration::from_millis(200), request).await
                 })

@@ -4,9 +4,8 @@ use std::io;
 use std::path::Path;
 
 use brig_api::lifecycle::Reason;
+use brig_api::usage::Usage;
 use serde::{Deserialize, Serialize};
-
-use crate::message::Usage;
 
 /// The record's file in the task's directory.
 pub const EXIT_NAME: &str = "exit.json";

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use brig_api::lifecycle::Reason;
 use brig_api::request::ExecRequest;
 use brig_api::unit_spec::Clocks;
+use brig_api::usage::Usage;
 use brig_api::{Digest, NamespacePath};
 use serde::{Deserialize, Serialize};
 
@@ -52,10 +53,10 @@ pub enum Request {
         /// How.
         how: StopSignal,
     },
-    /// What a task uses. Answer: [`Reply::Usage`].
+    /// What tasks use. Answer: [`Reply::Usage`].
     Usage {
-        /// Which.
-        task: TaskKey,
+        /// Those whose keys come after this one; all without it.
+        after: Option<TaskKey>,
     },
     /// Run another program inside a running container. wasm shims refuse it.
     Exec {
@@ -297,7 +298,11 @@ pub enum Reply {
         tasks: Vec<TaskView>,
     },
     /// Answer to [`Request::Usage`].
-    Usage(Usage),
+    Usage {
+        /// Tasks that run and those that were not removed yet, in the order of their keys, at most [`USAGES_MAX`]. There may
+        /// be more after the last one of so many.
+        tasks: Vec<(TaskKey, TaskUsage)>,
+    },
     /// It can't be done.
     Refused {
         /// Why, for programs.
@@ -331,15 +336,15 @@ pub enum TaskState {
     Exited(ExitRecord),
 }
 
-/// What a task used so far.
+/// Most tasks in one [`Reply::Usage`].
+pub const USAGES_MAX: usize = 1_000;
+
+/// What a task uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Usage {
-    /// Processor time in nanoseconds.
-    pub cpu_ns: u64,
+pub struct TaskUsage {
+    /// So far.
+    #[serde(flatten)]
+    pub used: Usage,
     /// Memory in bytes now.
     pub memory_bytes: u64,
-    /// Most memory in bytes so far.
-    pub memory_peak_bytes: u64,
-    /// How long it was held back by its cpu limit, in nanoseconds.
-    pub throttled_ns: u64,
 }

@@ -1,11 +1,13 @@
 //! The memory limit of a task: all linear memories and tables of all its guests together, and what each guest takes
 //! besides.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use brig_api::Bytes;
+use brig_api::usage::MemoryOverTime;
 use wasmtime::ResourceLimiter;
+
+use crate::clock::steady_ns;
 
 /// What a guest takes of the host besides its memories and tables: the touched part of its stack, its store, handles
 /// and the buffers of its streams. wasmtime does not tell, so that every guest is charged the same; idle ones were
@@ -30,14 +32,29 @@ pub(crate) struct MemoryExceeded {
 #[derive(Debug)]
 pub(crate) struct MemoryAccount {
     limit: u64,
-    now: AtomicU64,
-    peak: AtomicU64,
+    held: Mutex<Held>,
+}
+
+/// What guests hold, and held.
+#[derive(Debug, Default)]
+struct Held {
+    now: u64,
+    peak: u64,
+    over_time: MemoryOverTime,
+}
+
+impl Held {
+    fn becomes(&mut self, bytes: u64) {
+        self.now = bytes;
+        self.peak = self.peak.max(bytes);
+        self.over_time.is_now(bytes, steady_ns());
+    }
 }
 
 impl MemoryAccount {
     /// An empty account.
     pub(crate) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, now: AtomicU64::new(0), peak: AtomicU64::new(0) })
+        Arc::new(Self { limit, held: Mutex::default() })
     }
 
     /// The limit in bytes.
@@ -47,28 +64,41 @@ impl MemoryAccount {
 
     /// What is in use now, in bytes.
     pub(crate) fn now(&self) -> u64 {
-        self.now.load(Relaxed)
+        self.held().now
     }
 
     /// Most that was in use, in bytes.
     pub(crate) fn peak(&self) -> u64 {
-        self.peak.load(Relaxed)
+        self.held().peak
+    }
+
+    /// What was in use, times how long, in byte-seconds.
+    pub(crate) fn byte_s(&self) -> u64 {
+        self.held().over_time.byte_s(steady_ns())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
-        let taken = self.now.fetch_update(Relaxed, Relaxed, |now| {
-            now.checked_add(bytes).filter(|sum| *sum <= self.limit)
-        });
-        match taken {
-            Ok(before) => {
-                self.peak.fetch_max(before.saturating_add(bytes), Relaxed);
+        let mut held = self.held();
+        match held.now.checked_add(bytes).filter(|wanted| *wanted <= self.limit) {
+            Some(wanted) => {
+                held.becomes(wanted);
                 Ok(())
             }
-            Err(now) => Err(MemoryExceeded {
-                wanted: Bytes(now.saturating_add(bytes)),
+            None => Err(MemoryExceeded {
+                wanted: Bytes(held.now.saturating_add(bytes)),
                 limit: Bytes(self.limit),
             }),
         }
+    }
+
+    fn give_back(&self, bytes: u64) {
+        let mut held = self.held();
+        let left = held.now.saturating_sub(bytes);
+        held.becomes(left);
     }
 }
 
@@ -101,7 +131,7 @@ impl MemoryLimiter {
     }
 
     fn take_back(&mut self) {
-        self.account.now.fetch_sub(self.last, Relaxed);
+        self.account.give_back(self.last);
         self.held = self.held.saturating_sub(self.last);
         self.last = 0;
     }
@@ -109,7 +139,7 @@ impl MemoryLimiter {
 
 impl Drop for MemoryLimiter {
     fn drop(&mut self) {
-        self.account.now.fetch_sub(self.held, Relaxed);
+        self.account.give_back(self.held);
     }
 }
 

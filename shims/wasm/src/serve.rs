@@ -154,7 +154,7 @@ impl Connection {
         match request {
             Request::Start(start) => (self.tasks.start(*start), false),
             Request::Stop { task, how } => (self.tasks.stop(&task, how), false),
-            Request::Usage { task } => (self.tasks.usage(&task), false),
+            Request::Usage { after } => (self.tasks.usage(after.as_ref()), false),
             Request::Remove { task } => (self.tasks.remove(&task), false),
             Request::Shutdown => match *self.tasks.count().borrow() {
                 0 => {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brig_api::lifecycle::Reason;
-use brig_shim::message::{StartTask, StartWasm, Usage};
+use brig_api::usage::Usage;
+use brig_shim::message::{StartTask, StartWasm, TaskUsage};
 use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 
 use crate::host::{ComponentHost, CoreHost, Grants};
@@ -44,13 +45,14 @@ impl Control {
         }
     }
 
-    pub(crate) fn usage(&self) -> Usage {
-        Usage {
+    pub(crate) fn usage(&self) -> TaskUsage {
+        let used = Usage {
             cpu_ns: self.meter.used_ns(),
-            memory_bytes: self.memory.now(),
+            memory_byte_s: self.memory.byte_s(),
             memory_peak_bytes: self.memory.peak(),
             throttled_ns: self.meter.throttled_ns(),
-        }
+        };
+        TaskUsage { used, memory_bytes: self.memory.now() }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use brig_api::lifecycle::Reason;
 use brig_shim::exit::ExitRecord;
 use brig_shim::message::{
     FromShim, PROTOCOL_VERSION, Reply, StartProgram, StartTask, StopSignal, TaskKey, TaskState,
-    TaskView,
+    TaskUsage, TaskView, USAGES_MAX,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
@@ -118,13 +119,16 @@ impl Tasks {
         Reply::Done
     }
 
-    /// What a task uses or has used.
-    pub(crate) fn usage(&self, key: &TaskKey) -> Reply {
-        match self.table().get(key) {
-            Some(Entry { state: TaskState::Exited(record), .. }) => Reply::Usage(record.usage),
-            Some(entry) => Reply::Usage(entry.control.usage()),
-            None => refused(None, &format!("there is no task {}", key.0)),
-        }
+    /// What tasks use or have used, from after that key on.
+    pub(crate) fn usage(&self, after: Option<&TaskKey>) -> Reply {
+        let of = |entry: &Entry| match &entry.state {
+            TaskState::Exited(record) => TaskUsage { used: record.usage, memory_bytes: 0 },
+            _ => entry.control.usage(),
+        };
+        let table = self.table();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let some = table.range((from, Bound::Unbounded)).take(USAGES_MAX);
+        Reply::Usage { tasks: some.map(|(key, entry)| (key.clone(), of(entry))).collect() }
     }
 
     /// Forgets an ended task.
@@ -152,7 +156,7 @@ impl Tasks {
 
     async fn ended(&self, key: TaskKey, dir: PathBuf, control: &Control, outcome: Outcome) {
         let Outcome { code, reason, message } = outcome;
-        let usage = control.usage();
+        let usage = control.usage().used;
         let record = ExitRecord { code, reason, message, finished_ms: now_ms(), usage };
         tracing::info!(task = %key.0, code, reason = ?reason, "ended");
         let mut is_written = write(&record, &dir).await;
@@ -196,8 +200,8 @@ fn refused(reason: Option<Reason>, message: &str) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use brig_api::usage::Usage;
     use brig_shim::frame::encode_message;
-    use brig_shim::message::Usage;
 
     use super::*;
 
@@ -208,7 +212,7 @@ mod tests {
             let most = u64::MAX;
             let usage = Usage {
                 cpu_ns: most,
-                memory_bytes: most,
+                memory_byte_s: most,
                 memory_peak_bytes: most,
                 throttled_ns: most,
             };

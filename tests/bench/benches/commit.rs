@@ -19,6 +19,7 @@ use brig_api::object::{Desired, Meta, NodeFacts, Owner, Unit, UnitStatus};
 use brig_api::placement::Grants;
 use brig_api::session::StatusReport;
 use brig_api::unit_spec::Runtime;
+use brig_api::usage::Usage;
 use brig_api::{
     Bytes, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, UnitId,
 };
@@ -98,7 +99,11 @@ async fn run(url: &str, units: usize) -> Result<Times> {
     for unit in model.units() {
         let status = UnitStatus { state: UnitState::Running, sequence: 1, ..UnitStatus::default() };
         let node = unit.node.clone().context("a unit without a node")?;
-        reports.entry(node).or_default().push(StatusReport { unit: unit.id.clone(), status });
+        reports.entry(node).or_default().push(StatusReport {
+            unit: unit.id.clone(),
+            status,
+            usage: Usage::default(),
+        });
     }
     let began = Instant::now();
     for (node, list) in &reports {

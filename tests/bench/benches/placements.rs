@@ -18,6 +18,7 @@ use brig_api::manifest::{Format, parse};
 use brig_api::object::{NodeFacts, UnitStatus};
 use brig_api::session::{FromNode, HEARTBEAT_MS, SESSION_PROTOCOL, StatusReport, ToNode};
 use brig_api::unit_spec::Runtime;
+use brig_api::usage::Usage;
 use brig_api::{Bytes, MilliCpu, NodeName, Resources};
 use brig_client::Client;
 use futures::{SinkExt, StreamExt};
@@ -262,7 +263,7 @@ async fn serve(mut socket: Socket) -> Result<()> {
         tokio::select! {
             message = hear(&mut socket) => if let ToNode::Assign { units } = message? {
                 let running = UnitStatus { state: UnitState::Running, sequence: 1, ..UnitStatus::default() };
-                let report = |unit| StatusReport { unit, status: running.clone() };
+                let report = |unit| StatusReport { unit, status: running.clone(), usage: Usage::default() };
                 let reports = units.into_iter().filter(|unit| unit.is_wanted);
                 let reports = reports.map(|unit| report(unit.unit)).collect();
                 say(&mut socket, &FromNode::Statuses { reports }).await?;

@@ -11,7 +11,7 @@ use brig_shim::exit::ExitRecord;
 use brig_shim::frame::{Decoder, encode_message};
 use brig_shim::message::{
     FromShim, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, StartTask, StopSignal, TaskKey,
-    TaskView, ToShim, Usage,
+    TaskUsage, TaskView, ToShim,
 };
 
 /// How long a test waits for something that must come; generous, for loaded machines and unoptimised builds.
@@ -130,9 +130,12 @@ impl ShimClient {
         assert_eq!(self.request(Request::Remove { task: task.clone() }), Reply::Done);
     }
 
-    pub(crate) fn usage(&mut self, task: &TaskKey) -> Usage {
-        match self.request(Request::Usage { task: task.clone() }) {
-            Reply::Usage(usage) => usage,
+    pub(crate) fn usage(&mut self, task: &TaskKey) -> TaskUsage {
+        match self.request(Request::Usage { after: None }) {
+            Reply::Usage { tasks: all } => {
+                let of_it = all.into_iter().find(|(key, _)| key == task);
+                of_it.expect("the task is one of those that the shim tells of").1
+            }
             other => panic!("expected usage, got {other:?}"),
         }
     }

@@ -11,7 +11,7 @@ use brig_shim::exit::ExitRecord;
 use brig_shim::frame::FRAME_BYTES_MAX;
 use brig_shim::message::{
     BindMount, Limits, LogTarget, PROTOCOL_VERSION, Reply, Request, StartProgram, StartTask,
-    StopSignal, TaskKey, TaskState,
+    StopSignal, TaskKey, TaskState, TaskUsage,
 };
 
 use crate::shim_client::{ShimProcess, wait_until};
@@ -327,10 +327,15 @@ pub(crate) fn usage_is_counted(runtime: &dyn Runtime) {
     wait_ready(&task);
     wait_until("it has used some processor time and was held back", || {
         let usage = client.usage(&task.key);
-        usage.cpu_ns > 20_000_000 && usage.throttled_ns > 20_000_000 && usage.memory_bytes > 0
+        let TaskUsage { used, memory_bytes } = usage;
+        let has_held = used.memory_byte_s > 0;
+        used.cpu_ns > 20_000_000 && used.throttled_ns > 20_000_000 && memory_bytes > 0 && has_held
     });
     client.stop(&task.key, StopSignal::Kill);
-    assert!(client.wait_exited(&task.key).usage.cpu_ns > 20_000_000);
+    let used = client.wait_exited(&task.key).usage;
+    assert!(used.cpu_ns > 20_000_000 && used.memory_byte_s > 0, "{used:?}");
+    let last = client.usage(&task.key);
+    assert_eq!((last.used, last.memory_bytes), (used, 0), "what has ended goes on using nothing");
 }
 
 pub(crate) fn a_shim_without_tasks_ends_when_told(runtime: &dyn Runtime) {

@@ -8,3 +8,4 @@ mod planning;
 mod questions;
 mod recovery;
 mod scheduling;
+mod usage;

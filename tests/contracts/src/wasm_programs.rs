@@ -170,7 +170,7 @@ fn a_program_that_is_stopped_before_it_begins_ends_without_blame() {
     let program = wasm(&fixture.base.path().join("program.wasm"), &bytes);
     let task = fixture.task("task", StartProgram::Wasm(program));
     client.start(&task);
-    wait_until("its start function runs", || client.usage(&task.key).cpu_ns > 20_000_000);
+    wait_until("its start function runs", || client.usage(&task.key).used.cpu_ns > 20_000_000);
     client.stop(&task.key, StopSignal::Terminate);
     let record = client.wait_exited(&task.key);
     assert_eq!((record.code, record.reason), (143, None), "{record:?}");
@@ -474,7 +474,9 @@ fn a_service_that_does_not_end_is_killed() {
             let _ = stream.read_to_end(&mut Vec::new());
         }
     });
-    wait_until("the request runs", || service.client.usage(&service.task.key).cpu_ns > 20_000_000);
+    wait_until("the request runs", || {
+        service.client.usage(&service.task.key).used.cpu_ns > 20_000_000
+    });
     service.client.stop(&service.task.key, StopSignal::Terminate);
     service.client.stop(&service.task.key, StopSignal::Kill);
     let record = service.client.wait_exited(&service.task.key);

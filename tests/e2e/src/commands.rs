@@ -128,6 +128,63 @@ fn plan_shows_what_apply_would_do_and_does_nothing() {
 }
 
 #[test]
+fn simulate_answers_with_a_sentence_and_an_exit_code_and_does_nothing() {
+    let cluster = Cluster::apart();
+    cluster.ok(&["push", &guest("probe.wasm"), "probe:1"]);
+    let service = "kind: service\nname: web\nreplicas: 2\nunit: {wasm: {artifact: 'probe:1', args: [ticker]}, resources: {scalars: {gpu: 0.5}}}\n";
+    cluster.apply(service);
+    cluster.wait_for_service("web", 2);
+    let before = cluster.units();
+    let unit = "kind: unit\nname: x\nunit: {wasm: {artifact: 'probe:1', args: [ticker]}, resources: {cpu: 1m, scalars: {gpu: 0.5}}}\n";
+    let simulate = |arguments: &[&str]| {
+        cluster.with_input(&[&["simulate", "-f", "-"], arguments].concat(), unit)
+    };
+
+    let fits = simulate(&["--count", "2"]);
+    assert_eq!(fits.code, 0, "{fits:#?}");
+    assert!(fits.stdout.starts_with("Yes: all 2 units fit\n\n"), "{}", fits.stdout);
+    let gpus = fits.stdout.lines().find(|line| line.starts_with("gpu")).unwrap();
+    assert_eq!(
+        gpus.split_whitespace().collect::<Vec<_>>().join(" "),
+        "gpu ██████████░░░░░░░░░░ 50% 1 of 2 ████████████████████ 100% 2 of 2"
+    );
+    let moves = "unit `x-1` in namespace `default` and 1 like it would run on node-1\n";
+    assert!(fits.stdout.ends_with(moves), "{}", fits.stdout);
+
+    let crowded = simulate(&["--count", "40"]);
+    assert_eq!((crowded.code, &*crowded.stderr), (6, ""), "{crowded:#?}");
+    assert!(
+        crowded.stdout.starts_with(
+            "No: unit `x-3` in namespace `default` and 37 like it would wait: the only node is short of gpu"
+        ),
+        "{}",
+        crowded.stdout
+    );
+    assert!(crowded.stdout.contains("; 2 of the 40 units that arrive fit\n"), "{}", crowded.stdout);
+    let grown = simulate(&["--count", "40", "--grow", "10=node-1", "-o", "json"]);
+    let grown: Value = serde_json::from_str(&grown.stdout).unwrap();
+    assert_eq!((&grown["fits"], &grown["after"]["nodes"]), (&true.into(), &11.into()), "{grown}");
+
+    let lost = cluster.brig(&["simulate", "--lose", "arch exists", "-o", "name"]);
+    assert_eq!(lost.code, 6, "{lost:#?}");
+    let answer = "No: 2 units of service `web` in namespace `default` would wait: the only node is out of reach";
+    assert!(lost.stdout.starts_with(answer) && lost.stdout.lines().count() == 1, "{lost:#?}");
+    let lost = cluster.brig(&["simulate", "--lose", "node-1"]);
+    let row = "web default 2 2 0 0";
+    let is_row = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ") == row;
+    assert!(lost.stdout.lines().any(is_row), "{}", lost.stdout);
+
+    cluster.brig(&["simulate"]).fails(2, &["--lose", "--grow"]);
+    cluster.brig(&["simulate", "--lose", "nowhere"]).fails(2, &["nowhere", "brig node ls"]);
+    cluster.brig(&["simulate", "--lose", "arch=vax"]).fails(2, &["no node has arch = vax"]);
+    cluster.brig(&["simulate", "--lose", "arch ~ vax"]).fails(2, &["`zone in a,b`"]);
+    cluster.brig(&["simulate", "--grow", "some=node-1"]).fails(2, &["`some`"]);
+    cluster.brig(&["simulate", "--count", "2", "--lose", "node-1"]).fails(2, &["--file"]);
+    simulate(&["--count", "1000000000"]).fails(2, &["add[0].count", "10000"]);
+    assert_eq!(cluster.units(), before);
+}
+
+#[test]
 fn a_changed_service_is_rolled_to_its_new_units() {
     let cluster = Cluster::dev();
     cluster.ok(&["push", &guest("probe.wasm"), "probe:1"]);
@@ -202,6 +259,22 @@ fn sql_events_why_describe_and_version_tell_what_is() {
 }
 
 #[test]
+fn what_a_unit_used_is_known_when_it_has_ended() {
+    let cluster = Cluster::dev();
+    cluster.ok(&["run", "--name", "eat", &guest("probe.wasm"), "--", "eat", "8", "300"]);
+    cluster.wait_for_state("eat", "succeeded");
+    let query = "select u.name, s.cpu_ns, s.memory_byte_s, n.cpu_ns as of_namespace from units u \
+        join unit_usage s on s.unit_id = u.id join namespace_usage n on n.namespace = u.namespace";
+    let rows = cluster.json(&["sql", query, "-o", "json"]);
+    let used = rows[0]["cpu_ns"].as_u64().unwrap();
+    assert!(used > 0 && rows[0]["of_namespace"] == used, "{rows}");
+    // 8 MiB for 300 ms, and a little more.
+    assert!(rows[0]["memory_byte_s"].as_u64().unwrap() > 2_000_000, "{rows}");
+    let described = cluster.ok(&["describe", "eat"]);
+    assert!(described.contains(" core-seconds"), "{described}");
+}
+
+#[test]
 fn artifacts_go_up_and_come_down_the_same() {
     let cluster = Cluster::dev();
     let folder = tempfile::tempdir().unwrap();
@@ -239,9 +312,16 @@ fn the_served_openapi_document_names_every_path_that_the_command_uses() {
     assert_eq!(status, 200);
     let document: Value = serde_json::from_str(&text).unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
-    for path in
-        ["/v1/apply", "/v1/plan", "/v1/watch", "/v1/sql", "/v1/units", "/v1/events", "/v1/version"]
-    {
+    for path in [
+        "/v1/apply",
+        "/v1/plan",
+        "/v1/simulate",
+        "/v1/watch",
+        "/v1/sql",
+        "/v1/units",
+        "/v1/events",
+        "/v1/version",
+    ] {
         assert!(document["paths"].get(path).is_some(), "{path} is not in the document");
     }
 }

@@ -155,7 +155,7 @@ impl Planner {
     /// The plan without refusals that tell what the unit's status says already in other words. A kept model does not look
     /// again at a shape that fits nowhere until something happens that could help it, so it may name a resource less
     /// that has run short meanwhile.
-    fn without_rewordings(&self, plan: &Plan) -> Plan {
+    pub(crate) fn without_rewordings(&self, plan: &Plan) -> Plan {
         let mut plan = plan.clone();
         let mut reworded = BTreeSet::new();
         plan.decisions.retain(|decision| {

@@ -4,10 +4,11 @@ use brig_api::constraint::Constraint;
 
 use super::{Findings, LISTED_MAX, asked, joined, name, node_name, readable, readable_up};
 use crate::index::shapes::{RuleKind, Shape};
+use crate::index::topologies::{NO_DOMAIN, NODE, TopologyId};
 use crate::index::{Index, NodeSlot};
 use crate::judge::Question;
 use crate::obstacle::Obstacle;
-use crate::vector::Entry;
+use crate::vector::{Entry, Vector};
 
 /// The node that `obstacle` turned down by the least; the first by name among equals.
 pub(super) fn nearest(
@@ -55,7 +56,21 @@ pub(super) fn ways_out(
     vec![joined(all, "and")]
 }
 
-/// What was in the way on one node, in words.
+/// For a shape that is too large for every node with the properties that it asks for: which of those to drop.
+pub(super) fn ways_past_properties(
+    index: &Index,
+    question: &Question,
+    shape: &Shape,
+    findings: &Findings,
+) -> Option<String> {
+    let alone = findings.iter().filter(|(_, found)| found.as_slice() == [Obstacle::Attributes]);
+    let nodes: Vec<_> = alone.map(|(node, _)| *node).collect();
+    let node = nearest(index, shape, Obstacle::Attributes, &nodes)?;
+    let way = enough(index, question, shape, Obstacle::Attributes, node);
+    Some(way.trim_start_matches("to ").to_owned())
+}
+
+/// What is in the way on one node, in words that go without its name.
 pub(crate) fn obstacle_detail(
     index: &Index,
     question: &Question,
@@ -63,50 +78,66 @@ pub(crate) fn obstacle_detail(
     obstacle: Obstacle,
     node: NodeSlot,
 ) -> String {
-    let name_of_node = node_name(index, node);
     match obstacle {
-        Obstacle::Ready => format!("{name_of_node} is out of reach"),
-        Obstacle::Runtime => {
-            format!("{name_of_node} can't run {}", missing_runtimes(index, shape, node))
-        }
+        Obstacle::Ready => "out of reach".to_owned(),
+        Obstacle::Runtime => format!("can't run {}", missing_runtimes(index, shape, node)),
         Obstacle::Attributes => {
             let unmet = unmet(index, shape, node);
             let wanted = joined(unmet.iter().map(|wanted| wanted.to_string()), "and");
-            format!("wanted {wanted}, but {} ({name_of_node})", found(index, &unmet, node))
+            format!("wanted {wanted}, but {}", found(index, &unmet, node))
         }
         Obstacle::Taints => {
-            let taints = taints(index, shape, node);
-            format!("does not tolerate {taints} ({name_of_node})")
+            let taints = joined(taints(index, shape, node).into_iter(), "and");
+            format!("{taints} is not tolerated")
         }
         Obstacle::Volumes => {
-            format!("no {} ({name_of_node})", missing_volumes(index, shape, node))
-        }
-        Obstacle::Ports if shape.ports.is_empty() => {
-            format!("{} free ports wanted ({name_of_node})", shape.open_ports)
+            let paths = joined(missing_volumes(index, shape, node).into_iter(), "and");
+            format!("does not offer {paths}")
         }
         Obstacle::Ports => {
             let port = index.nodes.taken_port(node, &shape.ports, shape.port_owner, &[]);
             match port {
-                Some(port) => format!("port {port} is taken ({name_of_node})"),
-                None => format!("{} free ports wanted ({name_of_node})", shape.open_ports),
+                Some(port) => format!("port {port} is taken"),
+                None => format!("{} free ports wanted", shape.open_ports),
             }
         }
-        Obstacle::Resources => {
-            let details = shortages(index, shape, node).into_iter().map(|(entry, wanted, free)| {
-                let wanted = readable(entry, wanted);
-                format!("{}: wanted {wanted}, {} free", name(index, entry), readable(entry, free))
-            });
-            let details = joined(details, "and");
-            if details.is_empty() {
-                return format!("no device has enough left ({name_of_node})");
-            }
-            format!("{details} ({name_of_node})")
-        }
-        Obstacle::Kept => format!("its free room is kept for a gang ({name_of_node})"),
+        Obstacle::Resources => resources_detail(index, shape, node),
+        Obstacle::Kept => "its free room is kept for a gang that waits".to_owned(),
         Obstacle::Near | Obstacle::Away | Obstacle::Spread => {
-            format!("{} ({name_of_node})", rule_text(index, question, shape, obstacle))
+            rule_detail(index, question, shape, obstacle, node)
         }
     }
+}
+
+fn resources_detail(index: &Index, shape: &Shape, node: NodeSlot) -> String {
+    let short = shortages(index, shape, node);
+    if short.is_empty() {
+        let details = pieces(index, shape, node).into_iter().map(|(entry, wanted, free)| {
+            let (wanted, free) = (readable(entry, wanted), readable(entry, free));
+            format!("{}: wanted {wanted} in one piece, {free} free so", name(index, entry))
+        });
+        return joined(details, "and");
+    }
+    let promised = promised(index, node);
+    let details = short.into_iter().map(|(entry, wanted, free)| {
+        let (wanted, free) = (readable(entry, wanted), readable(entry, free));
+        let text = format!("{}: wanted {wanted}, {free} free", name(index, entry));
+        match promised.of(entry) {
+            0 => text,
+            amount => format!("{text}, {} promised to others", readable(entry, amount)),
+        }
+    });
+    joined(details, "and")
+}
+
+/// What of the node's cpu, memory and disk nobody uses, but units wait for with others that leave.
+fn promised(index: &Index, node: NodeSlot) -> Vector {
+    let mut used = Vector::default();
+    for request in index.nodes.units[node].iter().filter_map(|unit| index.request(*unit)) {
+        used.add(request);
+    }
+    used.scalars.clear();
+    index.nodes.used.at(node).saturating_sub(&used)
 }
 
 /// What would let the shape pass a filter on a node, as it goes on after "enough would be".
@@ -125,17 +156,17 @@ fn enough(
         }
         Obstacle::Attributes => {
             let unmet = unmet(index, shape, node);
-            let wanted = joined(unmet.iter().map(|wanted| wanted.to_string()), "and");
+            let wanted = joined(unmet.iter().map(|wanted| format!("`{wanted}`")), "and");
             let found = found(index, &unmet, node);
-            format!(
-                "a node with {wanted} (on `{name_of_node}`, {found}), or a unit that does not ask for it"
-            )
+            format!("to drop {wanted} (on `{name_of_node}`, {found})")
         }
         Obstacle::Taints => {
-            format!("a toleration of {} (`{name_of_node}`)", taints(index, shape, node))
+            let taints = joined(taints(index, shape, node).into_iter(), "and");
+            format!("a toleration of {taints} (for `{name_of_node}`)")
         }
         Obstacle::Volumes => {
-            format!("that `{name_of_node}` offers {}", missing_volumes(index, shape, node))
+            let paths = joined(missing_volumes(index, shape, node).into_iter(), "and");
+            format!("that `{name_of_node}` offers {paths}")
         }
         Obstacle::Ports => {
             let port = index.nodes.taken_port(node, &shape.ports, shape.port_owner, &[]);
@@ -147,16 +178,15 @@ fn enough(
             }
         }
         Obstacle::Resources => resources_enough(index, shape, node),
-        Obstacle::Kept => {
+        Obstacle::Kept if index.nodes.is_kept_end_known => {
             "that the gang has started, or a `max_run_ms` that ends before it can".to_owned()
         }
-        Obstacle::Near => {
-            let rule = rule_text(index, question, shape, obstacle);
-            format!("such units near `{name_of_node}` ({rule})")
+        Obstacle::Kept => {
+            "that the gang has started, or a higher priority than the gang's".to_owned()
         }
-        Obstacle::Away | Obstacle::Spread => {
-            let rule = rule_text(index, question, shape, obstacle);
-            format!("`{name_of_node}` without the rule \"{rule}\"")
+        Obstacle::Near | Obstacle::Away | Obstacle::Spread => {
+            let rules = broken(index, question, shape, obstacle, node);
+            joined(rules.iter().map(Broken::enough), "and")
         }
     }
 }
@@ -165,7 +195,10 @@ fn resources_enough(index: &Index, shape: &Shape, node: NodeSlot) -> String {
     let name_of_node = node_name(index, node);
     let short = shortages(index, shape, node);
     if short.is_empty() {
-        return format!("that whole devices are free on `{name_of_node}`");
+        let pieces = pieces(index, shape, node).into_iter().map(|(entry, wanted, _)| {
+            format!("{} {} in one piece", readable(entry, wanted), name(index, entry))
+        });
+        return format!("{} free on `{name_of_node}`", joined(pieces, "and"));
     }
     let more = short.iter().map(|(entry, wanted, free)| {
         format!("{} more {}", readable_up(*entry, wanted - free), name(index, *entry))
@@ -178,6 +211,126 @@ fn resources_enough(index: &Index, shape: &Shape, node: NodeSlot) -> String {
         text.push_str(&format!(", or a request of {}", joined(less, "and")));
     }
     text
+}
+
+/// A rule about other units that does not hold on a node.
+enum Broken {
+    /// Nobody of these is there.
+    Near { whom: String, place: String, is_anywhere: bool },
+    /// Some of these are there.
+    Away { whom: String, place: String },
+    /// Somebody is there that must be away from these, of which it is one.
+    Held { whom: String, place: String },
+    /// There are more of these there than may be.
+    Spread {
+        whom: String,
+        over: String,
+        max_skew: u32,
+        here: String,
+        count: u32,
+        fewest: Option<u32>,
+    },
+}
+
+impl Broken {
+    fn detail(&self) -> String {
+        match self {
+            Self::Near { whom, place, is_anywhere: true } => format!("no {whom} {place}"),
+            Self::Near { whom, is_anywhere: false, .. } => {
+                format!("there are no {whom} on any node")
+            }
+            Self::Away { whom, place } => format!("there are {whom} {place}"),
+            Self::Held { whom, place } => format!("others {place} must be away from {whom}"),
+            Self::Spread { whom, over, max_skew, here, count, fewest } => {
+                let elsewhere = match fewest {
+                    Some(fewest) => format!("{fewest} where there are fewest"),
+                    None => "its target is reached".to_owned(),
+                };
+                format!(
+                    "{whom} over {over}, with a skew of {max_skew}: {count} in {here}, {elsewhere}"
+                )
+            }
+        }
+    }
+
+    fn enough(&self) -> String {
+        match self {
+            Self::Near { whom, place, .. } => format!("{whom} {place}"),
+            Self::Away { whom, place } => {
+                format!("no {whom} {place}, or to drop that rule of `away`")
+            }
+            Self::Held { whom, place } => {
+                format!("that units {place} need not be away from {whom}")
+            }
+            Self::Spread { over, max_skew, here, .. } => {
+                format!("a `max_skew` of more than {max_skew} over {over} (for {here})")
+            }
+        }
+    }
+}
+
+fn broken(
+    index: &Index,
+    question: &Question,
+    shape: &Shape,
+    obstacle: Obstacle,
+    node: NodeSlot,
+) -> Vec<Broken> {
+    let neighbours = &index.neighbours;
+    let topologies = &neighbours.topologies;
+    let value = |topology: TopologyId| match topologies.of(topology, node) {
+        _ if topology == NODE => node_name(index, node).to_owned(),
+        NO_DOMAIN => format!("a node without {}", topologies.key(topology)),
+        domain => format!("{} {}", topologies.key(topology), topologies.name(topology, domain)),
+    };
+    let place = |topology: TopologyId| match topology {
+        NODE => format!("on `{}`", node_name(index, node)),
+        _ => format!("in {}", value(topology)),
+    };
+    let of_rule = |(position, found): (usize, Obstacle)| {
+        let rule = shape.rules.get(position).filter(|_| found == obstacle)?;
+        let whom = neighbours.describe(rule.selector);
+        Some(match &rule.kind {
+            RuleKind::Near { .. } => {
+                let is_anywhere = neighbours.total(rule.selector) > 0;
+                Broken::Near { whom, place: place(rule.topology), is_anywhere }
+            }
+            RuleKind::Away => Broken::Away { whom, place: place(rule.topology) },
+            RuleKind::Spread { max_skew, targets } => Broken::Spread {
+                whom,
+                over: topologies.key(rule.topology).to_owned(),
+                max_skew: *max_skew,
+                here: value(rule.topology),
+                count: neighbours.count(
+                    rule.selector,
+                    rule.topology,
+                    topologies.of(rule.topology, node),
+                ),
+                fewest: targets.is_empty().then(|| question.fewest(position)),
+            },
+        })
+    };
+    let mut all: Vec<_> =
+        question.broken_rules(index, shape, node, &[]).filter_map(of_rule).collect();
+    if obstacle == Obstacle::Away {
+        all.extend(question.held_against(index, node, &[]).map(|(term, topology)| {
+            let whom = neighbours.describe(neighbours.selector_of(term));
+            Broken::Held { whom, place: place(topology) }
+        }));
+    }
+    all
+}
+
+/// What the rules of that kind say that do not hold on the node.
+fn rule_detail(
+    index: &Index,
+    question: &Question,
+    shape: &Shape,
+    obstacle: Obstacle,
+    node: NodeSlot,
+) -> String {
+    let rules = broken(index, question, shape, obstacle, node);
+    joined(rules.iter().map(Broken::detail), "and")
 }
 
 /// The resources of which a node has too little free: what, how much is wanted, how much is free.
@@ -193,6 +346,20 @@ pub(super) fn shortages(index: &Index, shape: &Shape, node: NodeSlot) -> Vec<(En
         .collect()
 }
 
+/// Devices of which a node has enough in all, but not in one piece: what, how much is wanted, how much is free so.
+pub(super) fn pieces(index: &Index, shape: &Shape, node: NodeSlot) -> Vec<(Entry, u64, u64)> {
+    let free = |entry: Entry, wanted: u64| {
+        let Entry::Scalar(id) = entry else { return wanted };
+        let stock = index.nodes.stock[node].iter().find(|(other, _)| *other == id);
+        stock.map_or(0, |(_, stock)| stock.free_in_pieces(wanted))
+    };
+    asked(index, &shape.request)
+        .into_iter()
+        .map(|(entry, wanted)| (entry, wanted, free(entry, wanted)))
+        .filter(|(_, wanted, free)| wanted > free)
+        .collect()
+}
+
 /// How far a node is from having room: first by how many resources are short, then by the largest missing part.
 fn distance(index: &Index, shape: &Shape, node: NodeSlot) -> (usize, u128) {
     let short = shortages(index, shape, node);
@@ -203,7 +370,7 @@ fn distance(index: &Index, shape: &Shape, node: NodeSlot) -> (usize, u128) {
     (short.len(), largest.unwrap_or(0))
 }
 
-fn unmet<'i>(index: &'i Index, shape: &'i Shape, node: NodeSlot) -> Vec<&'i Constraint> {
+pub(super) fn unmet<'i>(index: &'i Index, shape: &'i Shape, node: NodeSlot) -> Vec<&'i Constraint> {
     let Some(node) = index.nodes.get(node) else { return Vec::new() };
     let wanted = index.shapes.constraints(shape).iter();
     wanted.filter(|wanted| !wanted.is_met_by(&node.facts.attributes)).collect()
@@ -229,42 +396,13 @@ fn missing_runtimes(index: &Index, shape: &Shape, node: NodeSlot) -> String {
     joined(missing.map(|runtime| runtime.as_str().to_owned()), "and")
 }
 
-fn missing_volumes(index: &Index, shape: &Shape, node: NodeSlot) -> String {
-    let Some(node) = index.nodes.get(node) else { return String::new() };
+pub(super) fn missing_volumes(index: &Index, shape: &Shape, node: NodeSlot) -> Vec<String> {
+    let Some(node) = index.nodes.get(node) else { return Vec::new() };
     let missing = index.shapes.missing_volumes(shape, node);
-    joined(missing.into_iter().map(|path| format!("`{path}`")), "and")
+    missing.into_iter().map(|path| format!("`{path}`")).collect()
 }
 
-fn taints(index: &Index, shape: &Shape, node: NodeSlot) -> String {
-    let Some(node) = index.nodes.get(node) else { return String::new() };
-    let taints = index.shapes.taints(shape, node).into_iter();
-    joined(taints.map(|taint| format!("`{taint}`")), "and")
-}
-
-/// The shape's own required rules of that kind in words, or those that others hold against it.
-fn rule_text(index: &Index, question: &Question, shape: &Shape, obstacle: Obstacle) -> String {
-    let neighbours = &index.neighbours;
-    let required = shape.rules.iter().filter(|rule| rule.weight.is_none());
-    let texts = required.filter_map(|rule| {
-        let whom = neighbours.describe(rule.selector);
-        let over = neighbours.topologies.key(rule.topology);
-        match (&rule.kind, obstacle) {
-            (RuleKind::Near { .. }, Obstacle::Near) => Some(format!("near {whom} over {over}")),
-            (RuleKind::Away, Obstacle::Away) => Some(format!("away from {whom} over {over}")),
-            (RuleKind::Spread { max_skew, .. }, Obstacle::Spread) => {
-                Some(format!("{whom} spread over {over} with a skew of {max_skew}"))
-            }
-            _ => None,
-        }
-    });
-    let own: Vec<_> = texts.collect();
-    if !own.is_empty() || obstacle != Obstacle::Away {
-        return joined(own.into_iter(), "and");
-    }
-    let held = question.terms().filter_map(|(term, topology)| {
-        let over = neighbours.topologies.key(topology);
-        let whom = neighbours.describe(neighbours.selector_of(term));
-        (!whom.is_empty()).then(|| format!("others stay away from {whom} over {over}"))
-    });
-    joined(held, "and")
+pub(super) fn taints(index: &Index, shape: &Shape, node: NodeSlot) -> Vec<String> {
+    let Some(node) = index.nodes.get(node) else { return Vec::new() };
+    index.shapes.taints(shape, node).into_iter().map(|taint| format!("`{taint}`")).collect()
 }

@@ -128,9 +128,19 @@ impl Stock {
     /// How much is there in all, free or not.
     pub(crate) fn free(&self) -> u64 {
         match self {
-            Self::Devices { free, held } => free.iter().sum::<u64>().saturating_sub(*held),
+            Self::Devices { free, held } => {
+                free.iter().copied().map(left).sum::<u64>().saturating_sub(*held)
+            }
             Self::Pool { total, used } => total.saturating_sub(*used),
         }
+    }
+
+    /// The most that is free in one piece: for a part of a device on one of them, for more than that in whole ones.
+    pub(crate) fn free_in_pieces(&self, amount: u64) -> u64 {
+        let Self::Devices { free, .. } = self else { return self.free() };
+        let whole = free.iter().filter(|left| **left == DEVICE).sum();
+        let largest = free.iter().copied().map(left).max().unwrap_or(0);
+        if amount < DEVICE { largest } else { whole }
     }
 
     /// The devices that `amount` would get: for a part of one the fullest that has it, whole ones from the first on.
@@ -142,8 +152,8 @@ impl Stock {
         let Self::Devices { free, .. } = self else { return Some(Vec::new()) };
         let numbered = || (0..).zip(free);
         if amount < DEVICE {
-            let fitting = numbered().filter(|(_, left)| **left >= amount);
-            return Some(vec![fitting.min_by_key(|(_, left)| **left)?.0]);
+            let fitting = numbered().filter(|(_, free)| left(**free) >= amount);
+            return Some(vec![fitting.min_by_key(|(_, free)| **free)?.0]);
         }
         let wanted = usize::try_from(amount / DEVICE).ok()?;
         let whole: Vec<u32> = numbered()
@@ -175,6 +185,11 @@ impl Stock {
             }
         }
     }
+}
+
+/// What is left of a device. One that was given out twice, by whatever mistake, is less than empty, not the fullest of all.
+fn left(free: u64) -> u64 {
+    if free > DEVICE { 0 } else { free }
 }
 
 /// A node that was promised devices it no longer has, or a unit that names none, changes nothing here: what there is
@@ -218,6 +233,8 @@ pub(crate) struct Nodes {
     pub(crate) kept: Columns,
     /// Anything is kept anywhere.
     pub(crate) has_kept: bool,
+    /// It is known until when at the latest.
+    pub(crate) is_kept_end_known: bool,
     /// For scores.
     pub(crate) cpu_scale: Vec<Scale>,
     /// For scores.
@@ -497,6 +514,20 @@ mod tests {
         stock.give_back(2_000, &whole);
         stock.give_back(500, &part);
         assert_eq!(stock, Stock::new(3_000));
+    }
+
+    #[test]
+    fn a_device_that_was_given_out_twice_is_not_given_again() {
+        let mut stock = Stock::new(2_000);
+        stock.take(1_000, &[0]);
+        stock.take(1_000, &[0]);
+        assert_eq!(stock.free(), 1_000);
+        assert_eq!(stock.choose(500), Some(vec![1]));
+        assert_eq!(stock.choose(2_000), None);
+        stock.give_back(1_000, &[0]);
+        assert_eq!(stock.choose(2_000), None);
+        stock.give_back(1_000, &[0]);
+        assert_eq!(stock, Stock::new(2_000));
     }
 
     #[test]

@@ -500,15 +500,19 @@ fn resolve(
         let kind = RuleKind::Near { selects_itself };
         rules.push(Rule { kind, selector, topology, weight: wanted.weight });
     }
-    let distinct = own.clone().filter(|_| *distinct_hosts).map(|own| (own, OVER_NODE, None));
-    let others = away.iter().map(|wanted| (labelled(wanted), wanted.over.as_str(), wanted.weight));
-    for (key, over, weight) in others.chain(distinct) {
-        let topology = neighbours.topologies.intern(over, nodes);
-        let selector = neighbours.select(key, topology);
-        rules.push(Rule { kind: RuleKind::Away, selector, topology, weight });
-        if weight.is_none() {
+    for wanted in away {
+        let topology = neighbours.topologies.intern(&wanted.over, nodes);
+        let selector = neighbours.select(labelled(wanted), topology);
+        rules.push(Rule { kind: RuleKind::Away, selector, topology, weight: wanted.weight });
+        if wanted.weight.is_none() {
             terms.push(neighbours.hold(selector, topology));
         }
+    }
+    // Not held against others: siblings have the same rule, but for those of a generation that has given it up.
+    if let Some(own) = own.clone().filter(|_| *distinct_hosts) {
+        let topology = neighbours.topologies.intern(OVER_NODE, nodes);
+        let selector = neighbours.select(own, topology);
+        rules.push(Rule { kind: RuleKind::Away, selector, topology, weight: None });
     }
     for (wanted, own) in spread.iter().filter_map(|wanted| Some((wanted, own.as_ref()?))) {
         let topology = neighbours.topologies.intern(&wanted.over, nodes);

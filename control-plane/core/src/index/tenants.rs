@@ -37,6 +37,8 @@ pub(crate) type Gone = BTreeMap<TenantId, Vector>;
 pub(crate) struct Tenants {
     ids: BTreeMap<NamespacePath, TenantId>,
     rows: Vec<Tenant>,
+    /// How many rows have a guarantee.
+    guarantees: usize,
 }
 
 impl Tenants {
@@ -73,7 +75,10 @@ impl Tenants {
         let id = self.of(&spec.name);
         let row = &mut self.rows[id];
         row.quota = spec.quota.as_ref().map(|quota| Limit::new(quota, names));
+        let had_guarantee = row.guarantee.is_some();
         row.guarantee = spec.guarantee.as_ref().map(|guarantee| Limit::new(guarantee, names));
+        self.guarantees += usize::from(row.guarantee.is_some());
+        self.guarantees -= usize::from(had_guarantee);
         row.weight = spec.weight.unwrap_or(WEIGHT_DEFAULT).max(1);
         row.max_units = spec.max_units;
     }
@@ -82,6 +87,7 @@ impl Tenants {
     pub(crate) fn remove(&mut self, path: &str) {
         let id = NamespacePath::new(path).ok().and_then(|path| self.ids.get(&path).copied());
         if let Some(row) = id.and_then(|id| self.rows.get_mut(id)) {
+            self.guarantees -= usize::from(row.guarantee.is_some());
             (row.quota, row.guarantee, row.max_units) = (None, None, None);
             row.weight = WEIGHT_DEFAULT;
         }
@@ -164,9 +170,15 @@ impl Tenants {
         })
     }
 
+    /// The namespace, this one or one above it, that is sure of something, where nobody's guarantee covers `request`.
+    pub(crate) fn beyond(&self, id: TenantId, request: &Vector) -> Option<TenantId> {
+        let is_sure = self.guarantor(id, request).is_some();
+        self.chain(id).find(|id| !is_sure && self.rows[*id].guarantee.is_some())
+    }
+
     /// Is anybody sure of anything?
     pub(crate) fn has_guarantees(&self) -> bool {
-        self.rows.iter().any(|row| row.guarantee.is_some())
+        self.guarantees > 0
     }
 
     /// Notes that a unit is to go: namespaces whose `firm` it is in have that much less.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use brig_api::NodeName;
 use brig_api::lifecycle::Reason;
 use brig_api::object::{Desired, Node, NodeState, Unit};
-use brig_api::placement::TaintEffect;
+use brig_api::placement::{Taint, TaintEffect, Toleration};
 use brig_api::unit_spec::Disconnect;
 
 use super::LOSE_AFTER_MS;
@@ -39,17 +39,21 @@ pub(super) fn reconcile(draft: &mut Draft<'_>, name: &NodeName) {
 /// Stops a unit that does not tolerate a taint of its node.
 fn evict(draft: &mut Draft<'_>, unit: &Arc<Unit>, node: &Node) {
     let tolerations = &unit.template.placement.tolerations;
-    let taint = node.facts.taints.iter().find(|taint| {
-        taint.effect == TaintEffect::Evict
-            && !tolerations.iter().any(|toleration| toleration.tolerates(taint))
-    });
-    let Some(taint) = taint else { return };
+    let Some(taint) = evicting(&node.facts.taints, tolerations) else { return };
     let message =
         format!("node `{}` has the taint `{taint}`, which it does not tolerate", node.name);
     // Its service replaces it; a job counts it; a unit on its own stays to be seen.
     let is_of_service = crate::index::generation(unit).is_some();
     let desired = if is_of_service { Desired::Remove } else { Desired::Stop };
     draft.stop_saying(unit, desired, Reason::Evicted, Some(message));
+}
+
+/// The taint that makes units with these tolerations leave.
+pub(crate) fn evicting<'t>(taints: &'t [Taint], tolerations: &[Toleration]) -> Option<&'t Taint> {
+    taints.iter().find(|taint| {
+        taint.effect == TaintEffect::Evict
+            && !tolerations.iter().any(|toleration| toleration.tolerates(taint))
+    })
 }
 
 fn lose_with_node(draft: &mut Draft<'_>, unit: &Unit, node: &Node) {

@@ -69,7 +69,7 @@ fn a_model_is_an_attribute() {
     assert_eq!(node_of(&cluster, &first).as_deref(), Some("new"));
     let refused = plan.explanations.iter().find(|e| e.unit == second).unwrap();
     let text = refused.render(&name("u2"));
-    assert!(text.contains("or a unit that does not ask for it"), "{text}");
+    assert!(text.contains("or to drop `gpu-model = a100`"), "{text}");
 }
 
 #[test]

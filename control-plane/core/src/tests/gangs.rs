@@ -28,7 +28,11 @@ fn a_gang_waits_until_all_of_it_exists() {
     cluster.unit("m1", member(1, 3));
     let plan = cluster.pass();
     assert_eq!(placed(&cluster), 0);
-    assert!(refusals(&plan)[0].2.contains("2 of 3 units exist"), "{:?}", refusals(&plan));
+    assert!(
+        refusals(&plan)[0].2.contains("once 3 units of it exist, and 2 do"),
+        "{:?}",
+        refusals(&plan)
+    );
     cluster.unit("m2", member(1, 3));
     cluster.pass();
     assert_eq!(placed(&cluster), 3);

@@ -235,7 +235,7 @@ fn taints_keep_away_who_does_not_tolerate_them() {
     assert_eq!((on(&cluster, &tolerant).as_str(), on(&cluster, &other).as_str()), ("a", "-"));
     let explained = plan.explanations.iter().find(|e| e.unit == other).unwrap();
     let text = explained.render(&name("other"));
-    assert!(text.contains("a toleration of `gpu:no-schedule` (`a`)"), "{text}");
+    assert!(text.contains("a toleration of `gpu:no-schedule` (for `a`)"), "{text}");
 }
 
 #[test]
@@ -274,6 +274,21 @@ fn a_taint_that_evicts_moves_a_service_elsewhere() {
     };
     assert_eq!(of("web"), BTreeSet::from(["b".to_owned()]));
     assert_eq!(of("tolerant"), BTreeSet::from(["a".to_owned()]));
+}
+
+#[test]
+fn a_unit_that_comes_to_a_node_after_the_taint_leaves_it_too() {
+    let mut cluster = zones(&[("a", "x")]);
+    let id = cluster.unit("u", small());
+    let late = plan(&mut cluster.model.clone(), &cluster.moment);
+    // The taint was stored while that plan was made: plans fend off one another, and nothing else.
+    taint(&mut cluster, "a", TaintEffect::Evict);
+    cluster.pass();
+    let after = cluster.model.plan;
+    commit(&mut cluster.model, &Plan { after, ..late }, cluster.moment.now_ms).unwrap();
+    assert_eq!(on(&cluster, &id), "a");
+    let plan = cluster.pass();
+    assert_eq!(stops(&cluster, &plan), [("u".to_owned(), Reason::Evicted)]);
 }
 
 #[test]

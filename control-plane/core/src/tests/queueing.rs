@@ -19,7 +19,7 @@ fn a_unit_comes_after_a_service_that_runs_and_a_job_that_succeeded() {
     let id = cluster.unit("app", UnitTemplate { after, ..small() });
     let plan = cluster.pass();
     assert_eq!(refusals(&plan)[0].1, Reason::DependencyWaits);
-    assert!(refusals(&plan)[0].2.contains("service `db`, which does not exist (yet)"));
+    assert!(refusals(&plan)[0].2.contains("service `db`, which does not exist"));
     cluster.service("db", 2, small());
     cluster.is_stuck = true;
     cluster.settle();
@@ -110,6 +110,31 @@ fn a_thousand_units_that_fit_nowhere_hold_up_nobody_and_are_asked_about_once() {
     cluster.node("b", amount(64_000, 8 * GI));
     cluster.pass();
     assert_eq!(cluster.count(|unit| unit.node.as_ref().is_some_and(|n| n.as_str() == "b")), 1);
+}
+
+#[test]
+fn a_unit_that_takes_room_gives_no_hope_to_those_that_were_refused_for_want_of_it() {
+    let mut cluster = Cluster::new();
+    cluster.node("a", amount(2_000, 8 * GI));
+    let first = cluster.unit("first", small());
+    let large = cluster.unit("large", wasm(amount(2_000, MI)));
+    let is_hopeless = |cluster: &Cluster| {
+        let slot = cluster.model.index.slot(&large).unwrap();
+        cluster.model.index.is_still_hopeless(slot, 0)
+    };
+    cluster.settle();
+    cluster.unit("second", small());
+    cluster.job("third", (1, 1, 0), small());
+    cluster.settle();
+    assert_eq!(cluster.count(|unit| unit.status.state == UnitState::Running), 3);
+    assert!(is_hopeless(&cluster), "it was not looked at again for every unit that came");
+    cluster.report(&first, UnitState::Succeeded);
+    assert!(!is_hopeless(&cluster), "one has left");
+    cluster.service("web", 1, small());
+    cluster.settle();
+    assert!(is_hopeless(&cluster));
+    cluster.namespace("sure", None);
+    assert!(!is_hopeless(&cluster), "quotas and guarantees may have changed");
 }
 
 #[test]

@@ -39,12 +39,12 @@ fn it_is_larger_than_any_node() {
     check(
         &mut cluster,
         &expect![[r#"
-        Unschedulable: asks for 64Gi of memory, but the largest node (`b`) has 32.0Gi: ask for less, or add a larger node
+            Unschedulable: it asks for 64Gi of memory, but the largest node (`b`) has 32.0Gi: ask for less, or add a larger node
 
-        u waits: asks for 64Gi of memory, but the largest node (`b`) has 32.0Gi: ask for less, or add a larger node.
-        Turned down, of 2 nodes:
-          resources      2  memory: wanted 64Gi, 32.0Gi free (b)
-    "#]],
+            u waits: it asks for 64Gi of memory, but the largest node (`b`) has 32.0Gi: ask for less, or add a larger node.
+            Turned down, of 2 nodes:
+              resources      2  memory: wanted 64Gi, 32.0Gi free (b)
+        "#]],
     );
 }
 
@@ -57,12 +57,12 @@ fn it_is_larger_than_any_node_in_two_ways() {
     check(
         &mut cluster,
         &expect![[r#"
-        Unschedulable: asks for 8 of cpu and 8Gi of memory, which no single node has together: ask for less, or add a larger node
+            Unschedulable: it asks for 8 of cpu and 8Gi of memory, which no single node has together: ask for less, or add a larger node
 
-        u waits: asks for 8 of cpu and 8Gi of memory, which no single node has together: ask for less, or add a larger node.
-        Turned down, of 2 nodes:
-          resources      2  cpu: wanted 8, 2 free (a)
-    "#]],
+            u waits: it asks for 8 of cpu and 8Gi of memory, which no single node has together: ask for less, or add a larger node.
+            Turned down, of 2 nodes:
+              resources      2  cpu: wanted 8, 2 free (a)
+        "#]],
     );
 }
 
@@ -75,12 +75,12 @@ fn it_asks_for_something_that_no_node_has() {
     check(
         &mut cluster,
         &expect![[r#"
-        Unschedulable: asks for 1 of gpu, but no node has any gpu: leave it out, or add a node with it
+            Unschedulable: it asks for 1 of gpu, but no node has any gpu: leave it out, or add a node with it
 
-        u waits: asks for 1 of gpu, but no node has any gpu: leave it out, or add a node with it.
-        Turned down, of 1 node:
-          resources      1  gpu: wanted 1, 0 free (a)
-    "#]],
+            u waits: it asks for 1 of gpu, but no node has any gpu: leave it out, or add a node with it.
+            Turned down, of 1 node:
+              resources      1  gpu: wanted 1, 0 free (a)
+        "#]],
     );
 }
 
@@ -113,12 +113,12 @@ fn the_only_node_runs_no_containers() {
     check(
         &mut cluster,
         &expect![[r#"
-        Unschedulable: the only node is unable to run oci: change the unit, or add a node that fits
+            Unschedulable: the only node is unable to run oci: change the unit, or add a node that fits
 
-        u waits: the only node is unable to run oci: change the unit, or add a node that fits; enough would be a node that can run oci.
-        Turned down, of 1 node:
-          runtime        1  a can't run oci
-    "#]],
+            u waits: the only node is unable to run oci: change the unit, or add a node that fits; enough would be a node that can run oci.
+            Turned down, of 1 node:
+              runtime        1  can't run oci (a)
+        "#]],
     );
 }
 
@@ -135,12 +135,12 @@ fn no_node_has_the_attributes() {
     check(
         &mut cluster,
         &expect![[r#"
-        Unschedulable: every node is without zone in (y, z) and ssd not exists: change the unit, or add a node that fits
+            Unschedulable: every node is no match for `zone in (y, z)` and `ssd not exists`: change the unit, or add a node that fits
 
-        u waits: every node is without zone in (y, z) and ssd not exists: change the unit, or add a node that fits; enough would be a node with zone in (y, z) (on `a`, zone is x), or a unit that does not ask for it.
-        Turned down, of 2 nodes:
-          attributes     2  wanted zone in (y, z), but zone is x (a)
-    "#]],
+            u waits: every node is no match for `zone in (y, z)` and `ssd not exists`: change the unit, or add a node that fits; enough would be to drop `zone in (y, z)` (on `a`, zone is x).
+            Turned down, of 2 nodes:
+              attributes     2  wanted zone in (y, z), but zone is x (a)
+        "#]],
     );
 }
 
@@ -175,13 +175,13 @@ fn each_node_has_another_fault() {
     check(
         &mut cluster,
         &expect![[r#"
-            Unschedulable: every node is out of reach, unable to run oci or short of cpu: it starts as soon as there is room
+            Unschedulable: every node is out of reach, unable to run oci, or short of cpu: it starts as soon as there is room
 
-            u waits: every node is out of reach, unable to run oci or short of cpu: it starts as soon as there is room; enough would be 500m more cpu free on `c`, or a request of 500m cpu, or a node that can run oci, or that `a` comes back.
+            u waits: every node is out of reach, unable to run oci, or short of cpu: it starts as soon as there is room; enough would be 500m more cpu free on `c`, or a request of 500m cpu, or a node that can run oci, or that `a` comes back.
             Turned down, of 4 nodes:
               resources      2  cpu: wanted 1, 500m free (c)
-              ready          1  a is out of reach
-              runtime        1  b can't run oci
+              ready          1  out of reach (a)
+              runtime        1  can't run oci (b)
         "#]],
     );
 }
@@ -197,12 +197,12 @@ fn the_quota_is_used_up() {
     check(
         &mut cluster,
         &expect![[r#"
-        QuotaExceeded: asks for 2Gi of memory, and the quota of namespace `team` (4Gi) is used up: it starts once others there have ended, or the quota is raised
+            QuotaExceeded: it asks for 2Gi of memory, and the quota of namespace `team` (4Gi) is used up: it starts once others there have ended, or the quota is raised
 
-        u waits: asks for 2Gi of memory, and the quota of namespace `team` (4Gi) is used up: it starts once others there have ended, or the quota is raised; 3Gi of 4Gi are in use; enough would be a quota of 5Gi or a request of 1Gi.
-        Turned down, of 1 node:
-          quota          1  memory: wanted 2Gi, 1Gi left of 4Gi (namespace team)
-    "#]],
+            u waits: it asks for 2Gi of memory, and the quota of namespace `team` (4Gi) is used up: it starts once others there have ended, or the quota is raised; 3Gi of 4Gi are in use; enough would be a quota of 5Gi or a request of 1Gi.
+            Turned down, of 1 node:
+              quota          1  memory: wanted 2Gi, 1Gi left of 4Gi (namespace team)
+        "#]],
     );
 }
 
@@ -215,12 +215,12 @@ fn it_is_larger_than_the_whole_quota() {
     check(
         &mut cluster,
         &expect![[r#"
-        QuotaExceeded: asks for 2Gi of memory, but the whole quota of namespace `team` is 1Gi: ask for less, or raise the quota
+            QuotaExceeded: it asks for 2Gi of memory, but the whole quota of namespace `team` is 1Gi: ask for less, or raise the quota
 
-        u waits: asks for 2Gi of memory, but the whole quota of namespace `team` is 1Gi: ask for less, or raise the quota; 0 of 1Gi are in use; enough would be a quota of 2Gi or a request of 1Gi.
-        Turned down, of 1 node:
-          quota          1  memory: wanted 2Gi, 1Gi left of 1Gi (namespace team)
-    "#]],
+            u waits: it asks for 2Gi of memory, but the whole quota of namespace `team` is 1Gi: ask for less, or raise the quota; 0 of 1Gi are in use; enough would be a quota of 2Gi or a request of 1Gi.
+            Turned down, of 1 node:
+              quota          1  memory: wanted 2Gi, 1Gi left of 1Gi (namespace team)
+        "#]],
     );
 }
 

@@ -82,7 +82,7 @@ fn drafts(body: Value) -> Answer<Vec<Draft>> {
 }
 
 /// Reads and checks one manifest that stands at `path`.
-fn draft(value: Value, path: String) -> Result<Draft, Vec<FieldError>> {
+pub(super) fn draft(value: Value, path: String) -> Result<Draft, Vec<FieldError>> {
     let under = |fault: FieldError| FieldError { path: join(&path, &fault.path), ..fault };
     let written = Manifest::from_value(value).map_err(|fault| vec![under(fault)])?;
     let is_short_form = unit_of(&written).is_some_and(|unit| unit.tasks.is_empty());

@@ -318,6 +318,9 @@ async fn listen(
                 let reports = app.store.statuses_report(name, &reports, now_ms).await?;
                 push(outgoing, ToNode::Acknowledge { reports }).await?;
             }
+            FromNode::Usage { units } => {
+                app.store.usage_report(name, &units, clock::now_ms()).await?;
+            }
             FromNode::StreamFailed { stream, problem } => app.streams.fail(name, &stream, *problem),
             FromNode::Hello { .. } => {
                 return Err(End::Unreadable("`hello` was said already".to_owned()));

@@ -11,6 +11,7 @@ use brig_api::manifest::{Format, Manifest, parse};
 use brig_api::object::{NodeFacts, ObjectKey, Unit, UnitStatus};
 use brig_api::session::{FromNode, SESSION_PROTOCOL, StatusReport, ToNode};
 use brig_api::unit_spec::{Runtime, UnitSpec};
+use brig_api::usage::Usage;
 use brig_api::{Kind, NamespacePath, NodeName, Resources, UnitId};
 use brig_client::Client;
 use futures::{SinkExt, StreamExt};
@@ -273,7 +274,7 @@ impl FakeNode {
             exit_code: state.is_final().then_some(0),
             ..UnitStatus::default()
         };
-        let reports = vec![StatusReport { unit: unit.clone(), status }];
+        let reports = vec![StatusReport { unit: unit.clone(), status, usage: Usage::default() }];
         self.say(&FromNode::Statuses { reports }).await;
     }
 

@@ -1,8 +1,11 @@
 //! `describe`, `why`, `events`, `sql` and `version`.
 
+use std::time::Duration;
+
 use brig_api::explain::Explanation;
 use brig_api::object::{Object, ObjectKey, Owner, Unit};
-use brig_api::{Kind, ResourceName};
+use brig_api::usage::Usage;
+use brig_api::{Bytes, Kind, ResourceName};
 use brig_client::{ClientError, EventQuery};
 use serde_json::Value;
 
@@ -28,6 +31,8 @@ pub(crate) async fn describe(session: &Session<'_>, arguments: &Target) -> Resul
             Err(ClientError::Problem(_)) => {}
             Err(error) => return Err(error.into()),
         }
+        let usage = session.client.usage(&unit.namespace, unit.name.as_str()).await?;
+        print(&format!("\nUsage\n{}", usage_lines(&usage)))?;
     }
     let query = EventQuery {
         namespace: key.namespace.clone(),
@@ -38,6 +43,21 @@ pub(crate) async fn describe(session: &Session<'_>, arguments: &Target) -> Resul
     let events = session.client.events(&query).await?;
     let rows: Vec<_> = events.iter().map(|event| event_row(event, now_ms())).collect();
     print(&format!("\nEvents\n{}", table(EVENT_COLUMNS, &rows, false)))
+}
+
+/// What a unit used, for people.
+fn usage_lines(usage: &Usage) -> String {
+    if *usage == Usage::default() {
+        return "nothing was told yet\n".to_owned();
+    }
+    let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64();
+    let peak = Bytes(usage.memory_peak_bytes);
+    let over_time = Bytes(usage.memory_byte_s);
+    format!(
+        "cpu     {:.3} core-seconds, held back for {:.3} s\nmemory  at most {peak}, {over_time}-seconds\n",
+        seconds(usage.cpu_ns),
+        seconds(usage.throttled_ns)
+    )
 }
 
 /// Text of several lines without other control characters.

@@ -10,7 +10,7 @@ use brig_api::object::ObjectKey;
 use brig_api::request::{PlanResponse, PlannedEviction, PlannedUnit};
 
 /// Most lines about the nodes of one owner, and about units that are stopped; `-o json` has all of them.
-const LINES_MAX: usize = 10;
+pub(super) const LINES_MAX: usize = 10;
 
 /// The lines, in the order in which they matter to who reads them.
 pub(super) fn consequences(plan: &PlanResponse) -> Vec<String> {
@@ -65,7 +65,8 @@ fn stops(plan: &PlanResponse, lines: &mut Vec<String>) {
     }
 }
 
-fn evictions(evictions: &[PlannedEviction], lines: &mut Vec<String>) {
+/// Who has to leave, and for whom.
+pub(super) fn evictions(evictions: &[PlannedEviction], lines: &mut Vec<String>) {
     let groups = Groups::of(evictions.iter().map(|eviction| {
         let owner = eviction.owner.as_ref().unwrap_or(&eviction.key);
         (owner, (&eviction.node, eviction.reason), eviction)

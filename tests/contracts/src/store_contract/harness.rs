@@ -11,6 +11,7 @@ use brig_api::placement::Grants;
 use brig_api::session::StatusReport;
 use brig_api::spec::LoneUnitSpec;
 use brig_api::unit_spec::Runtime;
+use brig_api::usage::Usage;
 use brig_api::{
     Bytes, Kind, Milli, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
     Revision, UnitId,
@@ -181,5 +182,5 @@ pub(crate) async fn unit_now(store: &Store, id: &UnitId) -> Unit {
 
 pub(crate) fn report(unit: &UnitId, sequence: u64, state: UnitState) -> StatusReport {
     let status = UnitStatus { state, sequence, ..UnitStatus::default() };
-    StatusReport { unit: unit.clone(), status }
+    StatusReport { unit: unit.clone(), status, usage: Usage::default() }
 }
