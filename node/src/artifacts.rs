@@ -26,7 +26,8 @@ use brig_api::Digest;
 use brig_api::object::ArtifactKind;
 use brig_api::oci::{Descriptor, Document, ImageManifest, MANIFEST_BYTES_MAX};
 use brig_api::reference::Reference;
-use brig_client::registry::wasm::{WasmConfig, WasmKind, kind_of, name_of_other};
+use brig_api::wasm::WasmForm;
+use brig_client::registry::wasm::{WasmConfig, form_of, name_of_other};
 use brig_client::registry::{ContentStore, Progress, RegistryClient};
 use tokio::sync::Semaphore;
 
@@ -71,7 +72,7 @@ pub struct WasmArtifact {
     /// Digest of the manifest.
     pub manifest: Digest,
     /// Module or component, by its first bytes.
-    pub kind: WasmKind,
+    pub form: WasmForm,
     /// What the artifact says about itself, where it says anything.
     pub config: Option<WasmConfig>,
 }
@@ -286,7 +287,7 @@ impl Inner {
         let config = self.read(&manifest.config.digest, CONFIG_BYTES_MAX).await?;
         let path = self.store.path(&layer.digest);
         let head = layers::read_head(&path).await?;
-        let kind = kind_of(&head).ok_or_else(|| ArtifactError::NotWasm {
+        let form = form_of(&head).ok_or_else(|| ArtifactError::NotWasm {
             reference: reference.to_string(),
             found: name_of_other(&head).0,
         })?;
@@ -294,7 +295,7 @@ impl Inner {
             path,
             digest: layer.digest.clone(),
             manifest: digest,
-            kind,
+            form,
             config: config.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
         };
         self.remember(&program);

@@ -365,7 +365,7 @@ async fn wasm_is_fetched_once_and_again_when_its_file_was_changed() {
     let name = reference("team/a:1");
     let pushed = fixture.client.push_wasm(&file, &name, &Quiet).await.unwrap();
     let wasm = fixture.artifacts().fetch_wasm(&name, &Quiet).await.unwrap();
-    assert_eq!((wasm.digest.clone(), wasm.kind), (digest(bytes), WasmKind::Module));
+    assert_eq!((wasm.digest.clone(), wasm.form), (digest(bytes), WasmForm::Module));
     assert_eq!(wasm.manifest, pushed.digest);
     assert_eq!(wasm.config.unwrap().os, "wasip1");
     std::fs::write(&wasm.path, b"changed").unwrap();

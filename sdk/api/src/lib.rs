@@ -27,6 +27,7 @@ pub mod spec;
 pub mod stdio;
 pub mod unit_spec;
 pub mod validate;
+pub mod wasm;
 
 pub use id::{Digest, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};
 pub use manifest::Manifest;

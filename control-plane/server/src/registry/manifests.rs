@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use brig_api::Digest;
 use brig_api::oci::{ACCEPTED, Descriptor, Document, InvalidDocument, MANIFEST_BYTES_MAX};
+use brig_api::wasm::WasmFacts;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -67,8 +68,9 @@ impl Inner {
         let children: Vec<_> = document.children().collect();
         let sizes = self.blobs.sizes(children.iter().map(|child| child.digest.clone())).await?;
         children.iter().zip(sizes).try_for_each(|(child, size)| check_child(child, size))?;
+        let wasm = self.facts(&document).await?;
         if let Wanted::Tag(tag) = &wanted
-            && self.is_named(&repository, tag, &document, &digest, &bytes).await?
+            && self.is_named(&repository, tag, &document, wasm.as_deref(), &digest, &bytes).await?
         {
             let subject = document.subject().map(|subject| subject.digest.clone());
             return Ok(Taken { digest, subject });
@@ -82,7 +84,7 @@ impl Inner {
         if let Wanted::Tag(tag) = wanted {
             let (media_type, kind) = (document.media_type().to_owned(), document.kind());
             let digest = digest.clone();
-            let new = NewArtifact { repository, tag, digest, media_type, kind, size_bytes };
+            let new = NewArtifact { repository, tag, digest, media_type, kind, size_bytes, wasm };
             self.index.put(new).await?;
         }
         Ok(Taken { digest, subject })
@@ -95,13 +97,15 @@ impl Inner {
         repository: &str,
         tag: &str,
         document: &Document,
+        wasm: Option<&WasmFacts>,
         digest: &Digest,
         bytes: &Bytes,
     ) -> Result<bool, RegistryError> {
         let Some(named) = self.index.get(repository, tag).await? else { return Ok(false) };
         let is_same = named.digest == *digest
             && named.media_type == document.media_type()
-            && named.kind == document.kind();
+            && named.kind == document.kind()
+            && named.wasm.as_ref() == wasm;
         Ok(is_same && self.blobs.renew(digest, bytes.clone(), (self.config.now)()).await?)
     }
 
