@@ -17,6 +17,7 @@ use brig_api::session::Assignment;
 use brig_api::unit_spec::{EnvValue, PIDS_DEFAULT, Program, Task, WasmProgram};
 use brig_shim::message::{Limits, StartProgram, StartTask, StartWasm, TaskKey};
 
+use crate::compiled::CompiledCode;
 use crate::disk::Disk;
 use crate::plan::Fault;
 use crate::program::{Fetched, Programs};
@@ -26,6 +27,7 @@ use crate::program::{Fetched, Programs};
 pub(crate) struct Preparer {
     pub disk: Arc<Disk>,
     pub programs: Arc<dyn Programs>,
+    pub compiled: CompiledCode,
     /// Directories that may be mounted.
     pub host_paths: Vec<PathBuf>,
     /// Where servers listen.
@@ -63,7 +65,8 @@ impl Preparer {
         last_port: Option<u16>,
     ) -> Result<StartTask, Fault> {
         let reference = task.program.reference();
-        let fetched = self.programs.fetch(&assignment.namespace, reference).await?;
+        let runtime = task.program.runtime();
+        let fetched = self.programs.fetch(&assignment.namespace, reference, runtime).await?;
         let key = TaskKey::new(&assignment.unit, &task.name, run);
         let mut env = environment(assignment, task, grants)?;
         let user = match (&task.program, &fetched) {
@@ -75,6 +78,7 @@ impl Preparer {
         let mounts = self.mounts(assignment, task, &user)?;
         let program = match (&task.program, fetched) {
             (Program::Wasm(wasm), Fetched::Wasm { path, digest }) => {
+                self.compiled.ready(&digest).await;
                 StartProgram::Wasm(StartWasm {
                     module: path,
                     digest,

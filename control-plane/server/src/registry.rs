@@ -27,6 +27,7 @@ use std::time::{Duration, SystemTime};
 
 use brig_api::Digest;
 use brig_api::object::{Artifact, ArtifactKind};
+use brig_api::oci::{Document, Platform};
 use brig_api::reference::{DEFAULT_TAG, Reference};
 use brig_api::wasm::WasmFacts;
 
@@ -79,10 +80,17 @@ pub struct Described {
     pub media_type: String,
     /// What it is.
     pub kind: ArtifactKind,
+    /// Of an index: is one of its images wasm?
+    pub has_wasm: bool,
     /// Bytes of manifest, config and layers together.
     pub size_bytes: u64,
     /// What the program is and needs, of a wasm artifact that could be looked into.
     pub wasm: Option<Arc<WasmFacts>>,
+}
+
+fn has_wasm(document: &Document) -> bool {
+    let Document::Index(index) = document else { return false };
+    index.manifests.iter().any(|entry| entry.platform.as_ref().is_some_and(Platform::is_wasm))
 }
 
 impl Registry {
@@ -150,7 +158,8 @@ impl Registry {
         let Some((bytes, document)) = found else { return Ok(None) };
         Ok(Some(Described {
             media_type: document.media_type().to_owned(),
-            kind: document.kind(),
+            kind: self.inner.kind_of(&document).await?,
+            has_wasm: has_wasm(&document),
             size_bytes: self.inner.size_of(&document, bytes.len()).await,
             wasm: self.inner.facts(&document).await?,
             digest,

@@ -131,6 +131,7 @@ mod tests {
             preparer: Preparer {
                 disk: disk.clone(),
                 programs: Arc::new(Known),
+                compiled: crate::compiled::CompiledCode::new("/none".into(), "/none".into()),
                 host_paths: Vec::new(),
                 address,
                 architecture: "amd64",

@@ -21,15 +21,20 @@ pub const PRODUCERS_MAX: usize = 16;
 /// Most names in a message.
 const NAMES_TOLD_MAX: usize = 20;
 
-/// Packages of WASI that components find here, each with its versions. Modules find [`PREVIEW1`].
+/// Packages that components may find here, each with its versions; of those without a version any will do. The node
+/// that links a program has the last word, on the interface: this is for what no node has, whatever its age. Modules
+/// find [`PREVIEW1`].
 const PROVIDED: &[(&str, &[&str])] = &[
-    ("wasi:cli", &["0.2"]),
-    ("wasi:clocks", &["0.2"]),
-    ("wasi:filesystem", &["0.2"]),
-    ("wasi:http", &["0.2"]),
+    ("wasi:cli", &["0.2", "0.3"]),
+    ("wasi:clocks", &["0.2", "0.3"]),
+    ("wasi:config", &[]),
+    ("wasi:filesystem", &["0.2", "0.3"]),
+    ("wasi:http", &["0.2", "0.3"]),
     ("wasi:io", &["0.2"]),
-    ("wasi:random", &["0.2"]),
-    ("wasi:sockets", &["0.2"]),
+    ("wasi:keyvalue", &[]),
+    ("wasi:logging", &[]),
+    ("wasi:random", &["0.2", "0.3"]),
+    ("wasi:sockets", &["0.2", "0.3"]),
 ];
 /// The module that core modules import WASI from.
 pub const PREVIEW1: &str = "wasi_snapshot_preview1";
@@ -212,7 +217,7 @@ pub enum Misfit {
     Library(String),
     /// It wants what no node has.
     #[error(
-        "it imports {0}, which nothing provides: a wasm unit gets WASI preview 1 (modules) or WASI 0.2 with wasi:http (components). Build it without that import"
+        "it imports {0}, which nothing provides: a wasm unit finds WASI and nothing else. Build it without that import"
     )]
     NotProvided(String),
     /// It serves requests, and nobody asked it to.
@@ -259,7 +264,7 @@ impl WasmFacts {
         found
     }
 
-    /// The imports that no node has; for a component of a version that does not run here also what it exports.
+    /// The imports that no node has, of those that are kept.
     #[must_use]
     pub fn not_provided(&self) -> Vec<&str> {
         let is_missing = |name: &&str| !is_provided(self.form, name);
@@ -280,16 +285,16 @@ pub fn is_provided(form: WasmForm, import: &str) -> bool {
     match form {
         WasmForm::Module => import.strip_prefix(PREVIEW1).is_some_and(|rest| rest.starts_with('.')),
         WasmForm::Component => {
-            let Some((interface, version)) = import.split_once('@') else { return false };
+            let (interface, version) = import.split_once('@').unwrap_or((import, ""));
             let Some((package, _)) = interface.split_once('/') else { return false };
-            let has = |known: &&str| {
-                version
-                    .strip_prefix(known)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            let Some((_, versions)) = PROVIDED.iter().find(|(name, _)| *name == package) else {
+                return false;
             };
-            PROVIDED
-                .iter()
-                .any(|(name, versions)| *name == package && versions.iter().any(|v| has(&v)))
+            let is_of = |known: &&str| {
+                let rest = version.strip_prefix(known);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            versions.is_empty() || versions.iter().any(is_of)
         }
     }
 }
@@ -376,6 +381,11 @@ mod tests {
     fn imports_are_known_by_package_and_version() {
         for (import, is_there) in [
             ("wasi:cli/stdout@0.2.6", true),
+            ("wasi:cli/stdout@0.3.0", true),
+            ("wasi:io/streams@0.3.0", false),
+            ("wasi:logging/logging", true),
+            ("wasi:keyvalue/store@0.2.0-draft", true),
+            ("wasi:nn/graph@0.2.0", false),
             ("wasi:cli/stdout@0.20.0", false),
             ("wasi:cli/stdout", false),
             ("wasi:client/x@0.2.0", false),

@@ -175,10 +175,13 @@ impl Lookup<'_> {
             return Ok(());
         };
         match (wants, found.kind) {
-            (Runtime::Wasm, ArtifactKind::Image | ArtifactKind::Index) => self.fault(
-                path,
-                format!("`{reference}` is a container image: write `oci: {{image: {reference}}}`"),
-            ),
+            (Runtime::Wasm, ArtifactKind::Image | ArtifactKind::Index) if !found.has_wasm => self
+                .fault(
+                    path,
+                    format!(
+                        "`{reference}` is a container image: write `oci: {{image: {reference}}}`"
+                    ),
+                ),
             (Runtime::Oci, ArtifactKind::Wasm) => self.fault(
                 path,
                 format!("`{reference}` is a wasm program: write `wasm: {{artifact: {reference}}}`"),

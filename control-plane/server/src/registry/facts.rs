@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use brig_api::Digest;
 use brig_api::object::ArtifactKind;
-use brig_api::oci::{Document, ImageManifest};
+use brig_api::oci::{Document, MANIFEST_BYTES_MAX, Platform};
 use brig_api::wasm::WasmFacts;
 use tokio::sync::Semaphore;
 
@@ -45,6 +45,18 @@ impl FactsKnown {
 }
 
 impl Inner {
+    /// What a manifest is: also by the configuration of an image, which may be for no machine but for wasm.
+    pub(crate) async fn kind_of(&self, document: &Document) -> Result<ArtifactKind, RegistryError> {
+        let Document::Image(manifest) = document else { return Ok(document.kind()) };
+        if document.kind() != ArtifactKind::Image {
+            return Ok(document.kind());
+        }
+        let config = self.blobs.read(&manifest.config.digest, MANIFEST_BYTES_MAX).await?;
+        let platform = config.and_then(|bytes| serde_json::from_slice::<Platform>(&bytes).ok());
+        let is_wasm = platform.is_some_and(|platform| platform.is_wasm());
+        Ok(if is_wasm { ArtifactKind::Wasm } else { ArtifactKind::Image })
+    }
+
     /// What the program of a wasm artifact is and needs. None of other artifacts, and where it can't be found out:
     /// then the node that runs it says what is wrong.
     pub(crate) async fn facts(
@@ -82,12 +94,10 @@ impl Inner {
     }
 }
 
-/// The blob that is the wasm file.
+/// The blob that is the wasm file. One in an image's file tree is looked at by the node that unpacks it.
 fn program(document: &Document) -> Option<&Digest> {
     match document {
-        Document::Image(ImageManifest { layers, .. }) if document.kind() == ArtifactKind::Wasm => {
-            layers.first().map(|layer| &layer.digest)
-        }
-        _ => None,
+        Document::Image(manifest) => manifest.wasm_layer().map(|layer| &layer.digest),
+        Document::Index(_) => None,
     }
 }
