@@ -138,7 +138,7 @@ impl CompiledCode {
         tokio::spawn(async move {
             match code.give(&program).await {
                 Ok(()) => {
-                    tracing::info!(program = %program, "compiled code was given to the cluster")
+                    tracing::info!(program = %program, "compiled code was given to the cluster");
                 }
                 Err(error) => {
                     tracing::info!(program = %program, %error, "compiled code was not given to the cluster");
