@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use brig_api::session::{Assignment, FromNode};
 use brig_api::{ResourceName, UnitId};
-use brig_shim::message::{FromShim, Request, StartTask, StopSignal, TaskKey, TaskState, TaskView};
+use brig_shim::message::{
+    FromShim, Request, StartProgram, StartTask, StopSignal, TaskKey, TaskState, TaskView,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -200,9 +202,11 @@ impl Agent {
         match event {
             ShimEvent::Connected(tasks) => self.hear_connected(shim, tasks),
             ShimEvent::Heard(FromShim::Running { task, http }) => {
+                self.share_code(&task);
                 self.see(shim, &task, TaskSeen::Running { http });
             }
             ShimEvent::Heard(FromShim::Exited { task, record }) => {
+                self.share_code(&task);
                 self.see(shim, &task, TaskSeen::Exited(record));
             }
             ShimEvent::Heard(FromShim::Reply { .. }) => {}
@@ -222,6 +226,15 @@ impl Agent {
                     self.collect(key.clone(), shim.clone());
                 }
             }
+        }
+    }
+
+    /// What runs was compiled, if it was not before: the other nodes may have it.
+    fn share_code(&self, key: &TaskKey) {
+        let Some((unit, task)) = self.current(key) else { return };
+        let prepared = self.units.get(&unit).and_then(|unit| unit.prepared.get(&task));
+        if let Some(StartTask { program: StartProgram::Wasm(wasm), .. }) = prepared {
+            self.preparer.compiled.share(&wasm.digest);
         }
     }
 

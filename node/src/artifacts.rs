@@ -26,8 +26,11 @@ use brig_api::Digest;
 use brig_api::object::ArtifactKind;
 use brig_api::oci::{Descriptor, Document, ImageManifest, MANIFEST_BYTES_MAX};
 use brig_api::reference::Reference;
-use brig_client::registry::wasm::{WasmConfig, WasmKind, kind_of, name_of_other};
+use brig_api::unit_spec::Runtime;
+use brig_api::wasm::WasmForm;
+use brig_client::registry::wasm::{WasmConfig, form_of, name_of_other};
 use brig_client::registry::{ContentStore, Progress, RegistryClient};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 pub use error::ArtifactError;
@@ -71,7 +74,7 @@ pub struct WasmArtifact {
     /// Digest of the manifest.
     pub manifest: Digest,
     /// Module or component, by its first bytes.
-    pub kind: WasmKind,
+    pub form: WasmForm,
     /// What the artifact says about itself, where it says anything.
     pub config: Option<WasmConfig>,
 }
@@ -147,28 +150,30 @@ impl Artifacts {
     }
 
     /// Fetches what `reference` names, as far as it is not there. A reference with a digest that is there
-    /// whole needs no network.
+    /// whole needs no network. Of an index with something for each `runtime` that for the given one.
     ///
     /// # Errors
     /// [`ArtifactError`], which says which reason a unit gets ([`ArtifactError::reason`]).
     pub async fn fetch(
         &self,
         reference: &Reference,
+        runtime: Runtime,
         progress: &dyn Progress,
     ) -> Result<Artifact, ArtifactError> {
         if let Some(program) = self.inner.program(reference) {
             progress.end(&program.digest, true);
             return Ok(Artifact::Wasm(program));
         }
-        let (digest, manifest) = self.inner.image_manifest(reference).await?;
+        let (digest, manifest) = self.inner.image_manifest(reference, runtime).await?;
+        if let Some(layer) = manifest.wasm_layer() {
+            let program = self.inner.wasm(reference, digest, &manifest, layer, progress).await?;
+            return Ok(Artifact::Wasm(program));
+        }
         match manifest.kind() {
-            ArtifactKind::Wasm => {
-                self.inner.wasm(reference, digest, &manifest, progress).await.map(Artifact::Wasm)
+            ArtifactKind::Wasm | ArtifactKind::Image if manifest.is_image() => {
+                self.inner.image(reference, digest, &manifest, progress).await
             }
-            ArtifactKind::Image => {
-                self.inner.image(reference, digest, &manifest, progress).await.map(Artifact::Image)
-            }
-            ArtifactKind::Index | ArtifactKind::Other => Err(ArtifactError::NotRunnable {
+            _ => Err(ArtifactError::NotRunnable {
                 reference: reference.to_string(),
                 config: manifest.config.media_type,
             }),
@@ -184,7 +189,7 @@ impl Artifacts {
         reference: &Reference,
         progress: &dyn Progress,
     ) -> Result<WasmArtifact, ArtifactError> {
-        match self.fetch(reference, progress).await? {
+        match self.fetch(reference, Runtime::Wasm, progress).await? {
             Artifact::Wasm(wasm) => Ok(wasm),
             Artifact::Image(_) => Err(ArtifactError::WrongRuntime {
                 reference: reference.to_string(),
@@ -204,7 +209,7 @@ impl Artifacts {
         reference: &Reference,
         progress: &dyn Progress,
     ) -> Result<ImageArtifact, ArtifactError> {
-        match self.fetch(reference, progress).await? {
+        match self.fetch(reference, Runtime::Oci, progress).await? {
             Artifact::Image(image) => Ok(image),
             Artifact::Wasm(_) => Err(ArtifactError::WrongRuntime {
                 reference: reference.to_string(),
@@ -236,13 +241,14 @@ impl Inner {
     async fn image_manifest(
         &self,
         reference: &Reference,
+        runtime: Runtime,
     ) -> Result<(Digest, ImageManifest), ArtifactError> {
         let (digest, document) = self.document(reference).await?;
         let index = match document {
             Document::Image(manifest) => return Ok((digest, manifest)),
             Document::Index(index) => index,
         };
-        let chosen = platform::choose(reference, &index, &this_machine())?;
+        let chosen = platform::choose(reference, &index, &this_machine(), runtime)?;
         let (digest, document) = self.document(&reference.pinned(chosen.digest.clone())).await?;
         match document {
             Document::Image(manifest) => Ok((digest, manifest)),
@@ -272,13 +278,9 @@ impl Inner {
         reference: &Reference,
         digest: Digest,
         manifest: &ImageManifest,
+        layer: &Descriptor,
         progress: &dyn Progress,
     ) -> Result<WasmArtifact, ArtifactError> {
-        let not_one = || ArtifactError::NotRunnable {
-            reference: reference.to_string(),
-            config: manifest.config.media_type.clone(),
-        };
-        let [layer] = manifest.layers.as_slice() else { return Err(not_one()) };
         within(reference, layer.size, WASM_BYTES_MAX)?;
         within(reference, manifest.config.size, CONFIG_BYTES_MAX)?;
         self.blob(reference, &manifest.config, progress).await?;
@@ -286,7 +288,7 @@ impl Inner {
         let config = self.read(&manifest.config.digest, CONFIG_BYTES_MAX).await?;
         let path = self.store.path(&layer.digest);
         let head = layers::read_head(&path).await?;
-        let kind = kind_of(&head).ok_or_else(|| ArtifactError::NotWasm {
+        let form = form_of(&head).ok_or_else(|| ArtifactError::NotWasm {
             reference: reference.to_string(),
             found: name_of_other(&head).0,
         })?;
@@ -294,7 +296,7 @@ impl Inner {
             path,
             digest: layer.digest.clone(),
             manifest: digest,
-            kind,
+            form,
             config: config.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
         };
         self.remember(&program);
@@ -307,7 +309,7 @@ impl Inner {
         digest: Digest,
         manifest: &ImageManifest,
         progress: &dyn Progress,
-    ) -> Result<ImageArtifact, ArtifactError> {
+    ) -> Result<Artifact, ArtifactError> {
         let sum = manifest.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
         within(reference, sum, IMAGE_BYTES_MAX)?;
         within(reference, manifest.config.size, CONFIG_BYTES_MAX)?;
@@ -323,7 +325,10 @@ impl Inner {
                 .to_owned(),
         })?;
         let config = ImageConfig::parse(reference, &bytes, manifest.layers.len())?;
-        platform::check(reference, &config, &this_machine())?;
+        let is_wasm = manifest.kind() == ArtifactKind::Wasm || config.platform.is_wasm();
+        if !is_wasm {
+            platform::check(reference, &config, &this_machine())?;
+        }
         let diff_ids = config.rootfs.diff_ids.iter();
         let all = manifest
             .layers
@@ -331,7 +336,55 @@ impl Inner {
             .zip(diff_ids)
             .map(|(layer, diff_id)| self.layer(reference, layer, diff_id, progress));
         let layers = futures::future::try_join_all(all).await?;
-        Ok(ImageArtifact { manifest: digest, config, layers })
+        if is_wasm {
+            let program = self.wasm_in_image(reference, digest, &config, layers).await?;
+            return Ok(Artifact::Wasm(program));
+        }
+        Ok(Artifact::Image(ImageArtifact { manifest: digest, config, layers }))
+    }
+
+    /// The wasm program that an image's entry point names: it becomes a blob of its own. Of the image's configuration
+    /// nothing else is used.
+    async fn wasm_in_image(
+        &self,
+        reference: &Reference,
+        manifest: Digest,
+        config: &ImageConfig,
+        layers: Vec<PathBuf>,
+    ) -> Result<WasmArtifact, ArtifactError> {
+        let invalid = |why: String| ArtifactError::Config { reference: reference.to_string(), why };
+        let entry = image::entry_point(config).ok_or_else(|| {
+            let why = "it is for wasm, but has no entry point that names a file".to_owned();
+            invalid(why)
+        })?;
+        let (store, name) = (self.store.clone(), entry.clone());
+        let found = layers::blocking(move || {
+            let Some(bytes) = layers::read_file(&layers, &entry, WASM_BYTES_MAX)? else {
+                return Ok(None);
+            };
+            let digest = Digest::of_sha256(&Sha256::digest(&bytes).into());
+            let form = form_of(&bytes);
+            if form.is_some() {
+                store.write(&digest, &bytes)?;
+            }
+            Ok(Some((digest, form, name_of_other(&bytes).0)))
+        })
+        .await?;
+        let Some((digest, form, looks_like)) = found else {
+            let why = format!(
+                "its entry point `{}` is no file in its layers, or one of more than {WASM_BYTES_MAX} bytes",
+                name.display()
+            );
+            return Err(invalid(why));
+        };
+        let form = form.ok_or_else(|| ArtifactError::NotWasm {
+            reference: reference.to_string(),
+            found: looks_like,
+        })?;
+        let path = self.store.path(&digest);
+        let program = WasmArtifact { path, digest, manifest, form, config: None };
+        self.remember(&program);
+        Ok(program)
     }
 
     /// A layer, unpacked. The compressed blob goes once that is done: it can be fetched again.

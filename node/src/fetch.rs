@@ -3,6 +3,7 @@
 use brig_api::NamespacePath;
 use brig_api::lifecycle::Reason;
 use brig_api::reference::Reference;
+use brig_api::unit_spec::Runtime;
 use brig_client::registry::Quiet;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -16,13 +17,14 @@ impl Programs for Artifacts {
         &'a self,
         _namespace: &'a NamespacePath,
         reference: &'a str,
+        runtime: Runtime,
     ) -> BoxFuture<'a, Result<Fetched, Fault>> {
         async move {
             let parsed: Reference = reference.parse().map_err(|error| Fault {
                 reason: Reason::InvalidArtifact,
                 message: format!("{error}"),
             })?;
-            let fetched = Self::fetch(self, &parsed, &Quiet)
+            let fetched = Self::fetch(self, &parsed, runtime, &Quiet)
                 .await
                 .map_err(|error| Fault { reason: error.reason(), message: with_causes(&error) })?;
             Ok(match fetched {

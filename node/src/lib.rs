@@ -8,6 +8,7 @@
 mod agent;
 pub mod artifacts;
 mod clock;
+mod compiled;
 pub mod config;
 pub mod disk;
 mod event;

@@ -19,6 +19,7 @@ use brig_shim::message::{
     KeyValueStore, Limits, StartProgram, StartTask, StartWasm, TaskKey, WasmWorld,
 };
 
+use crate::compiled::CompiledCode;
 use crate::disk::Disk;
 use crate::plan::Fault;
 use crate::program::{Fetched, Programs};
@@ -28,6 +29,7 @@ use crate::program::{Fetched, Programs};
 pub(crate) struct Preparer {
     pub disk: Arc<Disk>,
     pub programs: Arc<dyn Programs>,
+    pub compiled: CompiledCode,
     /// Directories that may be mounted.
     pub host_paths: Vec<PathBuf>,
     /// Where servers listen.
@@ -65,7 +67,8 @@ impl Preparer {
         last_port: Option<u16>,
     ) -> Result<StartTask, Fault> {
         let reference = task.program.reference();
-        let fetched = self.programs.fetch(&assignment.namespace, reference).await?;
+        let runtime = task.program.runtime();
+        let fetched = self.programs.fetch(&assignment.namespace, reference, runtime).await?;
         let key = TaskKey::new(&assignment.unit, &task.name, run);
         let ports = ports(task, grants)?;
         let mut env = environment(assignment, task, grants, &ports)?;
@@ -78,6 +81,7 @@ impl Preparer {
         let mounts = self.mounts(assignment, task, &user)?;
         let program = match (&task.program, fetched) {
             (Program::Wasm(wasm), Fetched::Wasm { path, digest }) => {
+                self.compiled.ready(&digest).await;
                 StartProgram::Wasm(StartWasm {
                     module: path,
                     digest,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use brig_api::unit_spec::Runtime;
 use brig_api::{Digest, NamespacePath};
 use futures::future::BoxFuture;
 
@@ -47,10 +48,12 @@ pub struct ImageConfig {
 
 /// Fetches programs. What is there already is answered at once.
 pub trait Programs: Send + Sync + 'static {
-    /// Fetches what `reference` names for a unit of `namespace`.
+    /// Fetches what `reference` names for a unit of `namespace`, to be run in `runtime`: some references name something
+    /// for each. What comes may be for the other one all the same.
     fn fetch<'a>(
         &'a self,
         namespace: &'a NamespacePath,
         reference: &'a str,
+        runtime: Runtime,
     ) -> BoxFuture<'a, Result<Fetched, Fault>>;
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, Parts};
 use crate::artifacts::{ArtifactError, Artifacts, UnpackLimits};
+use crate::compiled::CompiledCode;
 use crate::config::{InvalidServer, NodeConfig, http_base, websocket_base};
 use crate::disk::{Disk, Lock, OpenError};
 use crate::event::EVENTS_WAITING_MAX;
@@ -91,7 +92,9 @@ async fn work(
     let facts = facts::gather(&config).await;
     let (events, heard) = mpsc::channel(EVENTS_WAITING_MAX);
     let shim_programs = Programs { wasm: config.shim_wasm.clone(), oci: config.shim_oci.clone() };
+    let compiled = CompiledCode::new(config.shim_wasm.clone(), disk.wasm_cache());
     let preparer = Preparer {
+        compiled: compiled.clone(),
         disk: disk.clone(),
         programs,
         host_paths: config.host_paths.clone(),
@@ -108,7 +111,8 @@ async fn work(
         boot_id: facts.boot_id.clone(),
     });
     agent.recover().map_err(RunError::Read)?;
-    let session = SessionConfig { name: config.name, facts, servers, token: config.token };
+    let session =
+        SessionConfig { name: config.name, facts, servers, token: config.token, compiled };
     let session = tokio::spawn(session::run(session, events));
     agent.run(heard, shutdown, config.stops_units_at_shutdown).await;
     session.abort();

@@ -6,8 +6,9 @@ use std::time::Duration;
 use brig_api::NodeName;
 use brig_api::object::NodeFacts;
 use brig_api::session::{
-    FromNode, HEARTBEAT_MS, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, ToNode,
+    CodeKey, FromNode, HEARTBEAT_MS, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, ToNode,
 };
+use brig_client::Client;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
@@ -19,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
+use crate::compiled::CompiledCode;
 use crate::event::Event;
 
 /// Wait before the second try, and after a session that worked.
@@ -43,6 +45,7 @@ pub(crate) struct SessionConfig {
     /// `ws://HOST:PORT`, at least one.
     pub servers: Vec<String>,
     pub token: Option<String>,
+    pub compiled: CompiledCode,
 }
 
 /// Why a session ended or did not begin.
@@ -120,8 +123,9 @@ async fn session(
     match tokio::time::timeout(CONNECT_WAIT, next(&mut read)).await {
         Err(_) => return Err(SessionError::NoAnswer),
         Ok(answer) => match answer? {
-            Some(ToNode::Welcome { server_version }) => {
+            Some(ToNode::Welcome { server_version, code_key }) => {
                 tracing::info!(server, server_version, "in session with the server");
+                share_code(config, server, code_key);
             }
             Some(ToNode::Refused { problem }) => {
                 return Err(SessionError::Refused(problem.to_string()));
@@ -134,6 +138,14 @@ async fn session(
     let gone = |_| SessionError::AgentGone;
     events.send(Event::SessionUp(outgoing_tx)).await.map_err(gone)?;
     converse(server, events, write, read, outgoing).await
+}
+
+/// Compiled code is kept by the server of the session, whose key is good for what it keeps.
+fn share_code(config: &SessionConfig, server: &str, key: Option<CodeKey>) {
+    let base = server.replacen("ws", "http", 1);
+    if let (Some(key), Ok(client)) = (key, Client::new(&base, config.token.as_deref())) {
+        config.compiled.attach(client, key);
+    }
 }
 
 /// Both directions at once: a server that does not read for a while is still heard, and the other way round.

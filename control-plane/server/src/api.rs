@@ -27,6 +27,7 @@ pub(crate) fn routes() -> Routes {
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(watch::routes())
+        .merge(crate::compiled::routes())
         .add(
             Operation::get("/v1/node-session", "nodeSession", "A node's session")
                 .upgrades("JSON messages of the session protocol, both ways."),

@@ -6,6 +6,7 @@ use brig_store::Store;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::compiled::CompiledStore;
 use crate::feed::Feed;
 use crate::node::contact::Nodes;
 use crate::node::mail::Mail;
@@ -24,6 +25,7 @@ pub(crate) struct App {
     pub(crate) simulations: Arc<Semaphore>,
     pub(crate) streams: Streams,
     pub(crate) registry: Registry,
+    pub(crate) compiled: CompiledStore,
     /// Whether this server plans. Nodes keep their sessions with the one that does.
     pub(crate) is_leader: watch::Sender<bool>,
     /// The OpenAPI document.

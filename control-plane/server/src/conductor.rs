@@ -341,6 +341,7 @@ mod tests {
             nodes: Nodes::new(Instant::now()),
             streams: Streams::default(),
             registry: Registry::open(config, Arc::new(MemoryIndex::default())).unwrap(),
+            compiled: crate::compiled::CompiledStore::open(dir).unwrap(),
             questions: Default::default(),
             simulations: Arc::new(tokio::sync::Semaphore::new(1)),
             mail: crate::node::mail::Mail::new(Revision(0)),

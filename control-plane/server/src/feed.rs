@@ -271,6 +271,7 @@ mod tests {
             media_type: String::new(),
             kind: brig_api::object::ArtifactKind::Other,
             size_bytes: 0,
+            wasm: None,
         };
         for name in ["1", "2", "3", "4"] {
             store.artifact_put(tag(name), 1).await.unwrap();

@@ -17,8 +17,16 @@ pub(crate) struct StoreIndex(pub(crate) Store);
 
 impl ArtifactIndex for StoreIndex {
     fn put(&self, new: NewArtifact) -> Kept<'_, ()> {
-        let NewArtifact { repository, tag, digest, media_type, kind, size_bytes } = new;
-        let new = brig_store::NewArtifact { repository, tag, digest, media_type, kind, size_bytes };
+        let NewArtifact { repository, tag, digest, media_type, kind, size_bytes, wasm } = new;
+        let new = brig_store::NewArtifact {
+            repository,
+            tag,
+            digest,
+            media_type,
+            kind,
+            size_bytes,
+            wasm: wasm.map(|wasm| (*wasm).clone()),
+        };
         async move {
             let put = self.0.artifact_put(new, clock::now_ms()).await;
             put.map(|_| ()).map_err(IndexError::new)

@@ -16,6 +16,7 @@ mod access;
 mod api;
 mod app;
 mod clock;
+mod compiled;
 mod conductor;
 mod config;
 mod extract;

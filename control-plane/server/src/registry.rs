@@ -12,6 +12,7 @@
 mod blobs;
 mod collect;
 mod error;
+mod facts;
 mod handlers;
 mod index;
 mod manifests;
@@ -26,7 +27,9 @@ use std::time::{Duration, SystemTime};
 
 use brig_api::Digest;
 use brig_api::object::{Artifact, ArtifactKind};
+use brig_api::oci::{Document, Platform};
 use brig_api::reference::{DEFAULT_TAG, Reference};
+use brig_api::wasm::WasmFacts;
 
 pub use collect::{Collected, GARBAGE_AGE_MIN};
 pub use error::RegistryError;
@@ -34,6 +37,7 @@ pub use handlers::router;
 pub use index::{ArtifactIndex, IndexError, IndexFuture, MemoryIndex, NewArtifact};
 
 use blobs::BlobStore;
+use facts::FactsKnown;
 use uploads::Uploads;
 
 /// Largest blob where the configuration names no other: larger than any layer seen in public registries.
@@ -61,6 +65,7 @@ struct Inner {
     uploads: Uploads,
     index: Arc<dyn ArtifactIndex>,
     referrers: PathBuf,
+    facts: FactsKnown,
     config: RegistryConfig,
     /// Pushes of manifests share it, the collector has it alone: what a push found stays until it is committed.
     sweep: Arc<tokio::sync::RwLock<()>>,
@@ -75,8 +80,17 @@ pub struct Described {
     pub media_type: String,
     /// What it is.
     pub kind: ArtifactKind,
+    /// Of an index: is one of its images wasm?
+    pub has_wasm: bool,
     /// Bytes of manifest, config and layers together.
     pub size_bytes: u64,
+    /// What the program is and needs, of a wasm artifact that could be looked into.
+    pub wasm: Option<Arc<WasmFacts>>,
+}
+
+fn has_wasm(document: &Document) -> bool {
+    let Document::Index(index) = document else { return false };
+    index.manifests.iter().any(|entry| entry.platform.as_ref().is_some_and(Platform::is_wasm))
 }
 
 impl Registry {
@@ -94,8 +108,9 @@ impl Registry {
         let referrers = root.join("referrers");
         std::fs::create_dir_all(&referrers)
             .map_err(|source| RegistryError::storage(&referrers, source))?;
-        let sweep = Arc::default();
-        Ok(Self { inner: Arc::new(Inner { blobs, uploads, index, referrers, config, sweep }) })
+        let (facts, sweep) = (FactsKnown::default(), Arc::default());
+        let inner = Inner { blobs, uploads, index, referrers, facts, config, sweep };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The digest of the manifest that `reference` names, so that a unit is admitted only with an artifact that
@@ -143,8 +158,10 @@ impl Registry {
         let Some((bytes, document)) = found else { return Ok(None) };
         Ok(Some(Described {
             media_type: document.media_type().to_owned(),
-            kind: document.kind(),
+            kind: self.inner.kind_of(&document).await?,
+            has_wasm: has_wasm(&document),
             size_bytes: self.inner.size_of(&document, bytes.len()).await,
+            wasm: self.inner.facts(&document).await?,
             digest,
         }))
     }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
 use crate::app::App;
+use crate::compiled::CompiledStore;
 use crate::config::{ServerConfig, StartError};
 use crate::feed::Feed;
 use crate::index::StoreIndex;
@@ -69,6 +70,8 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
     let store = Store::open(&config.database).await.map_err(in_store)?;
     store.namespace_default_ensure(clock::now_ms()).await.map_err(in_store)?;
     let registry = open_registry(&config, &store)?;
+    let compiled = CompiledStore::open(&config.data_dir)
+        .map_err(|source| StartError::DataDir { path: config.data_dir.clone(), source })?;
     let (routes, openapi) = api::routes().finish();
     let feed = Feed::new(store.clone()).await.map_err(in_store)?;
     let app = Arc::new(App {
@@ -80,6 +83,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> Result<Handle
         simulations: Arc::new(Semaphore::new(SIMULATIONS_MAX)),
         streams: Streams::default(),
         registry: registry.clone(),
+        compiled,
         is_leader: watch::Sender::new(false),
         openapi: Arc::new(openapi),
         stop: stop.clone(),

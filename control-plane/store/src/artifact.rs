@@ -3,6 +3,7 @@
 use brig_api::object::{Artifact, ArtifactKind, Meta};
 use brig_api::problem::FieldError;
 use brig_api::reference::{is_repository, is_tag};
+use brig_api::wasm::WasmFacts;
 use brig_api::{Digest, Object};
 
 use crate::error::StoreError;
@@ -30,6 +31,8 @@ pub struct NewArtifact {
     pub kind: ArtifactKind,
     /// Bytes of manifest, config and layers together.
     pub size_bytes: u64,
+    /// What the program is and needs, of a wasm artifact that could be looked into.
+    pub wasm: Option<WasmFacts>,
 }
 
 impl Store {
@@ -142,6 +145,7 @@ async fn put(tx: &mut Write, new: &NewArtifact) -> Result<Artifact, StoreError> 
         media_type: new.media_type.clone(),
         kind: new.kind,
         size_bytes: new.size_bytes,
+        wasm: new.wasm.clone(),
         meta: Meta { revision: tx.revision(), created_ms },
     };
     if let Some(existing) = existing {

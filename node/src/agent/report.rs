@@ -132,6 +132,7 @@ pub(super) mod tests {
             preparer: Preparer {
                 disk: disk.clone(),
                 programs: Arc::new(Known),
+                compiled: crate::compiled::CompiledCode::new("/none".into(), "/none".into()),
                 host_paths: Vec::new(),
                 address,
                 architecture: "amd64",

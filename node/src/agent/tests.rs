@@ -19,6 +19,7 @@ impl crate::program::Programs for NoPrograms {
         &'a self,
         _namespace: &'a NamespacePath,
         reference: &'a str,
+        _runtime: brig_api::unit_spec::Runtime,
     ) -> BoxFuture<'a, Result<Fetched, Fault>> {
         let message = format!("`{reference}`: not found");
         async move { Err(Fault { reason: brig_api::lifecycle::Reason::PullFailed, message }) }
@@ -35,6 +36,7 @@ fn agent(data: &std::path::Path) -> Agent {
     let preparer = Preparer {
         disk: disk.clone(),
         programs: Arc::new(NoPrograms),
+        compiled: crate::compiled::CompiledCode::new("/none".into(), "/none".into()),
         host_paths: vec![],
         address,
         architecture: "amd64",

@@ -1,6 +1,7 @@
 //! The configuration of an image: for which machine, how to run it, and the digests of its unpacked layers.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use brig_api::Digest;
 use brig_api::oci::Platform;
@@ -49,6 +50,18 @@ pub struct ProcessConfig {
     pub exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
     /// Directories it wants volumes at.
     pub volumes: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+/// The file that an image's entry point names, or its command where it has none, without a slash in front.
+pub(crate) fn entry_point(config: &ImageConfig) -> Option<PathBuf> {
+    let process = config.process();
+    let words = process.entrypoint.unwrap_or_default();
+    let named = words.into_iter().chain(process.cmd.unwrap_or_default()).next()?;
+    let base = process.working_dir.unwrap_or_default();
+    // A name without a slash would be searched for in `PATH`, which wasm has none of.
+    let path = Path::new("/").join(base).join(named);
+    let path = path.strip_prefix("/").ok()?.to_owned();
+    (!path.as_os_str().is_empty()).then_some(path)
 }
 
 impl ImageConfig {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use brig_api::Digest;
 use brig_shim::tree;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::error::{ArtifactError, is_disk_full};
@@ -64,6 +66,37 @@ pub(crate) async fn read_head(path: &Path) -> Result<Vec<u8>, ArtifactError> {
         Ok(head)
     })
     .await
+}
+
+/// The bytes of a file that an image has: of the highest layer that has it. None when none has, when a layer above
+/// takes it away, or when it is larger than `bytes_max`. Links lead nowhere outside of their layer. Blocks.
+pub(crate) fn read_file(
+    layers: &[PathBuf],
+    path: &Path,
+    bytes_max: u64,
+) -> Result<Option<Vec<u8>>, ArtifactError> {
+    for layer in layers.iter().rev() {
+        let fails = |source: std::io::Error| ArtifactError::file(layer, source);
+        let root = std::fs::File::open(layer).map_err(fails)?;
+        // Not to wait for a pipe's other end, should it be one.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        let file = match opened {
+            Ok(file) => std::fs::File::from(file),
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
+            // A character device that nothing drives: overlayfs's mark for what a layer takes away.
+            Err(Errno::NXIO | Errno::NODEV | Errno::ACCESS | Errno::PERM) => return Ok(None),
+            Err(error) => return Err(fails(error.into())),
+        };
+        let metadata = file.metadata().map_err(fails)?;
+        if !metadata.is_file() || metadata.len() > bytes_max {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        file.take(bytes_max).read_to_end(&mut bytes).map_err(fails)?;
+        return Ok(Some(bytes));
+    }
+    Ok(None)
 }
 
 impl LayerStore {

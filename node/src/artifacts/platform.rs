@@ -2,6 +2,7 @@
 
 use brig_api::oci::{Descriptor, ImageIndex, Platform};
 use brig_api::reference::Reference;
+use brig_api::unit_spec::Runtime;
 
 use super::error::ArtifactError;
 use super::image::ImageConfig;
@@ -26,20 +27,24 @@ fn fits(offered: &Platform, wanted: &Platform) -> bool {
     offered.os == wanted.os && offered.architecture == wanted.architecture
 }
 
-fn is_wasm(platform: &Platform) -> bool {
-    platform.architecture == "wasm"
-}
-
-/// The entry for this machine; else one for wasm, which runs on any.
+/// The entry for this machine, or the one for wasm, which runs on any: first what the task runs in, then the other, so
+/// that the error can say what it is.
 pub(crate) fn choose<'a>(
     reference: &Reference,
     index: &'a ImageIndex,
     wanted: &Platform,
+    runtime: Runtime,
 ) -> Result<&'a Descriptor, ArtifactError> {
     let entry = |test: &dyn Fn(&Platform) -> bool| {
         index.manifests.iter().find(|entry| entry.platform.as_ref().is_some_and(test))
     };
-    if let Some(found) = entry(&|offered| fits(offered, wanted)).or_else(|| entry(&is_wasm)) {
+    let native = || entry(&|offered| fits(offered, wanted));
+    let wasm = || entry(&Platform::is_wasm);
+    let found = match runtime {
+        Runtime::Oci => native().or_else(wasm),
+        Runtime::Wasm => wasm().or_else(native),
+    };
+    if let Some(found) = found {
         return Ok(found);
     }
     // An index of one entry that does not say what it is for: the image's configuration will.
@@ -115,18 +120,25 @@ mod tests {
             Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: None };
         let reference: Reference = "team/web:1".parse().unwrap();
         let several = index(&[Some(("linux", "arm64")), Some(("linux", "amd64"))]);
-        assert_eq!(choose(&reference, &several, &wanted).unwrap(), &several.manifests[1]);
+        assert_eq!(
+            choose(&reference, &several, &wanted, Runtime::Oci).unwrap(),
+            &several.manifests[1]
+        );
         let wasm = index(&[Some(("linux", "arm64")), Some(("wasip2", "wasm"))]);
-        assert_eq!(choose(&reference, &wasm, &wanted).unwrap(), &wasm.manifests[1]);
+        assert_eq!(choose(&reference, &wasm, &wanted, Runtime::Oci).unwrap(), &wasm.manifests[1]);
+        let both = index(&[Some(("linux", "amd64")), Some(("wasi", "wasm"))]);
+        for (runtime, nth) in [(Runtime::Oci, 0), (Runtime::Wasm, 1)] {
+            assert_eq!(choose(&reference, &both, &wanted, runtime).unwrap(), &both.manifests[nth]);
+        }
         let other = index(&[Some(("linux", "arm64")), Some(("windows", "amd64"))]);
-        let error = choose(&reference, &other, &wanted).unwrap_err();
+        let error = choose(&reference, &other, &wanted, Runtime::Wasm).unwrap_err();
         assert_eq!(error.reason(), brig_api::lifecycle::Reason::InvalidArtifact);
         let text = error.to_string();
         assert!(
             text.contains("is for linux/arm64, windows/amd64; this node is linux/amd64"),
             "{text}"
         );
-        assert!(choose(&reference, &index(&[None]), &wanted).is_ok());
-        assert!(choose(&reference, &index(&[]), &wanted).is_err());
+        assert!(choose(&reference, &index(&[None]), &wanted, Runtime::Oci).is_ok());
+        assert!(choose(&reference, &index(&[]), &wanted, Runtime::Oci).is_err());
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use brig_api::lifecycle::Reason;
+use brig_api::wasm::WasmForm;
 use brig_client::registry::{Quiet, RegistryOptions, Transferred};
 use brig_server::registry::{MemoryIndex, Registry, RegistryConfig, router};
 use sha2::{Digest as _, Sha256};
@@ -365,7 +366,7 @@ async fn wasm_is_fetched_once_and_again_when_its_file_was_changed() {
     let name = reference("team/a:1");
     let pushed = fixture.client.push_wasm(&file, &name, &Quiet).await.unwrap();
     let wasm = fixture.artifacts().fetch_wasm(&name, &Quiet).await.unwrap();
-    assert_eq!((wasm.digest.clone(), wasm.kind), (digest(bytes), WasmKind::Module));
+    assert_eq!((wasm.digest.clone(), wasm.form), (digest(bytes), WasmForm::Module));
     assert_eq!(wasm.manifest, pushed.digest);
     assert_eq!(wasm.config.unwrap().os, "wasip1");
     std::fs::write(&wasm.path, b"changed").unwrap();
@@ -422,6 +423,67 @@ async fn an_image_is_unpacked_once_for_all_who_ask() {
 }
 
 #[tokio::test]
+async fn a_wasm_program_in_an_image_is_found_by_its_entry_point() {
+    let fixture = fixture().await;
+    let program = b"\0asm\x0d\0\x01\0";
+    let tar = Tar::default().file("a", program).end();
+    let pushed = fixture.push_image("legacy", "wasm", &tar, &digest(&tar)).await;
+    let (artifacts, name) = (fixture.artifacts(), reference("team/legacy:1"));
+    let found = artifacts.fetch_wasm(&name, &Quiet).await.unwrap();
+    assert_eq!((found.digest.clone(), found.form), (digest(program), WasmForm::Component));
+    assert_eq!(
+        (std::fs::read(&found.path).unwrap().as_slice(), &found.manifest),
+        (&program[..], &pushed.digest)
+    );
+    let error = artifacts.fetch_image(&name, &Quiet).await.unwrap_err();
+    assert!(error.to_string().contains("write `wasm"), "{error}");
+    fixture.server.abort();
+    assert_eq!(
+        artifacts.fetch_wasm(&name.pinned(pushed.digest), &Quiet).await.unwrap().path,
+        found.path
+    );
+}
+
+#[tokio::test]
+async fn an_image_for_wasm_without_a_wasm_program_says_what_it_has() {
+    let fixture = fixture().await;
+    let artifacts = fixture.artifacts();
+    for (name, tar, says) in [
+        ("script", Tar::default().file("a", b"#!/bin/sh\n").end(), "text"),
+        ("empty", Tar::default().file("b", b"").end(), "entry point `a`"),
+    ] {
+        fixture.push_image(name, "wasm", &tar, &digest(&tar)).await;
+        let name = reference(&format!("team/{name}:1"));
+        let error = artifacts.fetch_wasm(&name, &Quiet).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::InvalidArtifact);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_file_is_read_from_the_highest_layer_and_from_no_other_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let [low, high] = ["low", "high"].map(|name| dir.path().join(name));
+    for layer in [&low, &high] {
+        std::fs::create_dir(layer).unwrap();
+    }
+    std::fs::write(dir.path().join("secret"), b"outside").unwrap();
+    std::fs::write(low.join("a"), b"low").unwrap();
+    std::fs::write(low.join("b"), b"low").unwrap();
+    std::fs::write(high.join("b"), b"high").unwrap();
+    std::os::unix::fs::symlink("../secret", high.join("up")).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("secret"), high.join("away")).unwrap();
+    let layers = [low, high];
+    let read = |path: &str, max| layers::read_file(&layers, Path::new(path), max).unwrap();
+    assert_eq!(read("a", 10).unwrap(), b"low");
+    assert_eq!(read("b", 10).unwrap(), b"high");
+    for path in ["up", "away", "../secret", "none", "a/b", "."] {
+        assert_eq!(read(path, 10), None, "{path}");
+    }
+    assert_eq!(read("b", 3), None, "it is too large");
+}
+
+#[tokio::test]
 async fn a_layer_that_is_not_compressed_is_its_own_blob() {
     let fixture = fixture().await;
     let tar = Tar::default().file("a", b"hello").end();
@@ -451,7 +513,7 @@ async fn images_that_cannot_run_here_say_why() {
         assert!(error.to_string().contains(&says), "{error}");
         assert_eq!(error.reason(), Reason::InvalidArtifact);
     }
-    let error = artifacts.fetch(&reference("team/none:1"), &Quiet).await.unwrap_err();
+    let error = artifacts.fetch(&reference("team/none:1"), Runtime::Oci, &Quiet).await.unwrap_err();
     assert_eq!(error.reason(), Reason::PullFailed, "{error}");
     let layers = fixture.dir.path().join("node/artifacts/layers");
     assert_eq!(std::fs::read_dir(layers).unwrap().count(), 0);
@@ -487,7 +549,11 @@ async fn a_full_disk_is_its_own_reason_and_leaves_room_behind() {
     else {
         return;
     };
-    let error = fixture.artifacts().fetch(&reference("team/big:1"), &Quiet).await.unwrap_err();
+    let error = fixture
+        .artifacts()
+        .fetch(&reference("team/big:1"), Runtime::Oci, &Quiet)
+        .await
+        .unwrap_err();
     assert_eq!(error.reason(), Reason::DiskFull, "{error}");
     assert!(error.to_string().contains("artifacts"), "{error}");
     let layers = fixture.dir.path().join("node/artifacts/layers");
@@ -507,7 +573,8 @@ async fn real_images_are_what_overlayfs_shows() {
         let name = reference(&format!("team/real:{tag}"));
         fixture.client.push_layout(&layout, &name, &Quiet).await.unwrap();
     }
-    let foreign = artifacts.fetch(&reference("team/real:foreign"), &Quiet).await.unwrap_err();
+    let foreign =
+        artifacts.fetch(&reference("team/real:foreign"), Runtime::Oci, &Quiet).await.unwrap_err();
     assert!(matches!(foreign, ArtifactError::Platform { .. }), "{foreign}");
     let busybox = artifacts.fetch_image(&reference("team/real:busybox"), &Quiet).await.unwrap();
     assert!(busybox.layers[0].join("bin/busybox").is_file());

@@ -17,6 +17,7 @@ impl Programs for Known {
         &'a self,
         _namespace: &'a brig_api::NamespacePath,
         reference: &'a str,
+        _runtime: brig_api::unit_spec::Runtime,
     ) -> BoxFuture<'a, Result<Fetched, Fault>> {
         let fetched = if reference.starts_with("image") {
             let entrypoint = vec!["/app".to_owned()];
@@ -55,6 +56,7 @@ fn preparer(data: &Path) -> Preparer {
     Preparer {
         disk: Arc::new(Disk::open(data).unwrap().0),
         programs: Arc::new(Known),
+        compiled: CompiledCode::new("/none".into(), "/none".into()),
         host_paths: vec![],
         address: "127.0.0.1".parse().unwrap(),
         architecture: "amd64",

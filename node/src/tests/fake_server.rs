@@ -75,7 +75,7 @@ impl FakeServer {
             session = self.accept().await;
         }
         assert_eq!(session.path, "/v1/node-session");
-        session.say(&ToNode::Welcome { server_version: "test".into() }).await;
+        session.say(&ToNode::Welcome { server_version: "test".into(), code_key: None }).await;
         session.say(&ToNode::Assignments { units, others: vec![] }).await;
         session
     }

@@ -2,15 +2,17 @@
 //!
 //! Only what is *more* is told: a capability that goes, or a smaller request, needs nobody's consent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Resources;
 use crate::object::{Object, ObjectKey};
 use crate::unit_spec::{EnvValue, Mount, Program, Task, UnitTemplate};
+use crate::wasm::{WasmFacts, capabilities_told};
+use crate::{Bytes, Resources};
 
 /// One thing that a manifest asks for anew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -54,6 +56,10 @@ pub enum AskKind {
     Toleration,
     /// Another program.
     Program,
+    /// A capability that the program imports: that it is granted is another matter.
+    Capability,
+    /// More memory at the start of the program.
+    InitialMemory,
 }
 
 impl fmt::Display for Ask {
@@ -66,12 +72,15 @@ impl fmt::Display for Ask {
     }
 }
 
+/// What is known of programs, by the reference that a unit names them by.
+pub type ProgramFacts = BTreeMap<String, Arc<WasmFacts>>;
+
 /// What `after` asks for that `before` did not; everything it asks for when there was nothing before.
 #[must_use]
-pub fn new_asks(before: Option<&Object>, after: &Object) -> Vec<Ask> {
+pub fn new_asks(before: Option<&Object>, after: &Object, programs: &ProgramFacts) -> Vec<Ask> {
     let Some((units, template)) = asked(after) else { return Vec::new() };
     let old = before.and_then(asked);
-    let mut asks = Asks { key: after.key(), task: None, found: Vec::new() };
+    let mut asks = Asks { key: after.key(), task: None, found: Vec::new(), programs };
     let old_units = old.map_or(0, |(units, _)| units);
     if old.is_some() && units > old_units {
         asks.add(AskKind::Units, format!("units {old_units} -> {units}"));
@@ -94,13 +103,20 @@ fn asked(object: &Object) -> Option<(u32, &UnitTemplate)> {
     }
 }
 
-struct Asks {
+/// The references of all programs that an object's units run.
+pub fn program_references(object: &Object) -> impl Iterator<Item = &str> {
+    let tasks = asked(object).into_iter().flat_map(|(_, template)| &template.tasks);
+    tasks.map(|task| task.program.reference())
+}
+
+struct Asks<'a> {
     key: ObjectKey,
     task: Option<String>,
     found: Vec<Ask>,
+    programs: &'a ProgramFacts,
 }
 
-impl Asks {
+impl Asks<'_> {
     fn add(&mut self, kind: AskKind, text: impl Into<String>) {
         let (key, task) = (self.key.clone(), self.task.clone());
         self.found.push(Ask { key, task, kind, text: text.into() });
@@ -120,7 +136,7 @@ impl Asks {
     }
 }
 
-fn compare_units(before: Option<&UnitTemplate>, after: &UnitTemplate, asks: &mut Asks) {
+fn compare_units(before: Option<&UnitTemplate>, after: &UnitTemplate, asks: &mut Asks<'_>) {
     let priority = before.map_or(0, |before| before.priority);
     if after.priority > priority {
         asks.add(AskKind::Priority, format!("priority {priority} -> {}", after.priority));
@@ -148,13 +164,14 @@ fn compare_units(before: Option<&UnitTemplate>, after: &UnitTemplate, asks: &mut
     asks.task = None;
 }
 
-fn compare_tasks(before: Option<&Task>, after: &Task, asks: &mut Asks) {
+fn compare_tasks(before: Option<&Task>, after: &Task, asks: &mut Asks<'_>) {
     if let Some(before) = before
         && before.program.reference() != after.program.reference()
     {
         let (old, new) = (before.program.reference(), after.program.reference());
         asks.add(AskKind::Program, format!("runs {new} instead of {old}"));
     }
+    compare_programs(before, after, asks);
     let nothing = Resources::default();
     let (request, limits) =
         before.map_or((&nothing, &nothing), |before| (&before.resources, &before.limits));
@@ -182,7 +199,32 @@ fn compare_tasks(before: Option<&Task>, after: &Task, asks: &mut Asks) {
     }
 }
 
-fn compare_resources(what: &str, before: &Resources, after: &Resources, asks: &mut Asks) {
+/// What the program itself imports and begins with, where that is known. Of a program that was not known before
+/// nothing can be said to be new.
+fn compare_programs(before: Option<&Task>, after: &Task, asks: &mut Asks<'_>) {
+    let programs = asks.programs;
+    let of = |task: &Task| programs.get(task.program.reference());
+    let Some(new) = of(after) else { return };
+    let Some(before) = before else {
+        let needs = capabilities_told(&new.capabilities);
+        if !needs.is_empty() {
+            asks.add(AskKind::Capability, format!("imports {needs}"));
+        }
+        return;
+    };
+    let Some(old) = of(before) else { return };
+    let more: BTreeSet<_> = new.capabilities.difference(&old.capabilities).copied().collect();
+    if !more.is_empty() {
+        let more = capabilities_told(&more);
+        asks.add(AskKind::Capability, format!("now also imports {more}"));
+    }
+    if new.memory.initial_bytes > old.memory.initial_bytes {
+        let [old, new] = [old, new].map(|facts| Bytes(facts.memory.initial_bytes));
+        asks.add(AskKind::InitialMemory, format!("memory begins at {new} (was {old})"));
+    }
+}
+
+fn compare_resources(what: &str, before: &Resources, after: &Resources, asks: &mut Asks<'_>) {
     let old = |amount: String, is_none: bool| if is_none { "none".to_owned() } else { amount };
     let mut add = |name: &str, old: String, new: String| {
         asks.add(AskKind::Resources, format!("{what}{name} {old} -> {new}"));
@@ -273,7 +315,7 @@ mod tests {
     }
 
     fn told(before: Option<&Object>, after: &Object) -> Vec<String> {
-        new_asks(before, after).iter().map(ToString::to_string).collect()
+        new_asks(before, after, &ProgramFacts::new()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -341,6 +383,45 @@ mod tests {
                 "task `main`: chosen ports of its node 0 -> 1",
             ]
         );
+    }
+
+    #[test]
+    fn what_a_program_imports_and_begins_with_is_told_when_it_is_more() {
+        use crate::wasm::{Capability, WasmForm, WasmKind, WasmMemory};
+        let facts = |capabilities: &[Capability], initial_bytes| WasmFacts {
+            form: WasmForm::Component,
+            kind: WasmKind::CommandP2,
+            memory: WasmMemory { count: 1, initial_bytes, maximum_bytes: None },
+            capabilities: capabilities.iter().copied().collect(),
+            foreign: vec![],
+            imports: vec![],
+            exports: vec![],
+            names_left_out: 0,
+            languages: vec![],
+            tools: vec![],
+        };
+        let (clocks, http) = (Capability::Clocks, Capability::OutgoingHttp);
+        let programs = [
+            ("team/app:1", facts(&[clocks], 1 << 20)),
+            ("team/app:2", facts(&[clocks, http], 64 << 20)),
+        ];
+        let programs = programs.map(|(name, facts)| (name.to_owned(), Arc::new(facts))).into();
+        let service = |tag| service(&format!("unit: {{wasm: {{artifact: \"team/app:{tag}\"}}}}"));
+        let [old, new, unknown] = [1, 2, 3].map(service);
+        let told = |before: Option<&Object>, after: &Object| -> Vec<String> {
+            let asks = new_asks(before, after, &programs);
+            let is_about_program =
+                |ask: &&Ask| matches!(ask.kind, AskKind::Capability | AskKind::InitialMemory);
+            asks.iter().filter(is_about_program).map(|ask| ask.text.clone()).collect()
+        };
+        assert_eq!(
+            told(Some(&old), &new),
+            ["now also imports outgoing HTTP", "memory begins at 64Mi (was 1Mi)"]
+        );
+        assert_eq!(told(None, &new), ["imports outgoing HTTP, clocks"]);
+        for (before, after) in [(&new, &old), (&new, &new), (&unknown, &new), (&new, &unknown)] {
+            assert_eq!(told(Some(before), after), [""; 0]);
+        }
     }
 
     #[test]

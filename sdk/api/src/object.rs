@@ -12,6 +12,7 @@ use crate::lifecycle::{Reason, UnitState};
 use crate::placement::{Grants, Taint};
 use crate::spec::{ConfigSpec, JobSpec, Labels, NamespaceSpec, ServiceSpec};
 use crate::unit_spec::{Runtime, UnitTemplate, is_default};
+use crate::wasm::WasmFacts;
 use crate::{
     Digest, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, Revision, UnitId,
 };
@@ -525,6 +526,9 @@ pub struct Artifact {
     pub kind: ArtifactKind,
     /// Bytes of manifest, config and layers together.
     pub size_bytes: u64,
+    /// What the program is and needs, of a wasm artifact that could be looked into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wasm: Option<WasmFacts>,
     /// Revision and times.
     #[serde(flatten)]
     pub meta: Meta,
@@ -611,6 +615,7 @@ mod tests {
             media_type: "application/vnd.oci.image.manifest.v1+json".into(),
             kind: ArtifactKind::Wasm,
             size_bytes: 1,
+            wasm: None,
             meta: Meta::default(),
         };
         let object = Object::Artifact(artifact);

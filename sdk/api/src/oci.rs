@@ -27,7 +27,15 @@ pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
 /// The one layer of a wasm artifact.
 pub const WASM_LAYER: &str = "application/wasm";
 /// What older tools call the layer of a wasm artifact.
-pub const WASM_LAYER_LEGACY: &str = "application/vnd.wasm.content.layer.v1+wasm";
+pub const WASM_LAYERS_LEGACY: [&str; 2] = [
+    "application/vnd.wasm.content.layer.v1+wasm",
+    "application/vnd.module.wasm.content.layer.v1+wasm",
+];
+/// Annotations by which an image says that its program is wasm, each with the values that say so.
+const WASM_ANNOTATIONS: [(&str, &[&str]); 2] = [
+    ("module.wasm.image/variant", &["compat", "compat-smart"]),
+    ("run.oci.handler", &["wasm", "wasmtime", "wasmedge", "wasmer"]),
+];
 /// All manifests and indexes that Brigantine reads, in order of preference, for `Accept`.
 pub const ACCEPTED: [&str; 4] = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
 
@@ -88,6 +96,15 @@ pub struct Platform {
     /// `v7`, `v8` and so on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+}
+
+impl Platform {
+    /// Is it no machine, but wasm? Tools name it by the architecture, the system, or both.
+    #[must_use]
+    pub fn is_wasm(&self) -> bool {
+        matches!(self.architecture.as_str(), "wasm" | "wasm32")
+            || matches!(self.os.as_str(), "wasi" | "wasip1" | "wasip2")
+    }
 }
 
 impl std::fmt::Display for Platform {
@@ -282,20 +299,41 @@ fn is_index(media_type: &str) -> bool {
 }
 
 impl ImageManifest {
-    /// What it is, by the media type of its configuration, else by its layers'.
+    /// What it is, by its layer, by what it says of itself, or by the media type of its configuration. That an image's
+    /// program is wasm may also be told by the platform in its configuration.
     #[must_use]
     pub fn kind(&self) -> ArtifactKind {
-        let is_wasm_layer = |layer: &Descriptor| {
-            [WASM_LAYER, WASM_LAYER_LEGACY].contains(&layer.media_type.as_str())
-        };
         match self.config.media_type.as_str() {
+            _ if self.wasm_layer().is_some() || self.says_wasm() => ArtifactKind::Wasm,
             WASM_CONFIG => ArtifactKind::Wasm,
             IMAGE_CONFIG | DOCKER_IMAGE_CONFIG => ArtifactKind::Image,
-            _ if self.layers.len() == 1 && self.layers.iter().all(is_wasm_layer) => {
-                ArtifactKind::Wasm
-            }
             _ => ArtifactKind::Other,
         }
+    }
+
+    /// The one layer that is a wasm file as it is, in no archive.
+    #[must_use]
+    pub fn wasm_layer(&self) -> Option<&Descriptor> {
+        let [layer] = self.layers.as_slice() else { return None };
+        let media_type = layer.media_type.as_str();
+        let is_wasm = self.config.media_type == WASM_CONFIG
+            || media_type == WASM_LAYER
+            || WASM_LAYERS_LEGACY.contains(&media_type);
+        is_wasm.then_some(layer)
+    }
+
+    /// Is it an image that is marked as one with a wasm program in its file tree?
+    fn says_wasm(&self) -> bool {
+        self.is_image()
+            && WASM_ANNOTATIONS.iter().any(|(name, values)| {
+                self.annotations.get(*name).is_some_and(|value| values.contains(&value.as_str()))
+            })
+    }
+
+    /// Has it the configuration of a container image?
+    #[must_use]
+    pub fn is_image(&self) -> bool {
+        matches!(self.config.media_type.as_str(), IMAGE_CONFIG | DOCKER_IMAGE_CONFIG)
     }
 }
 
@@ -326,11 +364,38 @@ mod tests {
         for (config, layer, kind) in [
             (WASM_CONFIG, WASM_LAYER, ArtifactKind::Wasm),
             ("application/vnd.oci.empty.v1+json", WASM_LAYER, ArtifactKind::Wasm),
-            ("application/vnd.oci.empty.v1+json", WASM_LAYER_LEGACY, ArtifactKind::Wasm),
+            ("application/vnd.oci.empty.v1+json", WASM_LAYERS_LEGACY[0], ArtifactKind::Wasm),
+            ("application/vnd.wasm.config.v1+json", WASM_LAYERS_LEGACY[1], ArtifactKind::Wasm),
+            (IMAGE_CONFIG, WASM_LAYER, ArtifactKind::Wasm),
             ("application/vnd.oci.empty.v1+json", "text/plain", ArtifactKind::Other),
         ] {
             let text = image(config, layer, "");
             assert_eq!(Document::parse(text.as_bytes(), None).unwrap().kind(), kind, "{config}");
+        }
+    }
+
+    #[test]
+    fn an_image_may_say_that_its_program_is_wasm() {
+        let text = image(IMAGE_CONFIG, "application/vnd.oci.image.layer.v1.tar+gzip", "");
+        let mut manifest: ImageManifest = serde_json::from_str(&text).unwrap();
+        for (name, value, kind) in [
+            ("module.wasm.image/variant", "compat", ArtifactKind::Wasm),
+            ("module.wasm.image/variant", "compat-smart", ArtifactKind::Wasm),
+            ("run.oci.handler", "wasm", ArtifactKind::Wasm),
+            ("run.oci.handler", "krun", ArtifactKind::Image),
+        ] {
+            manifest.annotations = [(name.to_owned(), value.to_owned())].into();
+            assert_eq!((manifest.kind(), manifest.wasm_layer()), (kind, None), "{name}: {value}");
+        }
+        for (os, architecture, is_wasm) in [
+            ("wasi", "wasm", true),
+            ("wasip1", "", true),
+            ("linux", "wasm32", true),
+            ("linux", "amd64", false),
+        ] {
+            let platform =
+                Platform { os: os.into(), architecture: architecture.into(), variant: None };
+            assert_eq!(platform.is_wasm(), is_wasm, "{platform}");
         }
     }
 

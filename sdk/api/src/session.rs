@@ -84,6 +84,9 @@ pub enum ToNode {
     Welcome {
         /// The server's version.
         server_version: String,
+        /// What nodes authenticate the compiled code with that they share; none where none is shared.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code_key: Option<CodeKey>,
     },
     /// The node is not accepted; it should say why and try again later.
     Refused {
@@ -122,6 +125,64 @@ pub enum ToNode {
         /// What to serve.
         request: StreamRequest,
     },
+}
+
+/// The key by which the nodes of a cluster know each other's compiled code. Whoever has it can make them run code
+/// natively, so it is told to nodes alone and reaches no log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct CodeKey([u8; 32]);
+
+impl CodeKey {
+    /// A key of these bytes, which nobody can guess.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key itself.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// As text of 64 hexadecimal digits.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// From the text of [`Self::to_hex`]; None for any other.
+    #[must_use]
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut key = [0; 32];
+        if text.len() != 2 * key.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (index, byte) in key.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
+        }
+        Some(Self(key))
+    }
+}
+
+impl From<CodeKey> for String {
+    fn from(key: CodeKey) -> Self {
+        key.to_hex()
+    }
+}
+
+impl TryFrom<String> for CodeKey {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::from_hex(&text).ok_or("expected 64 hexadecimal digits")
+    }
+}
+
+impl std::fmt::Debug for CodeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CodeKey(…)")
+    }
 }
 
 /// One unit that a node is to run, with everything it needs for that.
@@ -185,4 +246,20 @@ pub enum StreamRequest {
     Logs(LogQuery),
     /// Binary messages, each a [`crate::stdio::StdioFrame`].
     Exec(ExecRequest),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_back_and_never_shown() {
+        let key = CodeKey::new([0xa5; 32]);
+        let text = serde_json::to_string(&key).unwrap();
+        assert_eq!(serde_json::from_str::<CodeKey>(&text).unwrap(), key);
+        assert!(!format!("{key:?}").contains("a5"));
+        for bad in ["", "a5", &"g".repeat(64), &"é".repeat(32)] {
+            assert_eq!(CodeKey::from_hex(bad), None);
+        }
+    }
 }

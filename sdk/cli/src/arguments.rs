@@ -118,6 +118,8 @@ pub(crate) enum Command {
     Pull(Pull),
     /// List the artifacts of the built-in registry
     Images(Images),
+    /// Show what a .wasm file or an artifact is, what it needs, and whether it can run
+    Inspect(Inspect),
 
     /// Print the JSON Schema of manifests
     Schema,
@@ -451,6 +453,14 @@ pub(crate) struct Pull {
 
 #[derive(Debug, Args)]
 pub(crate) struct Images {
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A .wasm file, or a reference of the built-in registry
+    pub(crate) artifact: String,
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: Output,
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use brig_api::Kind;
-use brig_api::object::{ArtifactKind, Object, ObjectKey};
+use brig_api::object::{Artifact, ArtifactKind, Object, ObjectKey};
 use brig_api::reference::Reference;
 use brig_api::unit_spec::Runtime;
 use brig_client::Client;
@@ -57,27 +57,36 @@ async fn runtime_of(client: &Client, reference: &Reference) -> Result<Runtime, F
     if reference.registry.is_some() {
         return Ok(Runtime::Oci);
     }
-    let wanted = reference.wanted();
-    let found = if reference.digest.is_some() {
-        let all = client.list(Kind::Artifact, None).await?.items;
-        all.into_iter().find(|object| match object {
-            Object::Artifact(artifact) => {
-                artifact.repository == reference.repository && artifact.digest.as_str() == wanted
-            }
-            _ => false,
-        })
-    } else {
-        let name = format!("{}:{wanted}", reference.repository);
-        Some(client.get(&ObjectKey { kind: Kind::Artifact, namespace: None, name }).await?)
-    };
-    match found {
-        Some(Object::Artifact(artifact)) if artifact.kind == ArtifactKind::Wasm => {
-            Ok(Runtime::Wasm)
-        }
+    match find(client, reference).await? {
+        Some(artifact) if artifact.kind == ArtifactKind::Wasm => Ok(Runtime::Wasm),
         Some(_) => Ok(Runtime::Oci),
         None => Err(Failure::usage(format!(
             "what `{reference}` is can't be seen: say --runtime wasm or --runtime oci"
         ))),
+    }
+}
+
+/// What the built-in registry has under a reference; None when no tag names the digest of it.
+pub(crate) async fn find(
+    client: &Client,
+    reference: &Reference,
+) -> Result<Option<Artifact>, Failure> {
+    let wanted = reference.wanted();
+    if reference.digest.is_none() {
+        let name = format!("{}:{wanted}", reference.repository);
+        let key = ObjectKey { kind: Kind::Artifact, namespace: None, name };
+        return Ok(artifact_of(client.get(&key).await?));
+    }
+    let all = client.list(Kind::Artifact, None).await?.items;
+    Ok(all.into_iter().filter_map(artifact_of).find(|artifact| {
+        artifact.repository == reference.repository && artifact.digest.as_str() == wanted
+    }))
+}
+
+fn artifact_of(object: Object) -> Option<Artifact> {
+    match object {
+        Object::Artifact(artifact) => Some(artifact),
+        _ => None,
     }
 }
 

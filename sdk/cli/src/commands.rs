@@ -5,6 +5,7 @@ mod artifacts;
 mod ask;
 mod consequences;
 mod exec;
+mod inspect;
 mod list;
 mod logs;
 mod run;
@@ -48,6 +49,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Push(arguments) => artifacts::push(&session, &arguments).await,
         Command::Pull(arguments) => artifacts::pull(&session, &arguments).await,
         Command::Images(arguments) => list::images(&session, &arguments).await,
+        Command::Inspect(arguments) => inspect::inspect(&session, &arguments).await,
         Command::Version(arguments) => ask::version(&session, &arguments).await,
         Command::Node(node) => match node.command {
             Some(NodeCommand::Ls(arguments)) => list::nodes(&session, arguments.output).await,

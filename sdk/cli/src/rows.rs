@@ -8,6 +8,7 @@ use brig_api::object::{
 };
 use brig_api::spec::{RETRY_AFTER_MS_DEFAULT, WEIGHT_DEFAULT};
 use brig_api::unit_spec::Runtime;
+use brig_api::wasm::capabilities_told;
 use brig_api::{Kind, NamespacePath, Resources};
 use serde::Serialize;
 
@@ -137,8 +138,11 @@ const ARTIFACT_COLUMNS: &[Column] = &[
     column("REPOSITORY"),
     column("TAG"),
     column("KIND"),
+    column("PROGRAM"),
     column("SIZE"),
     column("AGE"),
+    wide("STARTS WITH"),
+    wide("IMPORTS"),
     wide("DIGEST"),
     wide("MEDIA TYPE"),
 ];
@@ -328,13 +332,32 @@ fn config_fields(config: &Config, now_ms: i64) -> Vec<Field> {
     ]
 }
 
+/// What a program can ask of its host, the strange last.
+fn wasm_imports(artifact: &Artifact) -> String {
+    let Some(wasm) = &artifact.wasm else { return String::new() };
+    let mut told = capabilities_told(&wasm.capabilities);
+    if !wasm.foreign.is_empty() {
+        let separator = if told.is_empty() { "" } else { ", " };
+        told.push_str(&format!("{separator}{} foreign", wasm.foreign.len()));
+    }
+    told
+}
+
 fn artifact_fields(artifact: &Artifact, now_ms: i64) -> Vec<Field> {
     vec![
         (&artifact.repository).into(),
         (&artifact.tag).into(),
         artifact.kind.as_str().into(),
+        artifact.wasm.as_ref().map_or("", |wasm| wasm.kind.words()).into(),
         size(artifact.size_bytes).into(),
         age(artifact.meta.created_ms, now_ms).into(),
+        artifact
+            .wasm
+            .as_ref()
+            .map(|wasm| size(wasm.memory.initial_bytes))
+            .unwrap_or_default()
+            .into(),
+        wasm_imports(artifact).into(),
         (&artifact.digest).into(),
         (&artifact.media_type).into(),
     ]

@@ -12,6 +12,7 @@
 #![warn(missing_docs)]
 
 mod api;
+mod compiled;
 mod error;
 mod exec;
 mod http;

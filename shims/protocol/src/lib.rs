@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod client;
+pub mod code;
 pub mod exit;
 pub mod frame;
 pub mod log;

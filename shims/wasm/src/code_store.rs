@@ -12,7 +12,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -20,6 +20,7 @@ use std::time::SystemTime;
 use brig_api::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
+use tempfile::NamedTempFile;
 
 use crate::clock::now_ms;
 
@@ -69,6 +70,7 @@ struct Seal {
 pub(crate) struct CodeStore {
     /// All directories of all names.
     cache: PathBuf,
+    compatibility: String,
     dir: PathBuf,
 }
 
@@ -78,6 +80,7 @@ pub(crate) struct SealedCode {
     /// The file that was checked, open: what is mapped is what was checked.
     pub(crate) file: File,
     pub(crate) kind: BinaryKind,
+    code: Digest,
 }
 
 impl CodeStore {
@@ -86,7 +89,7 @@ impl CodeStore {
         let dir = cache.join(compatibility);
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o700))?;
-        Ok(Self { cache: cache.to_owned(), dir })
+        Ok(Self { cache: cache.to_owned(), compatibility: compatibility.to_owned(), dir })
     }
 
     /// The code of a module, if it is there and sound. A damaged entry is removed.
@@ -117,10 +120,59 @@ impl CodeStore {
         let seal = Seal { kind, code: Digest::of_sha256(&sha2::Sha256::digest(code).into()) };
         self.publish(&code_path, code)?;
         self.publish(&seal_path, &serde_json::to_vec(&seal)?)?;
+        self.make_room_for_more();
+        Ok(())
+    }
+
+    fn make_room_for_more(&self) {
         if let Err(error) = self.make_room(STORE_BYTES_MAX, STORE_MODULES_MAX) {
             // There is room for this one; the next compiler tries again.
             tracing::warn!(error = %error, "old compiled code could not be removed");
         }
+    }
+
+    /// Writes a module's code for another node's store: the seal on one line, then the code.
+    pub(crate) fn export(&self, module: &Digest, out: &mut impl Write) -> io::Result<()> {
+        let Some(SealedCode { mut file, kind, code }) = self.fetch(module)? else {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("no code of {module} is here"),
+            ));
+        };
+        serde_json::to_writer(&mut *out, &Seal { kind, code })?;
+        out.write_all(b"\n")?;
+        file.rewind()?;
+        io::copy(&mut file, out)?;
+        out.flush()
+    }
+
+    /// Stores what [`Self::export`] wrote on another node. The caller knows that it comes from there: code is run as it is.
+    pub(crate) fn import(&self, module: &Digest, from: &mut impl BufRead) -> io::Result<()> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let mut line = Vec::new();
+        from.by_ref().take(SEAL_BYTES_MAX).read_until(b'\n', &mut line)?;
+        let seal: Seal = serde_json::from_slice(&line).map_err(|_| invalid("it has no seal"))?;
+        let mut temporary = self.incomplete()?;
+        let mut sum = sha2::Sha256::new();
+        let mut left = CODE_BYTES_MAX;
+        loop {
+            let piece = from.fill_buf()?;
+            let length = piece.len();
+            if length == 0 {
+                break;
+            }
+            left = left.checked_sub(length as u64).ok_or_else(|| invalid("it is too large"))?;
+            sum.update(piece);
+            temporary.write_all(piece)?;
+            from.consume(length);
+        }
+        if Digest::of_sha256(&sum.finalize().into()) != seal.code {
+            return Err(invalid("it is not what its seal says"));
+        }
+        let (code_path, seal_path) = self.paths(module);
+        finish(temporary, &code_path)?;
+        self.publish(&seal_path, &serde_json::to_vec(&seal)?)?;
+        self.make_room_for_more();
         Ok(())
     }
 
@@ -163,19 +215,28 @@ impl CodeStore {
     }
 
     fn publish(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let suffix = format!(".{INCOMPLETE}");
-        let mut temporary = tempfile::Builder::new().suffix(&suffix).tempfile_in(&self.dir)?;
+        let mut temporary = self.incomplete()?;
         temporary.write_all(bytes)?;
-        temporary.as_file().set_permissions(PermissionsExt::from_mode(0o444))?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(path)?;
-        Ok(())
+        finish(temporary, path)
+    }
+
+    fn incomplete(&self) -> io::Result<NamedTempFile> {
+        tempfile::Builder::new().suffix(&format!(".{INCOMPLETE}")).tempfile_in(&self.dir)
     }
 
     fn paths(&self, module: &Digest) -> (PathBuf, PathBuf) {
-        let name = module.hex();
-        (self.dir.join(format!("{name}.code")), self.dir.join(format!("{name}.seal")))
+        let code = brig_shim::code::path(&self.cache, &self.compatibility, module);
+        let seal = code.with_extension("seal");
+        (code, seal)
     }
+}
+
+/// Gives a file its name once it is whole on the disk.
+fn finish(temporary: NamedTempFile, path: &Path) -> io::Result<()> {
+    temporary.as_file().set_permissions(PermissionsExt::from_mode(0o444))?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path)?;
+    Ok(())
 }
 
 fn read_checked(code_path: &Path, seal_path: &Path) -> io::Result<SealedCode> {
@@ -201,7 +262,7 @@ fn read_checked(code_path: &Path, seal_path: &Path) -> io::Result<SealedCode> {
         let message = format!("its seal says {}, it is {found}", seal.code);
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    Ok(SealedCode { file, kind: seal.kind })
+    Ok(SealedCode { file, kind: seal.kind, code: found })
 }
 
 /// The time of last use is that of modification: files are never modified, and few disks keep the other.
@@ -244,6 +305,33 @@ mod tests {
         assert_eq!(store.fetch(&module).unwrap().unwrap().kind, BinaryKind::Component);
         let other = CodeStore::open(cache.path(), "two").unwrap();
         assert!(other.fetch(&module).unwrap().is_none());
+    }
+
+    #[test]
+    fn code_travels_whole_or_not_at_all() {
+        let cache = tempfile::tempdir().unwrap();
+        let [here, there] = ["a", "b"].map(|name| cache.path().join(name));
+        let [here, there] = [here, there].map(|cache| CodeStore::open(&cache, "one").unwrap());
+        let module = digest(b"module");
+        let error = here.export(&module, &mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        here.put(&module, BinaryKind::Component, b"code").unwrap();
+        let mut sent = Vec::new();
+        here.export(&module, &mut sent).unwrap();
+        let flipped: Vec<u8> = [&sent[..sent.len() - 1], b"f"].concat();
+        let longer: Vec<u8> = [&sent[..], b"e"].concat();
+        for broken in [&sent[..sent.len() - 1], &flipped, &longer, b"code", b"{}\ncode", b""] {
+            let error = there.import(&module, &mut &broken[..]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(there.fetch(&module).unwrap().is_none());
+        }
+        assert_eq!(std::fs::read_dir(&there.dir).unwrap().count(), 0, "nothing half-done stays");
+        there.import(&module, &mut &sent[..]).unwrap();
+        let mut found = there.fetch(&module).unwrap().unwrap();
+        let mut code = String::new();
+        found.file.rewind().unwrap();
+        found.file.read_to_string(&mut code).unwrap();
+        assert_eq!((code.as_str(), found.kind), ("code", BinaryKind::Component));
     }
 
     /// Sets when a file was last used, in seconds after 1970.

@@ -67,7 +67,10 @@ pub(crate) async fn compile(job: &CompileJob) -> Result<(), Refusal> {
         .map_err(|_| failed(&format!("it takes longer than {COMPILE_TIME_MAX:?}")))?
         .map_err(|error| failed(&error.to_string()))?;
     match serde_json::from_slice::<Option<Refusal>>(&output.stdout) {
-        Ok(None) if output.status.success() => Ok(()),
+        Ok(None) if output.status.success() => {
+            tracing::info!(module = %job.digest, "a program was compiled");
+            Ok(())
+        }
         Ok(Some(refusal)) => Err(refusal),
         _ => Err(failed(&format!(
             "the compiler ended with {}; it may take {} of memory",
@@ -139,6 +142,39 @@ fn compile_for(
         BinaryKind::Component => engine.precompile_component(bytes)?,
     };
     Ok((engine, code))
+}
+
+/// Code that travels between the stores of two nodes, through the agents.
+#[derive(Debug, Clone)]
+pub(crate) struct CodeJob {
+    pub(crate) digest: Digest,
+    pub(crate) cache: PathBuf,
+}
+
+/// Writes to standard output what this node has compiled.
+pub(crate) fn export(job: &CodeJob) -> anyhow::Result<()> {
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    Ok(open_store(job)?.export(&job.digest, &mut out)?)
+}
+
+/// Takes from standard input what another node has compiled; the agent has checked that one did.
+pub(crate) fn import(job: &CodeJob) -> anyhow::Result<()> {
+    Ok(open_store(job)?.import(&job.digest, &mut std::io::stdin().lock())?)
+}
+
+fn open_store(job: &CodeJob) -> anyhow::Result<CodeStore> {
+    Ok(CodeStore::open(&job.cache, &compatibility()?)?)
+}
+
+/// Says on standard output what this program compiles for.
+pub(crate) fn print_compatibility() -> anyhow::Result<()> {
+    let text = format!("{}\n", compatibility()?);
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn compatibility() -> anyhow::Result<String> {
+    let engine = engine::for_compiling().map_err(anyhow::Error::from)?;
+    Ok(engine::compatibility(&engine))
 }
 
 /// Reads the module once, so that what is compiled is what was checked.

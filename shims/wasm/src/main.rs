@@ -50,6 +50,9 @@ fn main() -> ExitCode {
     let result = match Options::parse(std::env::args_os().skip(1)) {
         Ok(Options::Compile(job)) => compiler::run(&job).context("compiling"),
         Ok(Options::Shim(options)) => run_shim(options),
+        Ok(Options::Compatibility) => compiler::print_compatibility(),
+        Ok(Options::Export(job)) => compiler::export(&job).context("giving compiled code away"),
+        Ok(Options::Import(job)) => compiler::import(&job).context("taking compiled code"),
         Ok(Options::Help) => options::print_help().context("writing help"),
         Err(error) => Err(error.into()),
     };

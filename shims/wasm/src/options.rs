@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use brig_api::Digest;
 
-use crate::compiler::CompileJob;
+use crate::compiler::{CodeJob, CompileJob};
 
 /// How long a shim without tasks and connections waits for more: an agent that restarts finds it again.
 const IDLE_DEFAULT: Duration = Duration::from_secs(60);
@@ -17,6 +17,9 @@ Runs the wasm tasks of a namespace. The node agent starts it.
 
 Usage: brig-shim-wasm --dir DIR --cache CACHE [--idle-ms N]   with a listening unix socket as standard input
        brig-shim-wasm compile --module FILE --digest SHA256 --cache CACHE
+       brig-shim-wasm compatibility                            says what is compiled for
+       brig-shim-wasm export --digest SHA256 --cache CACHE     compiled code to standard output
+       brig-shim-wasm import --digest SHA256 --cache CACHE     compiled code from standard input
 
   --dir DIR      its own directory; the agent has bound DIR/shim.sock
   --cache CACHE  compiled code, shared by the shims of the node
@@ -30,6 +33,12 @@ pub(crate) enum Options {
     Shim(ShimOptions),
     /// Compile one module.
     Compile(CompileJob),
+    /// Say what is compiled for.
+    Compatibility,
+    /// Write compiled code to standard output.
+    Export(CodeJob),
+    /// Take compiled code from standard input.
+    Import(CodeJob),
     /// Explain.
     Help,
 }
@@ -51,19 +60,24 @@ impl Options {
     /// Reads the arguments after the program's name.
     pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, WrongUse> {
         let mut arguments = arguments.peekable();
-        let is_compile = arguments.next_if(|argument| argument == "compile").is_some();
+        let verbs = ["compile", "compatibility", "export", "import"];
+        let verb = arguments.next_if(|argument| verbs.iter().any(|verb| argument == verb));
+        let verb = verb.as_deref().and_then(|verb| verb.to_str()).unwrap_or_default();
+        if verb == "compatibility" {
+            return Ok(Self::Compatibility);
+        }
         let (mut dir, mut cache, mut module, mut digest, mut idle) = (None, None, None, None, None);
         while let Some(name) = arguments.next() {
             let name = name.to_string_lossy().into_owned();
             if matches!(name.as_str(), "-h" | "--help") {
                 return Ok(Self::Help);
             }
-            let place = match (name.as_str(), is_compile) {
-                ("--dir", false) => &mut dir,
-                ("--idle-ms", false) => &mut idle,
+            let place = match (name.as_str(), verb) {
+                ("--dir", "") => &mut dir,
+                ("--idle-ms", "") => &mut idle,
                 ("--cache", _) => &mut cache,
-                ("--module", true) => &mut module,
-                ("--digest", true) => &mut digest,
+                ("--module", "compile") => &mut module,
+                ("--digest", "compile" | "export" | "import") => &mut digest,
                 _ => return Err(WrongUse(format!("unknown argument `{name}`"))),
             };
             let value = arguments.next();
@@ -73,15 +87,18 @@ impl Options {
             value.ok_or_else(|| WrongUse(format!("`{name}` is missing")))
         };
         let cache = needed(cache, "--cache")?.into();
-        if is_compile {
+        if !verb.is_empty() {
             let digest = needed(digest, "--digest")?.to_string_lossy().into_owned();
             let digest = Digest::new(&digest)
                 .map_err(|error| WrongUse(format!("`--digest {digest}`: {error}")))?;
-            return Ok(Self::Compile(CompileJob {
-                module: needed(module, "--module")?.into(),
-                digest,
-                cache,
-            }));
+            return match verb {
+                "export" => Ok(Self::Export(CodeJob { digest, cache })),
+                "import" => Ok(Self::Import(CodeJob { digest, cache })),
+                _ => {
+                    let module = needed(module, "--module")?.into();
+                    Ok(Self::Compile(CompileJob { module, digest, cache }))
+                }
+            };
         }
         let idle = match idle {
             Some(text) => text
@@ -117,6 +134,11 @@ mod tests {
         let digest = Digest::of_sha256(&[1; 32]);
         assert!(matches!(parse(&format!("compile --module m --digest {digest} --cache /c")),
             Ok(Options::Compile(job)) if job.digest == digest));
+        assert!(matches!(parse(&format!("export --digest {digest} --cache /c")),
+            Ok(Options::Export(job)) if job.digest == digest));
+        assert!(matches!(parse(&format!("import --cache /c --digest {digest}")),
+            Ok(Options::Import(job)) if job.cache.ends_with("c")));
+        assert!(matches!(parse("compatibility"), Ok(Options::Compatibility)));
         assert!(matches!(parse("--help"), Ok(Options::Help)));
     }
 
@@ -127,6 +149,8 @@ mod tests {
             ("--cache /c", "--dir"),
             ("--cache", "needs a value"),
             ("--dir /d --cache /c --module m", "--module"),
+            ("import --cache /c", "--digest"),
+            ("export --cache /c --module m", "--module"),
             ("compile --cache /c --module m --digest md5:1", "md5:1"),
             ("--dir /d --cache /c --idle-ms soon", "--idle-ms"),
         ] {

@@ -36,9 +36,9 @@ fn an_import_that_nobody_grants_is_named() {
     fs::write(&path, module).unwrap();
     cluster
         .brig(&["run", "--rm", &path.display().to_string()])
-        .fails(126, &["ImportNotGranted", "nowhere", "nothing"]);
+        .fails(2, &["unit.wasm.artifact", "`nowhere.nothing`"]);
     // An http component is no command, and says what to do.
-    cluster.brig(&["run", "--rm", &guest("web.wasm")]).fails(126, &["http"]);
+    cluster.brig(&["run", "--rm", &guest("web.wasm")]).fails(2, &["unit.wasm.http", "--http"]);
 }
 
 #[test]

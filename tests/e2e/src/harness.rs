@@ -246,16 +246,28 @@ impl Cluster {
     }
 
     pub(crate) fn start_node(&mut self) {
+        self.start_node_in("node", "node-1");
+    }
+
+    /// Another node, in a folder of its name; it takes the place of the one before in this cluster's fields.
+    pub(crate) fn start_node_named(&mut self, name: &str) {
+        self.start_node_in(name, name);
+    }
+
+    fn start_node_in(&mut self, folder: &str, name: &str) {
         let mut command = brig_command();
         command
             .arg("node")
             .arg("--data")
-            .arg(self.data.join("node"))
-            .args(["--server", &self.url, "--name", "node-1"]);
+            .arg(self.data.join(folder))
+            .args(["--server", &self.url, "--name", name])
+            .args(["--attribute", &format!("place={name}")]);
         command.args(["--host-path", "/tmp", "--resource", "gpu=2", "--taint", "spot:prefer-not"]);
-        self.node = Some(Process::start(command, self.data.join("node.log")));
+        self.node = Some(Process::start(command, self.data.join(format!("{folder}.log"))));
         self.wait("the node to be ready", || {
-            self.json(&["node", "ls", "-o", "json"])[0]["state"] == "ready"
+            let nodes = self.json(&["node", "ls", "-o", "json"]);
+            let nodes = nodes.as_array().expect("an array");
+            nodes.iter().any(|node| node["name"] == name && node["state"] == "ready")
         });
     }
 

@@ -12,4 +12,5 @@ mod containers;
 mod crashes;
 mod documents;
 mod mixed;
+mod programs;
 mod wasm;

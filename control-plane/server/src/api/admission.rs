@@ -7,7 +7,8 @@ use brig_api::manifest::Manifest;
 use brig_api::object::{ArtifactKind, Object, ObjectKey};
 use brig_api::problem::FieldError;
 use brig_api::reference::Reference;
-use brig_api::unit_spec::{EnvValue, Program, Runtime, Task, UnitTemplate};
+use brig_api::unit_spec::{EnvValue, Program, Runtime, Task, UnitTemplate, WasmProgram};
+use brig_api::wasm::Misfit;
 use brig_api::{Code, Kind, NamespacePath, ResourceName};
 use brig_store::StoreError;
 
@@ -46,6 +47,15 @@ pub(super) async fn admit(app: &App, drafts: Vec<Draft>) -> Answer<Vec<Manifest>
         admitted.push(lookup.admit(draft).await?);
     }
     if lookup.faults.is_empty() { Ok(admitted) } else { Err(refused(lookup.faults)) }
+}
+
+/// The field of a task that a misfit is about.
+fn misfit_field(misfit: &Misfit) -> &'static str {
+    match misfit {
+        Misfit::Library(_) | Misfit::NotProvided(_) => "wasm.artifact",
+        Misfit::NeedsHttp | Misfit::NoHttp(_) => "wasm.http",
+        Misfit::Memory { .. } => "resources.memory",
+    }
 }
 
 impl Lookup<'_> {
@@ -128,18 +138,20 @@ impl Lookup<'_> {
             } else {
                 join(path, &format!("tasks[{index}]"))
             };
-            self.artifact(&mut task.program, &path).await?;
+            self.artifact(task, &path).await?;
             self.texts_of(task, namespace, &path).await?;
         }
         Ok(())
     }
 
-    async fn artifact(&mut self, program: &mut Program, path: &str) -> Answer<()> {
-        let (field, written, wants) = match program {
+    async fn artifact(&mut self, task: &mut Task, unit_path: &str) -> Answer<()> {
+        let memory_limit = task.limits.memory;
+        let has_http = matches!(&task.program, Program::Wasm(WasmProgram { http: Some(_), .. }));
+        let (field, written, wants) = match &mut task.program {
             Program::Wasm(wasm) => ("wasm.artifact", &mut wasm.artifact, Runtime::Wasm),
             Program::Oci(oci) => ("oci.image", &mut oci.image, Runtime::Oci),
         };
-        let path = join(path, field);
+        let path = join(unit_path, field);
         let Ok(reference) = written.parse::<Reference>() else {
             return Ok(()); // Checked before.
         };
@@ -163,15 +175,25 @@ impl Lookup<'_> {
             return Ok(());
         };
         match (wants, found.kind) {
-            (Runtime::Wasm, ArtifactKind::Image | ArtifactKind::Index) => self.fault(
-                path,
-                format!("`{reference}` is a container image: write `oci: {{image: {reference}}}`"),
-            ),
+            (Runtime::Wasm, ArtifactKind::Image | ArtifactKind::Index) if !found.has_wasm => self
+                .fault(
+                    path,
+                    format!(
+                        "`{reference}` is a container image: write `oci: {{image: {reference}}}`"
+                    ),
+                ),
             (Runtime::Oci, ArtifactKind::Wasm) => self.fault(
                 path,
                 format!("`{reference}` is a wasm program: write `wasm: {{artifact: {reference}}}`"),
             ),
-            _ => *written = reference.pinned(found.digest).to_string(),
+            _ => {
+                *written = reference.pinned(found.digest).to_string();
+                let wasm = found.wasm.filter(|_| wants == Runtime::Wasm);
+                for misfit in wasm.iter().flat_map(|wasm| wasm.misfits(has_http, memory_limit)) {
+                    let field = misfit_field(&misfit);
+                    self.fault(join(unit_path, field), format!("`{reference}`: {misfit}"));
+                }
+            }
         }
         Ok(())
     }

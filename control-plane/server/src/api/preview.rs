@@ -1,12 +1,13 @@
 //! What an apply would lead to: the store tries it and rolls back, the core plans on the result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use brig_api::asks::new_asks;
+use brig_api::asks::{ProgramFacts, new_asks, program_references};
 use brig_api::explain::Verdict;
 use brig_api::lifecycle::Reason;
 use brig_api::manifest::Manifest;
 use brig_api::object::{Object, ObjectKey, Unit};
+use brig_api::reference::Reference;
 use brig_api::request::{PlanResponse, PlannedEviction, PlannedUnit};
 use brig_api::{Code, Kind, NodeName, Revision, UnitId};
 use brig_core::{Decision, Model, Moment, Plan};
@@ -22,7 +23,8 @@ pub(super) async fn preview(app: &App, manifests: &[Manifest]) -> Answer<PlanRes
     let (model, moment) =
         ask(app, Revision(0), |model, moment| (model.clone(), moment.clone())).await?;
     let revision = model.revision;
-    let planned = tokio::task::spawn_blocking(move || try_out(model, &moment, objects));
+    let programs = program_facts(app, &model, &objects).await;
+    let planned = tokio::task::spawn_blocking(move || try_out(model, &moment, objects, &programs));
     let (asks, Outcome { placements, stops, evictions }) = planned.await.map_err(|error| {
         tracing::error!(error = %error, "planning failed");
         Failure::new(Code::Internal, "the scheduler failed at this plan; the server's log says how")
@@ -30,13 +32,34 @@ pub(super) async fn preview(app: &App, manifests: &[Manifest]) -> Answer<PlanRes
     Ok(PlanResponse { revision, applied, placements, stops, evictions, asks })
 }
 
+/// What the registry knows of the programs of these objects, as they are and as they were.
+async fn program_facts(app: &App, model: &Model, objects: &[Object]) -> ProgramFacts {
+    let old: Vec<Object> = objects.iter().filter_map(|after| before(model, after)).collect();
+    let references: BTreeSet<&str> =
+        objects.iter().chain(&old).flat_map(program_references).collect();
+    let mut facts = ProgramFacts::new();
+    for reference in references {
+        let Ok(parsed) = reference.parse::<Reference>() else { continue };
+        // What was removed meanwhile, or lies elsewhere, is not known.
+        if let Ok(Some(found)) = app.registry.describe(&parsed).await
+            && let Some(wasm) = found.wasm
+        {
+            facts.insert(reference.to_owned(), wasm);
+        }
+    }
+    facts
+}
+
 fn try_out(
     mut model: Model,
     moment: &Moment,
     objects: Vec<Object>,
+    programs: &ProgramFacts,
 ) -> (Vec<brig_api::asks::Ask>, Outcome) {
-    let asks = objects.iter().flat_map(|after| new_asks(before(&model, after).as_ref(), after));
-    let asks = asks.collect();
+    let asks = objects
+        .iter()
+        .flat_map(|after| new_asks(before(&model, after).as_ref(), after, programs))
+        .collect();
     for object in objects {
         model.put(object);
     }

@@ -166,6 +166,7 @@ mod tests {
                     media_type: String::new(),
                     kind: ArtifactKind::Other,
                     size_bytes: 0,
+                    wasm: None,
                 };
                 store.artifact_put(new, 1).await.unwrap();
             }

@@ -190,7 +190,8 @@ async fn begin<'a>(
         return refuse(Failure::from(error).0, outgoing).await;
     }
     let server_version = env!("CARGO_PKG_VERSION").to_owned();
-    push(outgoing, ToNode::Welcome { server_version }).await?;
+    let code_key = Some(app.compiled.key().clone());
+    push(outgoing, ToNode::Welcome { server_version, code_key }).await?;
     // The box first, then the revision: what is committed after it comes (again) as a letter.
     let letters = app.mail.open(name);
     let since = app.store.revision().await?;

@@ -1,10 +1,11 @@
 //! Where tags are kept: a trait, so that the registry knows no SQL, and a form in memory.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use brig_api::Digest;
 use brig_api::object::{Artifact, ArtifactKind, Meta};
+use brig_api::wasm::WasmFacts;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
@@ -38,6 +39,8 @@ pub struct NewArtifact {
     pub kind: ArtifactKind,
     /// Bytes of manifest, config and layers together.
     pub size_bytes: u64,
+    /// What the program is and needs, of a wasm artifact that could be looked into.
+    pub wasm: Option<Arc<WasmFacts>>,
 }
 
 /// The result of a call to the index.
@@ -97,6 +100,7 @@ impl ArtifactIndex for MemoryIndex {
             media_type: new.media_type,
             kind: new.kind,
             size_bytes: new.size_bytes,
+            wasm: new.wasm.map(|wasm| (*wasm).clone()),
             meta: Meta::default(),
         };
         let done = self.with(|tags| {

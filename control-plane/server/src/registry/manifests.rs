@@ -67,9 +67,19 @@ impl Inner {
         let children: Vec<_> = document.children().collect();
         let sizes = self.blobs.sizes(children.iter().map(|child| child.digest.clone())).await?;
         children.iter().zip(sizes).try_for_each(|(child, size)| check_child(child, size))?;
+        let wasm = self.facts(&document).await?;
+        let kind = self.kind_of(&document).await?;
         if let Wanted::Tag(tag) = &wanted
-            && self.is_named(&repository, tag, &document, &digest, &bytes).await?
+            && self.index.get(&repository, tag).await?.is_some_and(|named| {
+                named.digest == digest
+                    && named.media_type == document.media_type()
+                    && named.kind == kind
+                    && named.wasm.as_ref() == wasm.as_deref()
+            })
+            && self.blobs.renew(&digest, bytes.clone(), (self.config.now)()).await?
         {
+            // Nothing has to be written, and nothing to be synced: a tag is committed after the manifest that it names
+            // was on the disk.
             let subject = document.subject().map(|subject| subject.digest.clone());
             return Ok(Taken { digest, subject });
         }
@@ -80,29 +90,12 @@ impl Inner {
             self.remember_referrer(subject, &digest).await?;
         }
         if let Wanted::Tag(tag) = wanted {
-            let (media_type, kind) = (document.media_type().to_owned(), document.kind());
+            let media_type = document.media_type().to_owned();
             let digest = digest.clone();
-            let new = NewArtifact { repository, tag, digest, media_type, kind, size_bytes };
+            let new = NewArtifact { repository, tag, digest, media_type, kind, size_bytes, wasm };
             self.index.put(new).await?;
         }
         Ok(Taken { digest, subject })
-    }
-
-    /// Does the tag name this manifest already, and is it there? Then nothing has to be written, and nothing to be
-    /// synced: a tag is committed after the manifest that it names was on the disk.
-    async fn is_named(
-        &self,
-        repository: &str,
-        tag: &str,
-        document: &Document,
-        digest: &Digest,
-        bytes: &Bytes,
-    ) -> Result<bool, RegistryError> {
-        let Some(named) = self.index.get(repository, tag).await? else { return Ok(false) };
-        let is_same = named.digest == *digest
-            && named.media_type == document.media_type()
-            && named.kind == document.kind();
-        Ok(is_same && self.blobs.renew(digest, bytes.clone(), (self.config.now)()).await?)
     }
 
     /// Bytes of a manifest and all that it names. For an index that includes what its manifests name.

@@ -245,11 +245,12 @@ async fn what_a_unit_names_must_exist_and_artifacts_are_fixed_to_digests() {
     assert_eq!(artifact.digest, digest);
 }
 
-/// Pushes the smallest wasm module.
+/// Pushes the smallest program: `(module (func (export "_start")))`.
 async fn push(cluster: &Cluster, repository: &str, tag: &str) -> Digest {
     let http = plain_client();
     let digest_of = |bytes: &[u8]| Digest::of_sha256(&sha2::Sha256::digest(bytes).into());
-    let (module, config) = (b"\0asm\x01\0\0\0".to_vec(), b"{}".to_vec());
+    const PROGRAM: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\0\x0a\x04\x01\x02\0\x0b";
+    let (module, config) = (PROGRAM.to_vec(), b"{}".to_vec());
     for blob in [&module, &config] {
         let url =
             cluster.url(&format!("/v2/{repository}/blobs/uploads/?digest={}", digest_of(blob)));

@@ -3,14 +3,14 @@
 use brig_api::Revision;
 use brig_api::object::{Artifact, ArtifactKind, Meta};
 
-use crate::columns::{id, named, number, text, unsigned};
+use crate::columns::{from_json, id, named, number, text, to_json, unsigned};
 use crate::database::{Tx, on_db};
 use crate::error::StoreError;
 
 macro_rules! select {
     ($tail:literal) => {
         concat!(
-            "SELECT repository, tag, digest, media_type, kind, size_bytes, revision, created_ms FROM artifacts ",
+            "SELECT repository, tag, digest, media_type, kind, size_bytes, wasm, revision, created_ms FROM artifacts ",
             $tail
         )
     };
@@ -18,10 +18,10 @@ macro_rules! select {
 const ARTIFACT_GET: &str = select!("WHERE repository = $1 AND tag = $2");
 const ARTIFACTS: &str = select!("ORDER BY repository, tag");
 const ARTIFACTS_OF_DIGEST: &str = select!("WHERE repository = $1 AND digest = $2 ORDER BY tag");
-const ARTIFACT_PUT: &str = "INSERT INTO artifacts (repository, tag, digest, media_type, kind, size_bytes, revision, \
-    created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (repository, tag) DO UPDATE SET \
+const ARTIFACT_PUT: &str = "INSERT INTO artifacts (repository, tag, digest, media_type, kind, size_bytes, wasm_kind, \
+    wasm, revision, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (repository, tag) DO UPDATE SET \
     digest = excluded.digest, media_type = excluded.media_type, kind = excluded.kind, \
-    size_bytes = excluded.size_bytes, revision = excluded.revision";
+    size_bytes = excluded.size_bytes, wasm_kind = excluded.wasm_kind, wasm = excluded.wasm, revision = excluded.revision";
 const ARTIFACT_REMOVE: &str = "DELETE FROM artifacts WHERE repository = $1 AND tag = $2";
 
 #[derive(sqlx::FromRow)]
@@ -32,6 +32,7 @@ struct ArtifactRow {
     media_type: String,
     kind: String,
     size_bytes: i64,
+    wasm: Option<String>,
     revision: i64,
     created_ms: i64,
 }
@@ -44,6 +45,7 @@ impl TryFrom<ArtifactRow> for Artifact {
             digest: id("artifacts.digest", &row.digest)?,
             kind: named("artifacts.kind", ArtifactKind::parse, &row.kind)?,
             size_bytes: unsigned("artifacts.size_bytes", row.size_bytes)?,
+            wasm: row.wasm.map(|wasm| from_json("artifacts.wasm", &wasm)).transpose()?,
             repository: row.repository,
             tag: row.tag,
             media_type: row.media_type,
@@ -94,6 +96,8 @@ pub(crate) async fn artifact_list_of_digest(
 pub(crate) async fn artifact_put(db: &mut Tx, artifact: &Artifact) -> Result<(), StoreError> {
     let media_type = text("media_type", &artifact.media_type)?;
     let size_bytes = number("size_bytes", artifact.size_bytes)?;
+    let wasm = artifact.wasm.as_ref().map(|wasm| to_json("wasm", wasm)).transpose()?;
+    let wasm_kind = artifact.wasm.as_ref().map(|wasm| wasm.kind.as_str());
     let revision = number("revision", artifact.meta.revision.0)?;
     on_db!(db, |connection| {
         let query = sqlx::query(ARTIFACT_PUT)
@@ -103,6 +107,8 @@ pub(crate) async fn artifact_put(db: &mut Tx, artifact: &Artifact) -> Result<(),
             .bind(media_type)
             .bind(artifact.kind.as_str())
             .bind(size_bytes)
+            .bind(wasm_kind)
+            .bind(wasm)
             .bind(revision)
             .bind(artifact.meta.created_ms);
         query.execute(connection).await.map(drop)

@@ -1,15 +1,15 @@
 //! Wasm files as OCI artifacts, by the guidance of the CNCF: what a file is, its configuration, pushing it.
 
-use std::io::Read as _;
+use std::io::{Cursor, Read as _};
 use std::path::Path;
 
 use brig_api::Digest;
 use brig_api::oci::{Descriptor, ImageManifest, MANIFEST, WASM_CONFIG, WASM_LAYER};
 use brig_api::reference::Reference;
+use brig_api::wasm::WasmForm;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use wasmparser::{Parser, Payload};
 
 use super::error::RegistryError;
 use super::progress::Progress;
@@ -26,14 +26,7 @@ const INLINE_BYTES_MAX: u64 = 512 * 1024;
 /// All artifacts are of this time, so that the same file pushed twice has the same digest.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
-/// What a wasm binary is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WasmKind {
-    /// A core module (WASI preview 1).
-    Module,
-    /// A component (WASI 0.2 and later).
-    Component,
-}
+pub use brig_wasm::form_of;
 
 /// The configuration of a wasm artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,16 +54,6 @@ pub struct ComponentInterfaces {
     /// What it needs.
     #[serde(default)]
     pub imports: Vec<String>,
-}
-
-/// What the first bytes of a wasm binary say it is; None when they are not those of a wasm binary.
-#[must_use]
-pub fn kind_of(bytes: &[u8]) -> Option<WasmKind> {
-    match bytes.get(..8)? {
-        [0, b'a', b's', b'm', 1, 0, 0, 0] => Some(WasmKind::Module),
-        [0, b'a', b's', b'm', 0x0d, 0, 1, 0] => Some(WasmKind::Component),
-        _ => None,
-    }
 }
 
 /// What a file that is no wasm seems to be, and what to do about it.
@@ -105,8 +88,9 @@ pub fn name_of_other(bytes: &[u8]) -> (&'static str, &'static str) {
 /// # Errors
 /// What is wrong with the binary.
 pub fn config_of(bytes: &[u8], layer: Digest) -> Result<WasmConfig, String> {
-    let is_component = kind_of(bytes) == Some(WasmKind::Component);
-    let interfaces = interfaces(bytes).map_err(|error| error.to_string())?;
+    let facts = brig_wasm::inspect(Cursor::new(bytes)).map_err(|error| error.to_string())?;
+    let is_component = facts.form == WasmForm::Component;
+    let interfaces = ComponentInterfaces { exports: facts.exports, imports: facts.imports };
     Ok(WasmConfig {
         created: CREATED.to_owned(),
         architecture: "wasm".to_owned(),
@@ -116,30 +100,6 @@ pub fn config_of(bytes: &[u8], layer: Digest) -> Result<WasmConfig, String> {
     })
 }
 
-/// Walks all sections, so that a file that was cut off is found here, and takes the outermost names.
-fn interfaces(bytes: &[u8]) -> Result<ComponentInterfaces, wasmparser::BinaryReaderError> {
-    let mut found = ComponentInterfaces::default();
-    let mut depth = 0_usize;
-    for payload in Parser::new(0).parse_all(bytes) {
-        match payload? {
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
-            Payload::End(_) => depth = depth.saturating_sub(1),
-            Payload::ComponentImportSection(section) if depth == 0 => {
-                for import in section {
-                    found.imports.push(import?.name.name.to_owned());
-                }
-            }
-            Payload::ComponentExportSection(section) if depth == 0 => {
-                for export in section {
-                    found.exports.push(export?.name.name.to_owned());
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(found)
-}
-
 /// Reads a wasm file whole and says clearly when it is none.
 fn read(path: &Path) -> Result<Bytes, RegistryError> {
     let storage = |source| RegistryError::file(path, source);
@@ -147,7 +107,7 @@ fn read(path: &Path) -> Result<Bytes, RegistryError> {
     let mut bytes = Vec::new();
     let mut file = file.take(WASM_BYTES_MAX + 1);
     file.by_ref().take(1024).read_to_end(&mut bytes).map_err(storage)?;
-    if kind_of(&bytes).is_none() {
+    if form_of(&bytes).is_none() {
         let (found, hint) = name_of_other(&bytes);
         return Err(RegistryError::NotWasm { path: path.to_owned(), found, hint });
     }
@@ -287,7 +247,7 @@ mod tests {
             (config.os.as_str(), config.component),
             ("wasip2", Some(ComponentInterfaces::default()))
         );
-        assert_eq!(kind_of(b"\0asm\x02\0\0\0"), None);
+        assert_eq!(form_of(b"\0asm\x02\0\0\0"), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Revisions and the change feed: no gaps, in order, resumed where one left off.
 
 use brig_api::change::Change;
+use brig_api::wasm::{Capability, WasmFacts, WasmForm, WasmKind, WasmMemory};
 use brig_api::{Kind, Revision};
 use brig_store::{EventFilter, NewArtifact, Store, StoreError};
 
@@ -173,10 +174,16 @@ async fn tags_are_set_and_removed(Fresh { store, .. }: Fresh) {
         media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
         kind: brig_api::object::ArtifactKind::Wasm,
         size_bytes: 1 << 40,
+        wasm: (byte == 1).then(wasm_facts),
     };
     let one = store.artifact_put(artifact("1", 1), NOW).await.unwrap();
     assert_eq!(store.artifact_put(artifact("1", 1), NOW + 1).await.unwrap(), one, "no change");
+    assert_eq!(store.artifact_get("team-a/shop", "1").await.unwrap(), Some(one.clone()));
+    assert_eq!(one.wasm, Some(wasm_facts()));
+    let kinds = store.sql("SELECT wasm_kind FROM artifacts", 10).await.unwrap();
+    assert!(format!("{kinds:?}").contains("http-p2"), "{kinds:?}");
     let moved = store.artifact_put(artifact("1", 2), NOW + 2).await.unwrap();
+    assert_eq!(moved.wasm, None);
     assert_eq!(moved.meta.created_ms, NOW);
     store.artifact_put(artifact("2", 2), NOW).await.unwrap();
     store.artifact_put(artifact("latest", 3), NOW).await.unwrap();
@@ -192,6 +199,21 @@ async fn tags_are_set_and_removed(Fresh { store, .. }: Fresh) {
         NewArtifact { repository: "Shop".to_owned(), tag: "a b".to_owned(), ..artifact("1", 1) };
     let error = store.artifact_put(wrong, NOW).await.unwrap_err();
     assert!(matches!(&error, StoreError::Invalid(faults) if faults.len() == 2), "{error}");
+}
+
+fn wasm_facts() -> WasmFacts {
+    WasmFacts {
+        form: WasmForm::Component,
+        kind: WasmKind::HttpP2,
+        memory: WasmMemory { count: 2, initial_bytes: u64::MAX, maximum_bytes: None },
+        capabilities: [Capability::OutgoingHttp].into(),
+        foreign: vec![],
+        imports: vec!["wasi:http/outgoing-handler@0.2.0".to_owned()],
+        exports: vec!["wasi:http/incoming-handler@0.2.0".to_owned()],
+        names_left_out: 0,
+        languages: vec!["Rust".to_owned()],
+        tools: vec![],
+    }
 }
 
 async fn one_leader_at_a_time(Fresh { store, .. }: Fresh) {
