@@ -1,7 +1,7 @@
 //! The memory limit of a task: all linear memories and tables of all its guests together.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use brig_api::Bytes;
 use wasmtime::ResourceLimiter;
@@ -22,17 +22,30 @@ pub(crate) struct MemoryExceeded {
 }
 
 /// The memory of a task.
-#[derive(Debug)]
 pub(crate) struct MemoryAccount {
     limit: u64,
     now: AtomicU64,
     peak: AtomicU64,
+    on_shortage: OnceLock<OnShortage>,
 }
+
+/// Gives some of the task's memory back; false when there is none to give.
+type OnShortage = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl MemoryAccount {
     /// An empty account.
     pub(crate) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, now: AtomicU64::new(0), peak: AtomicU64::new(0) })
+        Arc::new(Self {
+            limit,
+            now: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            on_shortage: OnceLock::new(),
+        })
+    }
+
+    /// What is tried before a guest is refused memory. Only the first is kept.
+    pub(crate) fn on_shortage(&self, give_back: OnShortage) {
+        let _ = self.on_shortage.set(give_back);
     }
 
     /// The limit in bytes.
@@ -51,6 +64,15 @@ impl MemoryAccount {
     }
 
     fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
+        loop {
+            match self.try_take(bytes) {
+                Err(_) if self.on_shortage.get().is_some_and(|give_back| give_back()) => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn try_take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
         let taken = self.now.fetch_update(Relaxed, Relaxed, |now| {
             now.checked_add(bytes).filter(|sum| *sum <= self.limit)
         });
@@ -68,7 +90,6 @@ impl MemoryAccount {
 }
 
 /// Charges one guest's memory to its task, and gives it back when the guest is gone.
-#[derive(Debug)]
 pub(crate) struct MemoryLimiter {
     account: Arc<MemoryAccount>,
     held: u64,
@@ -156,6 +177,8 @@ impl ResourceLimiter for MemoryLimiter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]
@@ -172,6 +195,23 @@ mod tests {
         assert_eq!((account.now(), account.peak()), (40, 100));
         drop(second);
         assert_eq!(account.now(), 0);
+    }
+
+    #[test]
+    fn memory_that_somebody_can_spare_is_given_before_a_guest_is_refused() {
+        let account = MemoryAccount::new(100);
+        let spare = Mutex::new(Vec::new());
+        for _ in 0..2 {
+            let mut limiter = MemoryLimiter::new(&account);
+            assert!(limiter.memory_growing(0, 30, None).unwrap());
+            spare.lock().unwrap().push(limiter);
+        }
+        account.on_shortage(Box::new(move || spare.lock().unwrap().pop().is_some()));
+        let mut guest = MemoryLimiter::new(&account);
+        assert!(guest.memory_growing(0, 50, None).unwrap());
+        assert_eq!(account.now(), 80, "one was enough");
+        assert!(guest.memory_growing(50, 100, None).unwrap());
+        assert!(guest.memory_growing(100, 101, None).is_err(), "there is no more");
     }
 
     #[test]

@@ -116,8 +116,10 @@ impl Task {
         let guest = slice.metered(&self.machine.ticker, guest);
         tokio::select! {
             biased;
-            () = stop.cut() => Outcome::stopped(stop.code()),
+            // First, for most requests end in their first poll: they never wait for the others. A guest that runs on
+            // sees by itself that it is cut off.
             outcome = guest => outcome,
+            () = stop.cut() => Outcome::stopped(stop.code()),
             outcome = self.deadline() => outcome,
         }
     }
@@ -189,7 +191,9 @@ pub(crate) async fn run(
             run_command(&task, pre).await
         }
         Program::Http(pre) => match wasm.http {
-            Some(address) => http_server::run(Arc::new(task), pre, address, on_running).await,
+            Some(address) => {
+                http_server::run(Arc::new(task), pre, address, wasm.http_limits, on_running).await
+            }
             None => Refusal::new(Reason::CreateFailed, "no address to serve http on").into(),
         },
     };
