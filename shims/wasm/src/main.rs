@@ -27,6 +27,7 @@ mod stop;
 mod task;
 mod tasks;
 mod ticker;
+mod turns;
 
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
@@ -76,7 +77,6 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
         engine::for_running().map_err(anyhow::Error::from).context("setting up wasmtime")?;
     let programs = program::Programs::new(&engine, options.cache).context("opening the cache")?;
     let ticker = ticker::Ticker::start(engine.clone()).context("starting a thread")?;
-    let machine = Arc::new(task::Machine { engine, programs, ticker });
     let guests = tokio::runtime::Builder::new_multi_thread()
         .thread_name("guest")
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -87,6 +87,8 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
         .worker_threads(CONTROL_THREADS)
         .enable_all()
         .build()?;
+    let turns = turns::Turns::new(guests.metrics().num_workers());
+    let machine = Arc::new(task::Machine { engine, programs, ticker, turns });
     let tasks = tasks::Tasks::new(machine, guests.handle().clone());
     tracing::info!(dir = %options.dir.display(), "serving");
     control.block_on(async {

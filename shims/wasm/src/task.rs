@@ -17,6 +17,7 @@ use crate::output::TaskLog;
 use crate::program::{Program, Programs, Ready};
 use crate::stop::Stop;
 use crate::ticker::Ticker;
+use crate::turns::Turns;
 
 /// Most bytes that a component may pass to its host in one call.
 const CALL_BYTES_MAX: usize = 16 << 20;
@@ -26,6 +27,7 @@ pub(crate) struct Machine {
     pub(crate) engine: Engine,
     pub(crate) programs: Programs,
     pub(crate) ticker: Arc<Ticker>,
+    pub(crate) turns: Arc<Turns>,
 }
 
 /// What can be seen and asked of a task from outside while it runs.
@@ -39,7 +41,7 @@ impl Control {
     pub(crate) fn new(start: &StartTask, is_server: bool) -> Self {
         Self {
             stop: Arc::new(Stop::new(is_server)),
-            meter: Meter::new(start.limits.cpu_limit_milli),
+            meter: Meter::new(start.limits.cpu_limit_milli, start.limits.cpu_request_milli),
             memory: MemoryAccount::new(start.limits.memory_bytes),
         }
     }
@@ -113,7 +115,7 @@ impl Task {
         guest: impl Future<Output = Outcome>,
     ) -> Outcome {
         let stop = &self.control.stop;
-        let guest = slice.metered(&self.machine.ticker, guest);
+        let guest = slice.metered(&self.machine.ticker, &self.machine.turns, guest);
         tokio::select! {
             biased;
             // First, for most requests end in their first poll: they never wait for the others. A guest that runs on
