@@ -11,9 +11,10 @@ use wasmtime::{
 /// What compiled code is marked with besides wasmtime's own version. To be changed whenever the settings below
 /// change in a way that wasmtime does not see.
 const CODE_VERSION: &str = concat!("brig-", env!("CARGO_PKG_VERSION"), "-1");
-/// Most guests of one shim at a time: tasks, and requests of http services. Each has two mappings and a
-/// guarded stack; the kernel's default of 65,530 mappings per process is the wall.
-pub(crate) const GUESTS_MAX: u32 = 1_000;
+/// Most guests of one shim at a time: tasks, and requests of http services. Each has a guarded stack, which is two
+/// mappings from the beginning, and two more while it runs; the kernel's default of 65,530 mappings per process is the
+/// wall. What is not used costs address space and those two mappings, no memory.
+pub(crate) const GUESTS_MAX: u32 = 10_000;
 /// Instances, memories and tables per guest that the pool is sized for; components have a few of each.
 const PARTS_PER_GUEST: u32 = 2;
 /// Largest linear memory: all that 32 bits reach. A task's own limit is enforced by its limiter.
