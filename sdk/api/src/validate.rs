@@ -571,6 +571,14 @@ mod tests {
             ("{wasm: {artifact: a}, tasks: [{name: t, wasm: {artifact: a}}]}", "both `tasks` and"),
             ("{wasm: {artifact: 'A B'}}", "unit.wasm.artifact: `A B`"),
             ("{wasm: {artifact: a, http: {port: 0}}}", "unit.wasm.http.port"),
+            ("{wasm: {artifact: a, http: {max_concurrent: 0}}}", "unit.wasm.http.max_concurrent"),
+            ("{wasm: {artifact: a, http: {max_concurrent: 1001}}}", "from 1 to 1000"),
+            ("{wasm: {artifact: a, http: {timeout_ms: 0}}}", "unit.wasm.http.timeout_ms"),
+            (
+                "{wasm: {artifact: a, http: {reuse: {max_requests: 0}}}}",
+                "unit.wasm.http.reuse.max_requests",
+            ),
+            ("{wasm: {artifact: a, http: {reuse: {idle_ms: 0}}}}", "unit.wasm.http.reuse.idle_ms"),
             ("{wasm: {artifact: a, allow_hosts: ['a b']}}", "unit.wasm.allow_hosts[0]"),
             (
                 "{wasm: {artifact: a}, resources: {memory: 1k}}",

@@ -34,6 +34,10 @@ type GuestResponse = Result<Response<HyperOutgoingBody>, ErrorCode>;
 type Ended = (Outcome, Option<Instance>);
 
 /// What a guest gave.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is what nearly every request ends with"
+)]
 pub(crate) enum Given {
     /// A response that has begun.
     Response(Response<GuestBody>),

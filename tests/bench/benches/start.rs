@@ -14,6 +14,7 @@ use bench::{Daemon, build};
 use brig_api::NamespacePath;
 use brig_api::manifest::{Format, Manifest, parse};
 use brig_api::request::LogQuery;
+use brig_api::unit_spec::UnitSpec;
 use brig_client::Client;
 
 /// Not counted: they fill caches.
@@ -76,7 +77,7 @@ fn number(variable: &str, default: usize) -> Result<usize> {
     }
 }
 
-fn manifests(text: &str) -> Result<Vec<Manifest>> {
+fn manifests(text: &str) -> Result<Vec<Manifest<UnitSpec>>> {
     parse(text, Format::Yaml, None).map_err(|faults| anyhow::anyhow!("the manifest: {faults:?}"))
 }
 

@@ -143,7 +143,7 @@ impl Shim {
         }
         let reply = self.client.request(Request::Remove { task }).await?;
         ensure!(reply == Reply::Done, "{name} was not removed: {reply:?}");
-        Ok(())
+        Ok(std::fs::remove_dir_all(self.dir.path().join(name))?)
     }
 }
 
