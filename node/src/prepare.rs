@@ -16,7 +16,7 @@ use brig_api::placement::{TaskGrants, devices_variable};
 use brig_api::session::Assignment;
 use brig_api::unit_spec::{EnvValue, PIDS_DEFAULT, Program, Task, WasmProgram};
 use brig_shim::message::{
-    KeyValueStore, Limits, StartProgram, StartTask, StartWasm, TaskKey, WasmWorld,
+    HttpLimits, KeyValueStore, Limits, StartProgram, StartTask, StartWasm, TaskKey, WasmWorld,
 };
 
 use crate::compiled::CompiledCode;
@@ -90,6 +90,7 @@ impl Preparer {
                         let port = http.port.or_else(|| still_free(self.address, last_port?));
                         SocketAddr::new(self.address, port.unwrap_or(0))
                     }),
+                    http_limits: wasm.http.as_ref().map(HttpLimits::from).unwrap_or_default(),
                     allow_hosts: wasm.allow_hosts.clone(),
                     deadline_ms: wasm.deadline_ms,
                     world: self.world(assignment, task, wasm, ports)?,

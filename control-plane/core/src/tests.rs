@@ -64,7 +64,7 @@ pub(super) fn wasm(request: Resources) -> UnitTemplate {
 }
 
 pub(super) fn http(request: Resources, port: u16) -> UnitTemplate {
-    let http = Some(HttpServing { port: Some(port) });
+    let http = Some(HttpServing { port: Some(port), ..HttpServing::default() });
     let program = WasmProgram { artifact: "a:1".to_owned(), http, ..WasmProgram::default() };
     template(request, Program::Wasm(program))
 }

@@ -244,7 +244,45 @@ pub struct HttpServing {
     /// Port on the node; units of the same service on one node share it. Without one the node picks a free port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Requests that run at a time, from 1 to [`HTTP_CONCURRENT_MAX`]; more wait. [`HTTP_CONCURRENT_DEFAULT`] where none
+    /// is named, and always fewer when the memories of so many would not fit the task's limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u32>,
+    /// Longest time from a request until its response begins, in milliseconds; then its client is told 504.
+    /// [`HTTP_TIMEOUT_MS_DEFAULT`] where none is named. How long a response may take is the program's `deadline_ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Let an instance answer several requests, one after the other. Off by default: each request has a fresh
+    /// instance, and nothing that one leaves behind is seen by another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<InstanceReuse>,
 }
+
+/// How instances of a `wasi:http` program are used again. One that trapped, or was cut off, never is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct InstanceReuse {
+    /// Requests that an instance answers before it is thrown away; at least 1.
+    pub max_requests: u32,
+    /// How long an instance waits for its next request, in milliseconds, from 1 to [`REUSE_IDLE_MS_MAX`]. Its memory
+    /// counts for the unit while it waits.
+    pub idle_ms: u64,
+}
+
+impl Default for InstanceReuse {
+    fn default() -> Self {
+        Self { max_requests: 1_000, idle_ms: 1_000 }
+    }
+}
+
+/// Requests of a wasm task that run at a time, where its spec names no number.
+pub const HTTP_CONCURRENT_DEFAULT: u32 = 100;
+/// Most requests of a wasm task that may run at a time.
+pub const HTTP_CONCURRENT_MAX: u32 = 1_000;
+/// Longest time until a response begins, in milliseconds, where the spec names none.
+pub const HTTP_TIMEOUT_MS_DEFAULT: u64 = 60_000;
+/// Longest time that an instance may wait for its next request, in milliseconds.
+pub const REUSE_IDLE_MS_MAX: u64 = 3_600_000;
 
 /// A container from an OCI image.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]

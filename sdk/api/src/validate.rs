@@ -10,8 +10,8 @@ use crate::reference::Reference;
 use crate::resources::Shortage;
 use crate::spec::{JobSpec, LoneUnitSpec, NamespaceSpec, ServiceSpec};
 use crate::unit_spec::{
-    EnvValue, GRACE_MS_DEFAULT, MAIN_TASK, Mount, OciProgram, Program, RestartPolicy, Task,
-    TaskSpec, UnitSpec, UnitTemplate, WasmProgram,
+    EnvValue, GRACE_MS_DEFAULT, HTTP_CONCURRENT_MAX, HttpServing, MAIN_TASK, Mount, OciProgram,
+    Program, REUSE_IDLE_MS_MAX, RestartPolicy, Task, TaskSpec, UnitSpec, UnitTemplate, WasmProgram,
 };
 use crate::{Bytes, MilliCpu, NamespacePath, ResourceName, Resources};
 
@@ -449,8 +449,8 @@ fn check_no_nul(field: &str, texts: &[String], faults: &mut Faults) {
 fn check_wasm(wasm: &WasmProgram, faults: &mut Faults) {
     check_reference("artifact", &wasm.artifact, faults);
     check_no_nul("args", &wasm.args, faults);
-    if wasm.http.as_ref().is_some_and(|http| http.port == Some(0)) {
-        faults.add("http.port", "0 is no port: name one, or leave it out for a free one");
+    if let Some(http) = &wasm.http {
+        check_http(http, faults);
     }
     if wasm.deadline_ms == Some(0) {
         faults.add("deadline_ms", "must be at least 1");
@@ -487,6 +487,25 @@ fn check_ports(ports: &[u16], faults: &mut Faults) {
     }
     if ports.len() > PORTS_MAX {
         faults.add("ports", format!("{} are too many: at most {PORTS_MAX}", ports.len()));
+    }
+}
+
+fn check_http(http: &HttpServing, faults: &mut Faults) {
+    if http.port == Some(0) {
+        faults.add("http.port", "0 is no port: name one, or leave it out for a free one");
+    }
+    if http.max_concurrent.is_some_and(|max| !(1..=HTTP_CONCURRENT_MAX).contains(&max)) {
+        faults.add("http.max_concurrent", format!("must be from 1 to {HTTP_CONCURRENT_MAX}"));
+    }
+    if http.timeout_ms == Some(0) {
+        faults.add("http.timeout_ms", "must be at least 1");
+    }
+    let Some(reuse) = &http.reuse else { return };
+    if reuse.max_requests == 0 {
+        faults.add("http.reuse.max_requests", "must be at least 1");
+    }
+    if !(1..=REUSE_IDLE_MS_MAX).contains(&reuse.idle_ms) {
+        faults.add("http.reuse.idle_ms", format!("must be from 1 to {REUSE_IDLE_MS_MAX}"));
     }
 }
 
@@ -557,6 +576,14 @@ mod tests {
             ("{wasm: {artifact: a}, tasks: [{name: t, wasm: {artifact: a}}]}", "both `tasks` and"),
             ("{wasm: {artifact: 'A B'}}", "unit.wasm.artifact: `A B`"),
             ("{wasm: {artifact: a, http: {port: 0}}}", "unit.wasm.http.port"),
+            ("{wasm: {artifact: a, http: {max_concurrent: 0}}}", "unit.wasm.http.max_concurrent"),
+            ("{wasm: {artifact: a, http: {max_concurrent: 1001}}}", "from 1 to 1000"),
+            ("{wasm: {artifact: a, http: {timeout_ms: 0}}}", "unit.wasm.http.timeout_ms"),
+            (
+                "{wasm: {artifact: a, http: {reuse: {max_requests: 0}}}}",
+                "unit.wasm.http.reuse.max_requests",
+            ),
+            ("{wasm: {artifact: a, http: {reuse: {idle_ms: 0}}}}", "unit.wasm.http.reuse.idle_ms"),
             ("{wasm: {artifact: a, allow_hosts: ['a b']}}", "unit.wasm.allow_hosts[0]"),
             ("{wasm: {artifact: a, allow_hosts: ['ftp://b']}}", "unit.wasm.allow_hosts[0]"),
             ("{wasm: {artifact: a, ports: [80, 80]}}", "unit.wasm.ports: a port is named twice"),

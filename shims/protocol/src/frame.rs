@@ -4,8 +4,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Largest frame, in bytes: a start request with a large environment, far below what could hurt.
-pub const FRAME_BYTES_MAX: usize = 4 << 20;
+/// Largest frame, in bytes: the answer to a hello of a shim with 9,000 tasks, far below what could hurt.
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
 
 /// Why bytes are no frame, or a frame no message. The connection is of no use any more.
 #[derive(Debug, thiserror::Error)]

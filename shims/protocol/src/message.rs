@@ -12,7 +12,9 @@ use std::path::PathBuf;
 
 use brig_api::lifecycle::Reason;
 use brig_api::request::ExecRequest;
-use brig_api::unit_spec::Clocks;
+use brig_api::unit_spec::{
+    Clocks, HTTP_CONCURRENT_DEFAULT, HTTP_TIMEOUT_MS_DEFAULT, HttpServing, InstanceReuse,
+};
 use brig_api::usage::Usage;
 use brig_api::{Digest, NamespacePath};
 use serde::{Deserialize, Serialize};
@@ -192,6 +194,9 @@ pub struct StartWasm {
     pub args: Vec<String>,
     /// Serve `wasi:http` on this address; several tasks of a service share one port (SO_REUSEPORT).
     pub http: Option<SocketAddr>,
+    /// How it serves.
+    #[serde(default)]
+    pub http_limits: HttpLimits,
     /// See [`brig_api::unit_spec::WasmProgram::allow_hosts`].
     pub allow_hosts: Vec<String>,
     /// See [`brig_api::unit_spec::WasmProgram::deadline_ms`].
@@ -233,6 +238,33 @@ pub struct KeyValueStore {
     pub file: PathBuf,
     /// The buckets that the task may open.
     pub buckets: Vec<String>,
+}
+
+/// See [`brig_api::unit_spec::HttpServing`]; its defaults are filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpLimits {
+    /// Requests that run at a time.
+    pub max_concurrent: u32,
+    /// Longest time until a response begins, in milliseconds.
+    pub timeout_ms: u64,
+    /// None: a fresh instance for each request.
+    pub reuse: Option<InstanceReuse>,
+}
+
+impl From<&HttpServing> for HttpLimits {
+    fn from(http: &HttpServing) -> Self {
+        Self {
+            max_concurrent: http.max_concurrent.unwrap_or(HTTP_CONCURRENT_DEFAULT),
+            timeout_ms: http.timeout_ms.unwrap_or(HTTP_TIMEOUT_MS_DEFAULT),
+            reuse: http.reuse,
+        }
+    }
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self::from(&HttpServing::default())
+    }
 }
 
 /// A container.

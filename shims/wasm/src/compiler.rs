@@ -173,7 +173,8 @@ pub(crate) fn print_compatibility() -> anyhow::Result<()> {
 }
 
 fn compatibility() -> anyhow::Result<String> {
-    let engine = engine::for_compiling().map_err(anyhow::Error::from)?;
+    // What runs on the other engine is compiled on each node: there is little of it.
+    let engine = engine::for_compiling(Concurrency::Off).map_err(anyhow::Error::from)?;
     Ok(engine::compatibility(&engine))
 }
 

@@ -12,9 +12,12 @@ use wasmtime::{
 /// What compiled code is marked with besides wasmtime's own version. To be changed whenever the settings below
 /// change in a way that wasmtime does not see.
 const CODE_VERSION: &str = concat!("brig-", env!("CARGO_PKG_VERSION"), "-2");
-/// Most guests of one shim at a time: tasks, and requests of http services. Each has two mappings and a
-/// guarded stack; the kernel's default of 65,530 mappings per process is the wall.
-pub(crate) const GUESTS_MAX: u32 = 1_000;
+/// Most guests of one shim at a time: tasks, and requests of http services. Each has a guarded stack, which is two
+/// mappings from the beginning, and two more while it runs; the kernel's default of 65,530 mappings per process is the
+/// wall. What is not used costs address space and those two mappings, no memory.
+pub(crate) const GUESTS_MAX: u32 = 10_000;
+/// Most of those that run on the engine with concurrency: both pools share the process's mappings.
+const CONCURRENT_GUESTS_MAX: u32 = 1_000;
 /// Instances, memories and tables per guest that the pool is sized for; components have a few of each.
 const PARTS_PER_GUEST: u32 = 2;
 /// Largest linear memory: all that 32 bits reach. A task's own limit is enforced by its limiter.
@@ -65,7 +68,7 @@ pub(crate) fn for_compiling(concurrency: Concurrency) -> wasmtime::Result<Engine
 /// The engine of a shim: the same code, and a pool of slots for guests.
 pub(crate) fn for_running(concurrency: Concurrency) -> wasmtime::Result<Engine> {
     let mut pooled = config(concurrency)?;
-    pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+    pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(concurrency)));
     match Engine::new(&pooled) {
         Ok(engine) => Ok(engine),
         Err(error) => {
@@ -76,14 +79,18 @@ pub(crate) fn for_running(concurrency: Concurrency) -> wasmtime::Result<Engine> 
     }
 }
 
-fn pool() -> PoolingAllocationConfig {
-    let parts = GUESTS_MAX * PARTS_PER_GUEST;
+fn pool(concurrency: Concurrency) -> PoolingAllocationConfig {
+    let guests = match concurrency {
+        Concurrency::Off => GUESTS_MAX,
+        Concurrency::On => CONCURRENT_GUESTS_MAX,
+    };
+    let parts = guests * PARTS_PER_GUEST;
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(GUESTS_MAX)
+    pool.total_component_instances(guests)
         .total_core_instances(parts * 2)
         .total_memories(parts)
         .total_tables(parts)
-        .total_stacks(GUESTS_MAX)
+        .total_stacks(guests)
         .max_core_instance_size(INSTANCE_BYTES_MAX)
         .max_component_instance_size(INSTANCE_BYTES_MAX)
         .max_tables_per_module(8)

@@ -11,7 +11,9 @@ mod compiler;
 mod engine;
 mod host;
 mod hosts;
+mod http_guest;
 mod http_server;
+mod instances;
 mod interfaces;
 mod keyvalue;
 mod logging;
@@ -29,6 +31,7 @@ mod stop;
 mod task;
 mod tasks;
 mod ticker;
+mod turns;
 
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
@@ -78,7 +81,6 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
     let _ = rustix::process::setsid();
     allow_many_files();
     let programs = program::Programs::new(options.cache).context("getting ready for programs")?;
-    let machine = Arc::new(task::Machine { programs, stores: keyvalue::Stores::default() });
     let guests = tokio::runtime::Builder::new_multi_thread()
         .thread_name("guest")
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -89,6 +91,9 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
         .worker_threads(CONTROL_THREADS)
         .enable_all()
         .build()?;
+    let turns = turns::Turns::new(guests.metrics().num_workers());
+    let stores = keyvalue::Stores::default();
+    let machine = Arc::new(task::Machine { programs, stores, turns });
     let tasks = tasks::Tasks::new(machine, guests.handle().clone());
     tracing::info!(dir = %options.dir.display(), "serving");
     control.block_on(async {

@@ -1,7 +1,7 @@
 //! The memory limit of a task: all linear memories and tables of all its guests together, and what each guest takes
 //! besides.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use brig_api::Bytes;
 use brig_api::usage::MemoryOverTime;
@@ -29,10 +29,10 @@ pub(crate) struct MemoryExceeded {
 }
 
 /// The memory of a task.
-#[derive(Debug)]
 pub(crate) struct MemoryAccount {
     limit: u64,
     held: Mutex<Held>,
+    on_shortage: OnceLock<OnShortage>,
 }
 
 /// What guests hold, and held.
@@ -51,10 +51,18 @@ impl Held {
     }
 }
 
+/// Gives some of the task's memory back; false when there is none to give.
+type OnShortage = Box<dyn Fn() -> bool + Send + Sync>;
+
 impl MemoryAccount {
     /// An empty account.
     pub(crate) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, held: Mutex::default() })
+        Arc::new(Self { limit, held: Mutex::default(), on_shortage: OnceLock::new() })
+    }
+
+    /// What is tried before a guest is refused memory. Only the first is kept.
+    pub(crate) fn on_shortage(&self, give_back: OnShortage) {
+        let _ = self.on_shortage.set(give_back);
     }
 
     /// The limit in bytes.
@@ -82,6 +90,15 @@ impl MemoryAccount {
     }
 
     fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
+        loop {
+            match self.try_take(bytes) {
+                Err(_) if self.on_shortage.get().is_some_and(|give_back| give_back()) => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn try_take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
         let mut held = self.held();
         match held.now.checked_add(bytes).filter(|wanted| *wanted <= self.limit) {
             Some(wanted) => {
@@ -103,7 +120,6 @@ impl MemoryAccount {
 }
 
 /// Charges one guest's memory to its task, and gives it back when the guest is gone.
-#[derive(Debug)]
 pub(crate) struct MemoryLimiter {
     account: Arc<MemoryAccount>,
     held: u64,
@@ -197,6 +213,8 @@ impl ResourceLimiter for MemoryLimiter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]
@@ -223,6 +241,24 @@ mod tests {
         assert!(MemoryLimiter::new(&account).is_err());
         drop(guest);
         assert_eq!(account.now(), 0);
+    }
+
+    #[test]
+    fn memory_that_somebody_can_spare_is_given_before_a_guest_is_refused() {
+        let account = MemoryAccount::new(3 * GUEST_BYTES + 100);
+        let spare = Mutex::new(Vec::new());
+        for _ in 0..2 {
+            let mut limiter = MemoryLimiter::new(&account).unwrap();
+            assert!(limiter.memory_growing(0, 30, None).unwrap());
+            spare.lock().unwrap().push(limiter);
+        }
+        account.on_shortage(Box::new(move || spare.lock().unwrap().pop().is_some()));
+        let mut guest = MemoryLimiter::new(&account).unwrap();
+        assert!(guest.memory_growing(0, 50, None).unwrap());
+        assert_eq!(account.now(), 2 * GUEST_BYTES + 80, "one was enough");
+        let all = usize::try_from(2 * GUEST_BYTES).unwrap() + 100;
+        assert!(guest.memory_growing(50, all, None).unwrap());
+        assert!(guest.memory_growing(all, all + 1, None).is_err(), "there is no more");
     }
 
     #[test]

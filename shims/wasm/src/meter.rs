@@ -3,10 +3,11 @@
 //! A guest's future is wrapped in [`Metered`]. Each poll reads the thread's processor clock before and after;
 //! wasm runs inside that poll, so all of it is counted, and what the host does for the guest on that thread
 //! too. Inside a long poll, epoch ticks call [`Slice::on_tick`], which makes the guest yield when its quantum or
-//! its bucket is used up. With an empty bucket the wrapper waits on a timer and does not poll the guest at all.
+//! its bucket is used up. With an empty bucket the wrapper waits on a timer and does not poll the guest at all; after
+//! a quantum it waits for its next [turn](crate::turns).
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use wasmtime::UpdateDeadline;
 
 use crate::clock::thread_cpu_ns;
 use crate::ticker::Ticker;
+use crate::turns::{TaskClock, Turn, Turns};
 
 /// How much unused processor time a task may save up: long enough for a start, short enough that others don't
 /// notice the burst.
@@ -74,16 +76,18 @@ impl Bucket {
 #[derive(Debug)]
 pub(crate) struct Meter {
     bucket: Mutex<Bucket>,
+    clock: TaskClock,
     started: Instant,
     used_ns: AtomicU64,
     throttled_ns: AtomicU64,
 }
 
 impl Meter {
-    /// A meter for a limit in thousandths of a core; 0 is no limit.
-    pub(crate) fn new(limit_milli: u64) -> Arc<Self> {
+    /// A meter for a limit in thousandths of a core (0 is no limit), and a request that is the task's weight.
+    pub(crate) fn new(limit_milli: u64, request_milli: u64) -> Arc<Self> {
         Arc::new(Self {
             bucket: Mutex::new(Bucket::new(limit_milli)),
+            clock: TaskClock::new(request_milli),
             started: Instant::now(),
             used_ns: AtomicU64::new(0),
             throttled_ns: AtomicU64::new(0),
@@ -107,6 +111,7 @@ impl Meter {
 
     fn charge(&self, used_ns: u64) {
         self.used_ns.fetch_add(used_ns, Relaxed);
+        self.clock.charge(used_ns);
         self.with_bucket(|bucket, _| bucket.charge(used_ns));
     }
 }
@@ -121,19 +126,27 @@ pub(crate) struct Slice {
     meter: Arc<Meter>,
     /// The thread's processor clock when the poll began.
     began_ns: AtomicU64,
+    /// Did the poll end because the quantum was used up?
+    is_used_up: AtomicBool,
 }
 
 impl Slice {
     /// For one guest.
     pub(crate) fn new(meter: &Arc<Meter>) -> Arc<Self> {
-        Arc::new(Self { meter: Arc::clone(meter), began_ns: AtomicU64::new(0) })
+        Arc::new(Self {
+            meter: Arc::clone(meter),
+            began_ns: AtomicU64::new(0),
+            is_used_up: AtomicBool::new(false),
+        })
     }
 
     /// What a running guest does at an epoch tick.
     pub(crate) fn on_tick(&self) -> UpdateDeadline {
         let used = thread_cpu_ns().saturating_sub(self.began_ns.load(Relaxed));
         let balance = self.meter.with_bucket(Bucket::refill);
-        if balance <= i64::try_from(used).unwrap_or(i64::MAX) || used >= QUANTUM_NS {
+        let is_used_up = used >= QUANTUM_NS;
+        if is_used_up || balance <= i64::try_from(used).unwrap_or(i64::MAX) {
+            self.is_used_up.store(is_used_up, Relaxed);
             return UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()));
         }
         UpdateDeadline::Continue(1)
@@ -143,12 +156,15 @@ impl Slice {
     pub(crate) fn metered<F: Future>(
         self: &Arc<Self>,
         ticker: &Arc<Ticker>,
+        turns: &Arc<Turns>,
         guest: F,
     ) -> Metered<F> {
         Metered {
             guest: Box::pin(guest),
             slice: Arc::clone(self),
             ticker: Arc::clone(ticker),
+            turns: Arc::clone(turns),
+            turn: None,
             parked: None,
         }
     }
@@ -159,6 +175,9 @@ pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
     slice: Arc<Slice>,
     ticker: Arc<Ticker>,
+    turns: Arc<Turns>,
+    /// Of a guest that computes for long; None before its first quantum is used up, and after it has waited.
+    turn: Option<Turn>,
     parked: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
@@ -175,16 +194,28 @@ impl<F: Future> Future for Metered<F> {
                 this.parked = None;
             }
             let Some(wait) = meter.with_bucket(Bucket::wait_ns) else { break };
+            this.turn = None; // others have it meanwhile
             let timer = tokio::time::sleep(Duration::from_nanos(wait));
             this.parked = Some((Instant::now(), Box::pin(timer)));
         }
+        if let Some(turn) = &this.turn {
+            std::task::ready!(turn.poll(context.waker()));
+        }
         let began = thread_cpu_ns();
+        this.slice.is_used_up.store(false, Relaxed);
         this.slice.began_ns.store(began, Relaxed);
         let result = {
             let _running = this.ticker.enter();
             this.guest.as_mut().poll(context)
         };
         meter.charge(thread_cpu_ns().saturating_sub(began));
+        if !this.slice.is_used_up.load(Relaxed) {
+            this.turn = None;
+        } else if let Some(turn) = &mut this.turn {
+            turn.renew(&meter.clock);
+        } else {
+            this.turn = Some(this.turns.ask(&meter.clock));
+        }
         result
     }
 }

@@ -4,12 +4,10 @@ use std::fmt::Write as _;
 
 use brig_api::lifecycle::Reason;
 use brig_shim::exit::MESSAGE_BYTES_MAX;
-use brig_shim::frame::FRAME_BYTES_MAX;
 use wasmtime::{FrameInfo, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::memory::MemoryExceeded;
-use crate::tasks::TASKS_MAX;
 
 /// The code of a task that could not be started, as shells use it for a file that can't be run.
 pub(crate) const CODE_NOT_STARTED: i32 = 126;
@@ -19,9 +17,6 @@ const CODE_DEADLINE: i32 = 124;
 const CODE_OUT_OF_MEMORY: i32 = 137;
 /// The code of a trap.
 const CODE_TRAPPED: i32 = 1;
-/// Longest message in bytes of JSON: those of all tasks, and what else is told of a task, fit one answer to hello.
-const MESSAGE_JSON_BYTES_MAX: usize = FRAME_BYTES_MAX / TASKS_MAX - 1024;
-const _: () = assert!(MESSAGE_JSON_BYTES_MAX <= MESSAGE_BYTES_MAX);
 /// How many frames of a trap's backtrace a message shows.
 const FRAMES_MAX: usize = 8;
 
@@ -102,7 +97,7 @@ impl Outcome {
     }
 
     fn failed(code: i32, reason: Reason, message: &str) -> Self {
-        Self { code, reason: Some(reason), message: Some(cut(message)) }
+        Self { code, reason: Some(reason), message: Some(cut(message, MESSAGE_BYTES_MAX)) }
     }
 }
 
@@ -112,7 +107,7 @@ const REPORT_BYTES_MAX: usize = 64 << 10;
 /// All that is known of where a guest trapped; None where it ended otherwise.
 pub(crate) fn trap_report(error: &wasmtime::Error) -> Option<String> {
     let is_trap = error.is::<Trap>() && error.is::<WasmBacktrace>();
-    is_trap.then(|| cut_to(REPORT_BYTES_MAX, &trap_message(error, usize::MAX)))
+    is_trap.then(|| cut(&trap_message(error, usize::MAX), REPORT_BYTES_MAX))
 }
 
 /// The trap and where it happened, one frame a line, with file and line where the module has debug information.
@@ -168,15 +163,11 @@ fn short_name(name: &str) -> &str {
     &name[..end]
 }
 
-/// Cuts a message to its length, and takes out what would do something to a terminal: guests choose the names of
+/// Cuts a message to a length in bytes of JSON, and takes out what would do something to a terminal: guests choose the names of
 /// their functions and imports.
-fn cut(message: &str) -> String {
-    cut_to(MESSAGE_JSON_BYTES_MAX, message)
-}
-
-fn cut_to(bytes_max: usize, message: &str) -> String {
+pub(crate) fn cut(message: &str, json_bytes_max: usize) -> String {
     let mut kept = String::new();
-    let mut room = bytes_max - '…'.len_utf8();
+    let mut room = json_bytes_max.saturating_sub('…'.len_utf8());
     for character in message.chars() {
         let (character, json_bytes) = match character {
             '\n' | '\t' | '"' | '\\' => (character, 2),
@@ -219,14 +210,15 @@ mod tests {
 
     #[test]
     fn long_messages_are_cut_between_characters() {
-        let message = cut(&"ü".repeat(MESSAGE_BYTES_MAX));
-        assert!(message.len() <= MESSAGE_JSON_BYTES_MAX && message.ends_with('…'));
-        assert_eq!(cut("short"), "short");
+        let message = cut(&"ü".repeat(300), 301);
+        assert!(message.len() <= 301 && message.ends_with('…'));
+        assert_eq!(cut("short", 301), "short");
     }
 
     #[test]
     fn messages_hold_nothing_for_a_terminal() {
-        let message = cut("trapped: \"x\"\n  0: shop!\u{1b}]0;owned\u{7}\u{9b}2J");
+        let message =
+            cut("trapped: \"x\"\n  0: shop!\u{1b}]0;owned\u{7}\u{9b}2J", MESSAGE_BYTES_MAX);
         assert_eq!(message, "trapped: \"x\"\n  0: shop!\u{fffd}]0;owned\u{fffd}\u{fffd}2J");
     }
 }

@@ -19,6 +19,7 @@ use crate::output::TaskLog;
 use crate::program::{Program, Programs, Ready};
 use crate::rig::Rig;
 use crate::stop::Stop;
+use crate::turns::Turns;
 
 /// Most bytes that a component may pass to its host in one call.
 const CALL_BYTES_MAX: usize = 16 << 20;
@@ -27,6 +28,7 @@ const CALL_BYTES_MAX: usize = 16 << 20;
 pub(crate) struct Machine {
     pub(crate) programs: Programs,
     pub(crate) stores: Stores,
+    pub(crate) turns: Arc<Turns>,
 }
 
 /// What can be seen and asked of a task from outside while it runs.
@@ -40,7 +42,7 @@ impl Control {
     pub(crate) fn new(start: &StartTask, is_server: bool) -> Self {
         Self {
             stop: Arc::new(Stop::new(is_server)),
-            meter: Meter::new(start.limits.cpu_limit_milli),
+            meter: Meter::new(start.limits.cpu_limit_milli, start.limits.cpu_request_milli),
             memory: MemoryAccount::new(start.limits.memory_bytes),
         }
     }
@@ -60,6 +62,7 @@ impl Control {
 pub(crate) struct Task {
     /// That of its program.
     rig: Rig,
+    turns: Arc<Turns>,
     pub(crate) control: Arc<Control>,
     pub(crate) grants: Grants,
     pub(crate) log: Arc<TaskLog>,
@@ -116,11 +119,13 @@ impl Task {
         guest: impl Future<Output = Outcome>,
     ) -> Outcome {
         let stop = &self.control.stop;
-        let guest = slice.metered(&self.rig.ticker, guest);
+        let guest = slice.metered(&self.rig.ticker, &self.turns, guest);
         tokio::select! {
             biased;
-            () = stop.cut() => Outcome::stopped(stop.code()),
+            // First, for most requests end in their first poll: they never wait for the others. A guest that runs on
+            // sees by itself that it is cut off.
             outcome = guest => outcome,
+            () = stop.cut() => Outcome::stopped(stop.code()),
             outcome = self.deadline() => outcome,
         }
     }
@@ -205,7 +210,9 @@ pub(crate) async fn run(
             run_async_command(&task, pre).await
         }
         Program::Http(pre) => match wasm.http {
-            Some(address) => http_server::run(Arc::new(task), pre, address, on_running).await,
+            Some(address) => {
+                http_server::run(Arc::new(task), pre, address, wasm.http_limits, on_running).await
+            }
             None => Refusal::new(Reason::CreateFailed, "no address to serve http on").into(),
         },
     };
@@ -237,8 +244,8 @@ async fn set_up(
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;
     let grants = Grants::new(start, wasm, &log, &machine.stores);
-    let rig = ready.rig.clone();
-    Ok((Task { rig, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
+    let (rig, turns) = (ready.rig.clone(), Arc::clone(&machine.turns));
+    Ok((Task { rig, turns, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
 }
 
 async fn run_core(task: &Task, pre: &wasmtime::InstancePre<CoreHost>) -> Outcome {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use brig_api::lifecycle::Reason;
 use brig_shim::exit::ExitRecord;
+use brig_shim::frame::FRAME_BYTES_MAX;
 use brig_shim::message::{
     FromShim, PROTOCOL_VERSION, Reply, StartProgram, StartTask, StopSignal, TaskKey, TaskState,
     TaskUsage, TaskView, USAGES_MAX,
@@ -18,11 +19,16 @@ use tokio::sync::{broadcast, watch};
 
 use crate::clock::now_ms;
 use crate::engine::GUESTS_MAX;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, cut};
 use crate::task::{self, Control, Machine};
 
 /// Tasks of one shim that have not been removed. The rest of the pool's slots is for requests.
 pub(crate) const TASKS_MAX: usize = GUESTS_MAX as usize * 9 / 10;
+/// Bytes of JSON for a task in the answer to hello, besides the message of how it ended.
+const VIEW_BYTES_MAX: usize = 640;
+/// Bytes of such a message that there is room for however many tasks there are.
+const MESSAGE_BYTES_MIN: usize = FRAME_BYTES_MAX / TASKS_MAX - VIEW_BYTES_MAX;
+const _: () = assert!(MESSAGE_BYTES_MIN >= 256);
 /// Events that a slow connection may lag behind; then it is closed, and hears the rest at its next hello.
 const EVENTS_KEPT: usize = 4_096;
 /// How often an exit that could not be written (a full disk) is tried again.
@@ -57,9 +63,12 @@ impl Tasks {
     /// Every task, and what happens from now on: between the two nothing is lost.
     pub(crate) fn hello(&self) -> (Reply, broadcast::Receiver<FromShim>) {
         let table = self.table();
+        // All fit one frame. The messages of many tasks that ended while nobody listened are cut; the whole ones are in
+        // their records.
+        let room = FRAME_BYTES_MAX / table.len().max(1) - VIEW_BYTES_MAX;
         let tasks = table
             .iter()
-            .map(|(key, entry)| TaskView { key: key.clone(), state: entry.state.clone() })
+            .map(|(key, entry)| TaskView { key: key.clone(), state: shortened(&entry.state, room) })
             .collect();
         let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: std::process::id(), tasks };
         (reply, self.events.subscribe())
@@ -181,6 +190,15 @@ impl Tasks {
     }
 }
 
+/// A state with a message of at most so many bytes of JSON.
+fn shortened(state: &TaskState, json_bytes_max: usize) -> TaskState {
+    let mut state = state.clone();
+    if let TaskState::Exited(ExitRecord { message: Some(message), .. }) = &mut state {
+        *message = cut(message, json_bytes_max);
+    }
+    state
+}
+
 async fn write(record: &ExitRecord, dir: &std::path::Path) -> bool {
     let (record, dir) = (record.clone(), dir.to_owned());
     let path = dir.display().to_string();
@@ -220,7 +238,7 @@ mod tests {
             let tasks = (0..TASKS_MAX)
                 .map(|_| TaskView {
                     key: TaskKey("k".repeat(255)),
-                    state: TaskState::Exited(record.clone()),
+                    state: shortened(&TaskState::Exited(record.clone()), MESSAGE_BYTES_MIN),
                 })
                 .collect();
             let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: u32::MAX, tasks };

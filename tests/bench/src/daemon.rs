@@ -9,12 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::process;
+
 /// What cargo adds to a benchmark's environment (the Cargo book, "Environment variables").
 const CARGO_PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_EXE_"];
 const CARGO_NAMES: [&str; 5] =
     ["CARGO", "CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
-/// The unit of times in `/proc`, whatever the kernel's own: proc(5).
-const TICKS_PER_SECOND: u64 = 100;
 
 /// The folder of the release build's programs: that of `BRIG_BIN_DIR`, else they are built.
 ///
@@ -90,29 +90,20 @@ impl Daemon {
         self.child.id()
     }
 
-    /// The processor time that it has used, of all its threads.
+    /// See [`process::cpu`].
     ///
     /// # Errors
     /// When it has ended.
     pub fn cpu(&self) -> Result<Duration> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
-        // The name before the last `)` may hold anything; user and system time are the 12th and 13th field after it.
-        let (_, rest) = text.rsplit_once(')').context("a line of /proc/PID/stat")?;
-        let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
-        let ticks: u64 = ticks.sum::<Result<u64, _>>()?;
-        Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
+        process::cpu(self.id())
     }
 
-    /// A line of its `/proc/PID/status` in bytes: `VmRSS` for what it has in memory now, `VmHWM` for the most it had.
+    /// See [`process::memory`].
     ///
     /// # Errors
     /// When it has ended, or there is no such line.
     pub fn memory(&self, line: &str) -> Result<u64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':'));
-        let value = value.with_context(|| format!("no {line} in /proc/PID/status"))?;
-        let kib = value.trim().strip_suffix("kB").context("an amount in kB")?;
-        Ok(kib.trim().parse::<u64>()? * 1024)
+        process::memory(self.id(), line)
     }
 }
 

@@ -1,17 +1,16 @@
 //! What only wasm programs have: their kinds, what is refused, http, and real programs that others compiled.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use brig_api::Digest;
 use brig_api::lifecycle::Reason;
 use brig_api::logline::Stream;
 use brig_shim::exit::ExitRecord;
-use brig_shim::message::{StartProgram, StartTask, StartWasm, StopSignal, WasmWorld};
+use brig_shim::message::{HttpLimits, StartProgram, StartTask, StartWasm, StopSignal, WasmWorld};
 use sha2::Digest as _;
 
-use crate::shim_client::{ShimClient, ShimProcess, WAIT, shim_binary, wait_until};
+use crate::shim_client::{ShimClient, ShimProcess, shim_binary, wait_until};
 use crate::shim_contract::{Does, Fixture, Runtime as _, output};
 use crate::wasm_shim::{Wasm, wasm};
 
@@ -29,6 +28,7 @@ pub(crate) fn guest(name: &str, args: &[&str]) -> StartWasm {
         module,
         args: std::iter::once(name).chain(args.iter().copied()).map(str::to_owned).collect(),
         http: None,
+        http_limits: HttpLimits::default(),
         allow_hosts: Vec::new(),
         deadline_ms: None,
         world: WasmWorld::default(),
@@ -317,172 +317,6 @@ fn programs_that_nobody_here_wrote_evaluate_something() {
     let sum = "import json, sys; print(json.dumps({'sum': sum(range(101))}), sys.version_info[:2])";
     let said = start("python", guest("python.wasm", &["-c", sum]));
     assert_eq!(said, "{\"sum\": 5050} (3, 12)\n");
-}
-
-/// An http service that runs.
-struct Service {
-    fixture: Fixture,
-    client: ShimClient,
-    task: StartTask,
-    address: SocketAddr,
-}
-
-impl Service {
-    fn start(change: impl FnOnce(&mut StartWasm)) -> Self {
-        let fixture = Fixture::new(&Wasm);
-        let mut client = fixture.shim.connect();
-        let mut wasm = guest("web.wasm", &[]);
-        wasm.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        change(&mut wasm);
-        let mut task = fixture.task("web", StartProgram::Wasm(wasm));
-        task.env.insert("UNIT_NAME".into(), "shop-1".into());
-        client.start(&task);
-        let address = client.wait_running(&task.key).expect("an address");
-        Self { fixture, client, task, address }
-    }
-
-    fn get(&self, path: &str) -> (u16, String) {
-        ask(self.address, "GET", path, "")
-    }
-
-    fn notes(&self) -> String {
-        output(&self.task.log, Stream::Stderr)
-    }
-}
-
-/// One request on its own connection: status and body.
-fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(WAIT)).unwrap();
-    let length = body.len();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).expect("a whole answer");
-    let status = response.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
-    let (head, body) = response.split_once("\r\n\r\n").expect("a head");
-    let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    (status, if is_chunked { unchunked(body) } else { body.to_owned() })
-}
-
-fn unchunked(mut body: &str) -> String {
-    let mut whole = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let size = usize::from_str_radix(size, 16).expect("the size of a chunk");
-        whole.push_str(&rest[..size]);
-        body = rest[size..].trim_start_matches("\r\n");
-    }
-    whole
-}
-
-#[test]
-fn an_http_service_answers_each_request_with_a_fresh_instance() {
-    let service = Service::start(|_| ());
-    assert_eq!(service.get("/"), (200, "Hello from shop-1!\n".to_owned()));
-    assert_eq!(service.get("/status/418").0, 418);
-    let large = "0123456789abcdef".repeat(1 << 14);
-    assert_eq!(ask(service.address, "POST", "/echo", &large), (200, large));
-    assert_eq!(service.get("/env").1, "UNIT_NAME=shop-1\n");
-    assert_eq!(service.get("/eat?mib=16").0, 200);
-}
-
-#[test]
-fn a_request_that_names_no_host_is_its_clients_fault() {
-    let service = Service::start(|_| ());
-    for head in ["GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\nhost: \u{fc}\r\n\r\n"] {
-        let mut stream = TcpStream::connect(service.address).unwrap();
-        stream.set_read_timeout(Some(WAIT)).unwrap();
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer.split(' ').nth(1), Some("400"), "{answer}");
-    }
-    assert_eq!(service.notes(), "", "the program is not to blame");
-}
-
-#[test]
-fn a_request_beyond_the_memory_limit_fails_alone() {
-    let service = Service::start(|_| ());
-    let (status, _) = service.get("/eat?mib=500");
-    assert_eq!(status, 503);
-    wait_until("the log says why", || service.notes().contains("64Mi"));
-    assert_eq!(service.get("/").0, 200);
-}
-
-#[test]
-fn a_request_beyond_its_deadline_is_cut_off() {
-    let service = Service::start(|wasm| wasm.deadline_ms = Some(300));
-    let spinning = std::thread::spawn({
-        let address = service.address;
-        move || ask(address, "GET", "/spin", "").0
-    });
-    assert_eq!(service.get("/").0, 200, "others go on beside a spinner");
-    assert_eq!(spinning.join().unwrap(), 504);
-}
-
-#[test]
-fn a_request_whose_client_has_gone_does_not_run_on() {
-    let mut service = Service::start(|_| ());
-    let mut stream = TcpStream::connect(service.address).unwrap();
-    stream.write_all(b"GET /spin HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
-    wait_until("the request runs", || service.client.usage(&service.task.key).memory_bytes > 0);
-    drop(stream);
-    wait_until("its guest is gone", || service.client.usage(&service.task.key).memory_bytes == 0);
-    assert_eq!(service.get("/").0, 200);
-}
-
-#[test]
-fn outgoing_requests_reach_allowed_hosts_only() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello");
-        }
-    });
-    let service = Service::start(|wasm| wasm.allow_hosts = vec![format!("127.0.0.1:{port}")]);
-    let (status, body) = service.get(&format!("/fetch?url=http://127.0.0.1:{port}/"));
-    assert!(status == 200 && body.contains("hello"), "{status} {body}");
-    let (status, _) = service.get("/fetch?url=http://127.0.0.1:1/");
-    assert_eq!(status, 502);
-    assert!(service.notes().contains("127.0.0.1:1") && service.notes().contains("allow_hosts"));
-}
-
-#[test]
-fn a_service_that_is_asked_to_end_finishes_what_it_has() {
-    let mut service = Service::start(|_| ());
-    assert_eq!(service.get("/").0, 200);
-    service.client.stop(&service.task.key, StopSignal::Terminate);
-    let record = service.client.wait_exited(&service.task.key);
-    assert_eq!((record.code, record.reason), (0, None));
-    assert!(TcpStream::connect(service.address).is_err(), "nothing listens any more");
-}
-
-#[test]
-fn a_service_that_does_not_end_is_killed() {
-    let mut service = Service::start(|_| ());
-    let spinning = std::thread::spawn({
-        let address = service.address;
-        move || {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream.write_all(b"GET /spin HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
-            let _ = stream.read_to_end(&mut Vec::new());
-        }
-    });
-    wait_until("the request runs", || {
-        service.client.usage(&service.task.key).used.cpu_ns > 20_000_000
-    });
-    service.client.stop(&service.task.key, StopSignal::Terminate);
-    service.client.stop(&service.task.key, StopSignal::Kill);
-    let record = service.client.wait_exited(&service.task.key);
-    assert_eq!((record.code, record.reason), (137, None));
-    spinning.join().unwrap();
-    drop(service.fixture);
 }
 
 #[test]

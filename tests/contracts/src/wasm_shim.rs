@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use brig_api::Digest;
-use brig_shim::message::{StartProgram, StartWasm, WasmWorld};
+use brig_shim::message::{HttpLimits, StartProgram, StartWasm, WasmWorld};
 use sha2::Digest as _;
 
 use crate::shim_client::{ShimProcess, shim_binary};
@@ -43,6 +43,7 @@ pub(crate) fn wasm(module: &Path, bytes: &[u8]) -> StartWasm {
         digest: Digest::of_sha256(&sha2::Sha256::digest(bytes).into()),
         args: std::iter::once("program").chain(ARGS).map(str::to_owned).collect(),
         http: None,
+        http_limits: HttpLimits::default(),
         allow_hosts: Vec::new(),
         deadline_ms: None,
         world: WasmWorld::default(),

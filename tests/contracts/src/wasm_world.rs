@@ -341,7 +341,7 @@ fn programs_of_wasi_0_3_are_held_to_the_same_grants_and_limits() {
     assert_eq!(trapped.record.reason, Some(Reason::Trapped), "{:?}", trapped.record);
     let spinner = world.task(guest("modern.wasm", &["spin"]));
     world.client.start(&spinner);
-    wait_until("it spins", || world.client.usage(&spinner.key).cpu_ns > 20_000_000);
+    wait_until("it spins", || world.client.usage(&spinner.key).used.cpu_ns > 20_000_000);
     world.client.stop(&spinner.key, StopSignal::Kill);
     assert_eq!(world.end(&spinner).record.code, 137);
 }

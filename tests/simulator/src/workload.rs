@@ -173,7 +173,7 @@ pub(crate) fn template(
 fn task(random: &mut Random, request: Resources) -> anyhow::Result<Task> {
     let artifact = format!("a:{}", random.below(3));
     let program = if random.chance(75) {
-        let port = || HttpServing { port: Some(8_080) };
+        let port = || HttpServing { port: Some(8_080), ..HttpServing::default() };
         let http = random.chance(15).then(port);
         Program::Wasm(WasmProgram { artifact, http, ..WasmProgram::default() })
     } else {

@@ -148,7 +148,7 @@ pub(crate) async fn deploy(session: &Session<'_>, arguments: Deploy) -> Result<(
             .map_err(|error| Failure::usage(error.to_string()))?,
     };
     let http = (arguments.http || arguments.port.is_some())
-        .then_some(HttpServing { port: arguments.port });
+        .then_some(HttpServing { port: arguments.port, ..HttpServing::default() });
     let unit = if program.runtime == Runtime::Oci {
         let mut unit = unit_spec(&program, &arguments.program, arguments.args, None)?;
         if let Some(oci) = &mut unit.oci {

@@ -1,6 +1,8 @@
 //! A `wasi:http/proxy` guest: a few routes that show who answers, and what a unit may do and what it may not.
 
 use std::hint::black_box;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use wstd::http::{Body, Client, Error, Request, Response, StatusCode, Uri};
 
@@ -13,11 +15,18 @@ const ROUTES: &str = "\
 /status/N     an empty answer with status N
 /fetch?url=U  asks U and reports what it said
 /eat?mib=N    allocates and touches N mebibytes
+/keep?mib=N   the same, and keeps them
+/count        which request of its instance this is: always 1 where each request has a fresh instance
+/trap         traps
 /spin         uses the cpu, for ever
 ";
 
+/// Requests of this instance.
+static REQUESTS: AtomicU32 = AtomicU32::new(0);
+
 #[wstd::http_server]
 async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
+    let count = REQUESTS.fetch_add(1, Relaxed) + 1;
     let uri = request.uri().clone();
     match uri.path() {
         "/" => text(StatusCode::OK, greeting()),
@@ -25,6 +34,9 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         "/env" => text(StatusCode::OK, environment()),
         "/fetch" => fetch(&uri).await,
         "/eat" => eat(&uri),
+        "/keep" => keep(&uri),
+        "/count" => text(StatusCode::OK, format!("{count}\n")),
+        "/trap" => unreachable!("as asked"),
         "/spin" => spin(),
         path => match path.strip_prefix("/status/").map(str::parse::<StatusCode>) {
             Some(Ok(status)) => text(status, String::new()),
@@ -75,6 +87,14 @@ fn eat(uri: &Uri) -> Result<Response<Body>, Error> {
     };
     let eaten: Vec<Vec<u8>> = (0..mib).map(|_| black_box(vec![1; MIB])).collect();
     text(StatusCode::OK, format!("ate {} MiB\n", eaten.len()))
+}
+
+fn keep(uri: &Uri) -> Result<Response<Body>, Error> {
+    let Some(mib) = parameter(uri, "mib").and_then(|mib| mib.parse::<usize>().ok()) else {
+        return text(StatusCode::BAD_REQUEST, "say how much to keep: /keep?mib=16\n");
+    };
+    (0..mib).for_each(|_| drop(black_box(vec![1_u8; MIB]).leak()));
+    text(StatusCode::OK, format!("keeps {mib} MiB\n"))
 }
 
 fn spin() -> ! {
