@@ -159,7 +159,7 @@ fn a_rack_is_lost_without_room_for_its_units() {
         &cluster,
         &rack("a"),
         &expect![[r#"
-            No: 5 units of service `web` in namespace `default` would wait: every node is out of reach or short of cpu: it starts as soon as there is room; enough would be 1 more cpu free on `b1`, or that `a1` comes back
+            No: 5 units of service `web` in namespace `default` would wait: every node is out of reach, or short of cpu: it starts as soon as there is room; enough would be 1 more cpu free on `b1`, or that `a1` comes back
             cpu 13 of 16 -> 8 of 8; units 13 -> 8
             web x3 on b2
             web x5 waits Some("Unschedulable")
@@ -170,7 +170,7 @@ fn a_rack_is_lost_without_room_for_its_units() {
         &cluster,
         &rack("b"),
         &expect![[r#"
-            No: 4 units of service `web` in namespace `default` would wait: every node is out of reach or short of cpu: it starts as soon as there is room; enough would be 1 more cpu free on `a1`, or that `b1` comes back; unit `alone` in namespace `default` would be lost: node `b1` has been out of reach for 60 s
+            No: 4 units of service `web` in namespace `default` would wait: every node is out of reach, or short of cpu: it starts as soon as there is room; enough would be 1 more cpu free on `a1`, or that `b1` comes back; unit `alone` in namespace `default` would be lost: node `b1` has been out of reach for 60 s
             cpu 13 of 16 -> 8 of 8; units 13 -> 8
             web x4 waits Some("Unschedulable")
             alone lost (NodeLost)
@@ -370,7 +370,7 @@ fn a_quota_that_is_hit_is_named() {
         &cluster,
         &arrive(lone("x", cores(1)), 4),
         &expect![[r#"
-            No: unit `x-4` in namespace `default` would wait: asks for 1 of cpu, and the quota of namespace `default` (3) is used up: it starts once others there have ended, or the quota is raised; 3 of 3 are in use; enough would be a quota of 4; 3 of the 4 units that arrive fit
+            No: unit `x-4` in namespace `default` would wait: it asks for 1 of cpu, and the quota of namespace `default` (3) is used up: it starts once others there have ended, or the quota is raised; 3 of 3 are in use; enough would be a quota of 4; 3 of the 4 units that arrive fit
             cpu 0 of 16 -> 3 of 16; units 0 -> 3
             x-1 x3 on a1
             x-4 x1 waits Some("QuotaExceeded")
@@ -391,7 +391,7 @@ fn a_spread_that_can_not_be_kept_makes_units_wait() {
         &cluster,
         &node_lost("a1"),
         &expect![[r#"
-            No: 1 unit of service `web` in namespace `default` would wait: every node is out of reach, short of cpu or in a place that has its part of these units already: it starts as soon as there is room; enough would be 1 more cpu free on `a2`, or `b2` without the rule "units of service `web` spread over rack with a skew of 1", or that `a1` comes back
+            No: 1 unit of service `web` in namespace `default` would wait: every node is out of reach, short of cpu, or where its spread allows no more of its kind: it starts as soon as there is room; enough would be 1 more cpu free on `a2`, or a `max_skew` of more than 1 over rack (for rack b), or that `a1` comes back
             cpu 6 of 8 -> 5 of 6; units 6 -> 5
             web x1 on a2
             web x1 waits Some("Unschedulable")
@@ -420,7 +420,7 @@ fn a_gang_arrives_whole_or_waits_whole() {
         &cluster,
         &arrive(lone("m", gang(9)), 9),
         &expect![[r#"
-            No: unit `m-1` in namespace `default` and 8 like it would wait: gang `train` starts once there is room for all of it; every node is short of cpu: it starts as soon as there is room; 0 of the 9 units that arrive fit
+            No: unit `m-1` in namespace `default` and 8 like it would wait: not all of gang `train` fits yet: 8 of 9 units do, `m-9` does not; every node is short of cpu: it starts as soon as there is room; enough would be 1 more cpu free on `a1`; 0 of the 9 units that arrive fit
             cpu 0 of 8 -> 0 of 8; units 0 -> 0
             m-1 x9 waits Some("GangWaits")
         "#]],
@@ -461,7 +461,7 @@ fn what_waited_before_is_not_the_scenarios_doing_and_gets_room_from_new_nodes() 
         &cluster,
         &both,
         &expect![[r#"
-            No: 2 units of service `web` in namespace `default` would wait: every node is out of reach or short of cpu: it starts as soon as there is room; enough would be 1 more cpu free on `a1`, or that `b1` comes back
+            No: 2 units of service `web` in namespace `default` would wait: every node is out of reach, or short of cpu: it starts as soon as there is room; enough would be 1 more cpu free on `a1`, or that `b1` comes back
             cpu 4 of 4 -> 4 of 4; units 4 -> 4
             web x2 on a1-more-1
             web x2 waits Some("Unschedulable")
