@@ -14,7 +14,7 @@ use crate::obstacle::Obstacle;
 use crate::vector::{Entry, Vector};
 
 /// The name and version of the policy below, for the records of its decisions.
-pub(crate) const POLICY: &str = "bin-packing/2";
+pub(crate) const POLICY: &str = "bin-packing/3";
 
 /// How much each term counts. Packing counts most of what is always there: a node that is full leaves another one free
 /// for a large unit, or for nobody. Balance breaks ties such that cpu and memory run out together. What users ask for
@@ -22,6 +22,8 @@ pub(crate) const POLICY: &str = "bin-packing/2";
 const PACKING: i64 = 4;
 const BALANCE: i64 = 1;
 const LOCALITY: i64 = 1;
+/// As much as fullness at most: what needs no device stays off nodes with devices while there are others.
+const SPARING: i64 = PACKING;
 const ASKED_FOR: i64 = 5;
 
 const POINTS: u64 = POINTS_MAX.unsigned_abs();
@@ -35,6 +37,8 @@ pub(crate) struct Question {
     pub(crate) shape: ShapeId,
     /// It ends before what is kept for a gang is needed.
     pub(crate) is_short: bool,
+    /// It needs no named resource, and some nodes have any: those are spared.
+    is_sparing: bool,
     /// Positions of rules over nodes in the shape's list.
     node_rules: Vec<usize>,
     /// Positions of the other rules.
@@ -62,6 +66,7 @@ impl Question {
         let mut question = Self {
             shape: shape_id,
             is_short,
+            is_sparing: false,
             node_rules: Vec::new(),
             domain_rules: Vec::new(),
             node_terms: Vec::new(),
@@ -70,6 +75,7 @@ impl Question {
             fewest: Vec::new(),
         };
         let Some(shape) = index.shapes.get(shape_id) else { return question };
+        question.is_sparing = shape.request.scalars.is_empty() && index.nodes.with_scalars > 0;
         for (position, rule) in shape.rules.iter().enumerate() {
             let is_over_nodes = rule.topology == NODE;
             let list =
@@ -185,6 +191,9 @@ impl Question {
         };
         let balance = POINTS_MAX - (cpu - memory).abs();
         let mut score = PACKING * packing + BALANCE * balance;
+        if self.is_sparing && !nodes.has_scalars[slot] {
+            score += SPARING * POINTS_MAX;
+        }
         if !fixed.points.is_empty() {
             score += ASKED_FOR * fixed.points[slot];
         }
@@ -224,6 +233,8 @@ impl Question {
         let (used_cpu, used_memory) = (&nodes.used.cpu[..count], &nodes.used.memory[..count]);
         let (cpu, memory) = (&nodes.capacity.cpu[..count], &nodes.capacity.memory[..count]);
         let (kept_cpu, kept_memory) = (&nodes.kept.cpu[..count], &nodes.kept.memory[..count]);
+        let has_scalars = &nodes.has_scalars[..count];
+        let spared = if self.is_sparing { SPARING * POINTS_MAX } else { 0 };
         let (cpu_scale, memory_scale) = (&nodes.cpu_scale[..count], &nodes.memory_scale[..count]);
         for slot in 0..count {
             if !is_ready[slot] {
@@ -255,7 +266,7 @@ impl Question {
             let packing = (cpu_share + memory_share) / 2;
             let balance = POINTS - cpu_share.abs_diff(memory_share);
             let score = (PACKING * packing.cast_signed()) + (BALANCE * balance.cast_signed());
-            tell(slot, Ok(score));
+            tell(slot, Ok(if has_scalars[slot] { score } else { score + spared }));
         }
     }
 
@@ -496,6 +507,7 @@ impl Question {
         let packing = packing(index, request, slot, cpu, memory);
         let balance = POINTS_MAX - (cpu - memory).abs();
         let locality = if self.has_locality(index, slot) { LOCALITY_POINTS } else { 0 };
+        let spared = if self.is_sparing && !nodes.has_scalars[slot] { POINTS_MAX } else { 0 };
         let prefer = index.shapes.fixed(shape).and_then(|fixed| fixed.points.get(slot).copied());
         let mut of_rules = [("near", 0), ("away", 0), ("spread", 0)];
         for (position, rule) in shape.rules.iter().enumerate() {
@@ -509,8 +521,11 @@ impl Question {
             of_rules[kind].1 += points;
         }
         let always = [("bin-packing", packing, PACKING), ("balance", balance, BALANCE)];
-        let sometimes =
-            [("locality", locality, LOCALITY), ("prefer", prefer.unwrap_or(0), ASKED_FOR)];
+        let sometimes = [
+            ("spare-devices", spared, SPARING),
+            ("locality", locality, LOCALITY),
+            ("prefer", prefer.unwrap_or(0), ASKED_FOR),
+        ];
         let of_rules = of_rules.into_iter().map(|(name, points)| (name, points, ASKED_FOR));
         let all = always.into_iter().chain(sometimes).chain(of_rules);
         all.filter(|(name, points, _)| *points != 0 || matches!(*name, "bin-packing" | "balance"))

@@ -200,7 +200,7 @@ fn explanation(unit: &UnitId, plan: PlanSequence, node: &NodeName) -> Explanatio
         plan,
         decided_ms: NOW_MS,
         nodes: 1_000,
-        policy: "bin-packing/2".into(),
+        policy: "bin-packing/3".into(),
         verdict: Verdict::Placed {
             node: node.clone(),
             scores: vec![score("bin-packing", 187), score("balance", 875), score("spread", 500)],

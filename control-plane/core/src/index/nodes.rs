@@ -241,6 +241,10 @@ pub(crate) struct Nodes {
     pub(crate) memory_scale: Vec<Scale>,
     /// Named scalars.
     pub(crate) stock: Vec<Vec<(ScalarId, Stock)>>,
+    /// It has any of them.
+    pub(crate) has_scalars: Vec<bool>,
+    /// How many nodes have.
+    pub(crate) with_scalars: usize,
     declared: Vec<Vector>,
     /// The units on it.
     pub(crate) units: Vec<BTreeSet<UnitSlot>>,
@@ -287,6 +291,7 @@ impl Nodes {
         let amount = Vector::of_capacity(&node.facts.allocatable, names);
         self.total.sub(&self.declared[slot]);
         self.capacity.set(slot, &amount);
+        self.set_has_scalars(slot, !amount.scalars.is_empty());
         self.stock[slot] =
             amount.scalars.iter().map(|(id, amount)| (*id, Stock::new(*amount))).collect();
         self.cpu_scale[slot] = Scale::of(amount.cpu);
@@ -295,6 +300,12 @@ impl Nodes {
         self.declared[slot] = amount;
         self.slots[slot] = Some(node);
         (slot, known.is_none())
+    }
+
+    fn set_has_scalars(&mut self, slot: NodeSlot, has_any: bool) {
+        let had_any = std::mem::replace(&mut self.has_scalars[slot], has_any);
+        self.with_scalars += usize::from(has_any);
+        self.with_scalars -= usize::from(had_any);
     }
 
     fn add(&mut self, name: &NodeName) -> NodeSlot {
@@ -309,6 +320,7 @@ impl Nodes {
             self.cpu_scale.push(Scale::default());
             self.memory_scale.push(Scale::default());
             self.stock.push(Vec::new());
+            self.has_scalars.push(false);
             self.declared.push(Vector::default());
             self.units.push(BTreeSet::new());
             self.ports.push(BTreeMap::new());
@@ -326,6 +338,7 @@ impl Nodes {
         self.slots[slot] = None;
         self.is_ready[slot] = false;
         self.capacity.set(slot, &Vector::default());
+        self.set_has_scalars(slot, false);
         self.stock[slot].clear();
         self.unused.push(slot);
         self.is_rank_stale = true;

@@ -90,3 +90,19 @@ fn open_ports_are_given_out_each_once() {
     cluster.pass();
     assert_eq!(cluster.model.unit(&next).unwrap().grants.ports, [DYNAMIC_PORTS.0]);
 }
+
+#[test]
+fn what_needs_no_device_stays_off_nodes_that_have_some_while_there_are_others() {
+    let mut cluster = cluster_with(1);
+    // Much fuller, so that fullness alone would choose it.
+    cluster.unit("filler", wasm(Resources { scalars: gpus(100).scalars, ..amount(6_000, 6 * GI) }));
+    cluster.node("b", amount(2_000, 2 * GI));
+    cluster.pass();
+    let plain: Vec<_> =
+        ["u1", "u2", "u3"].map(|text| cluster.unit(text, wasm(amount(1_000, MI)))).into();
+    let plan = cluster.pass();
+    let nodes: Vec<_> = plain.iter().map(|id| node_of(&cluster, id).unwrap()).collect();
+    assert_eq!(nodes, ["b", "b", "a"], "the last has no other place");
+    let first = plan.explanations.iter().find(|e| e.unit == plain[0]).unwrap();
+    assert!(first.render(&name("u1")).contains("spare-devices 1000 x 4"), "{first:?}");
+}

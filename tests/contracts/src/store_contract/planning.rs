@@ -289,7 +289,7 @@ async fn explanations_are_kept_per_unit(Fresh { store, .. }: Fresh) {
         plan,
         decided_ms: NOW,
         nodes: 3,
-        policy: "bin-packing/2".into(),
+        policy: "bin-packing/3".into(),
         verdict: Verdict::Refused { message: message.to_owned() },
         refusals: Vec::new(),
     };

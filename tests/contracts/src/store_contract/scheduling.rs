@@ -202,7 +202,7 @@ fn explain(unit: &UnitId, plan: PlanSequence, message: &str) -> Explanation {
         plan,
         decided_ms: NOW,
         nodes: 3,
-        policy: "bin-packing/2".into(),
+        policy: "bin-packing/3".into(),
         verdict: Verdict::Refused { message: message.to_owned() },
         refusals: Vec::new(),
     }
@@ -241,8 +241,8 @@ async fn explanations_have_a_history(Fresh { store, .. }: Fresh) {
         &store,
         "select verdict, node, message, policy from explanations where plan in (11, 12) order by plan",
     );
-    let refused = [json!("refused"), Value::Null, json!("attempt 11"), json!("bin-packing/2")];
-    let placed = [json!("placed"), json!("node-1"), Value::Null, json!("bin-packing/2")];
+    let refused = [json!("refused"), Value::Null, json!("attempt 11"), json!("bin-packing/3")];
+    let placed = [json!("placed"), json!("node-1"), Value::Null, json!("bin-packing/3")];
     assert_eq!(columns.await, [refused, placed]);
 
     // With the unit its explanations go.
