@@ -5,14 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use brig_api::Bytes;
 use brig_api::usage::MemoryOverTime;
+use brig_api::wasm::GUEST_BYTES;
 use wasmtime::ResourceLimiter;
 
 use crate::clock::steady_ns;
 
-/// What a guest takes of the host besides its memories and tables: the touched part of its stack, its store, handles
-/// and the buffers of its streams. wasmtime does not tell, so that every guest is charged the same; idle ones were
-/// measured at 23 to 50 KiB.
-pub(crate) const GUEST_BYTES: u64 = 64 << 10;
 /// What an element of a table takes in the host.
 const TABLE_ELEMENT_BYTES: u64 = 8;
 /// Most instances, tables and memories of one guest; real programs have a handful.

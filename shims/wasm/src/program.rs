@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brig_api::lifecycle::Reason;
+use brig_api::wasm::{GUEST_BYTES, Misfit};
 use brig_api::{Bytes, Digest};
 use brig_shim::message::StartWasm;
 use tokio::sync::{OnceCell, Semaphore};
@@ -284,14 +285,11 @@ impl Ready {
                  out, or build a wasi:http/proxy component",
                 ))
             }
-            _ if self.memory_min > memory_limit => Err(Refusal::new(
-                Reason::LimitTooSmall,
-                format!(
-                    "it needs {} of memory to start, its limit is {}: raise the memory limit",
-                    Bytes(self.memory_min),
-                    Bytes(memory_limit)
-                ),
-            )),
+            _ if self.memory_min.saturating_add(GUEST_BYTES) > memory_limit => {
+                let (begins, limit) = (Bytes(self.memory_min), Bytes(memory_limit));
+                let message = Misfit::Memory { begins, limit }.to_string();
+                Err(Refusal::new(Reason::LimitTooSmall, message))
+            }
             _ => Ok(()),
         }
     }

@@ -30,7 +30,7 @@ use look_up::LookUpError;
 
 /// Addresses that are remembered with a name they were found under; the oldest go first.
 const NAMES_KEPT: usize = 1_024;
-/// Clients of a UDP service that may be answered; those that were silent for longest go first.
+/// Clients of a UDP service that may be answered; those that asked first go first.
 const PEERS_KEPT: usize = 4_096;
 /// Look-ups of one task at a time: each takes a thread, of those that all guests of the shim share.
 const LOOK_UPS_MAX: usize = 8;

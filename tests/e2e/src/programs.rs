@@ -90,7 +90,7 @@ fn what_can_not_run_is_refused_at_apply_with_the_way_out() {
         cluster.brig(&command).fails(2, &says);
     }
     assert_eq!(cluster.units(), Vec::<serde_json::Value>::new());
-    assert_eq!(cluster.brig(&["run", "--rm", "--memory", "64Mi", &large]).code, 0);
+    assert_eq!(cluster.brig(&["run", "--rm", "--memory", "65Mi", &large]).code, 0);
 }
 
 #[test]
