@@ -121,6 +121,7 @@ pub fn hoard(address: &str, most: usize) {
     println!("{} connections", streams.len());
 }
 
+#[expect(clippy::disallowed_methods, reason = "it is there to show what clocks it is given")]
 pub fn print_clock_step() {
     let began = Instant::now();
     let mut steps = Vec::new();

@@ -93,7 +93,9 @@ fn keep(uri: &Uri) -> Result<Response<Body>, Error> {
     let Some(mib) = parameter(uri, "mib").and_then(|mib| mib.parse::<usize>().ok()) else {
         return text(StatusCode::BAD_REQUEST, "say how much to keep: /keep?mib=16\n");
     };
-    (0..mib).for_each(|_| drop(black_box(vec![1_u8; MIB]).leak()));
+    for _ in 0..mib {
+        black_box(black_box(vec![1_u8; MIB]).leak());
+    }
     text(StatusCode::OK, format!("keeps {mib} MiB\n"))
 }
 
