@@ -55,7 +55,8 @@ struct GuestRun {
     /// What must end before the task has ended.
     running: TaskTracker,
     title: Title,
-    _permit: OwnedSemaphorePermit,
+    /// Its turn; what goes on after the response keeps it.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// The request as notes call it; put into words when there is something to say.
@@ -89,7 +90,7 @@ pub(crate) async fn respond(
     let (sender, mut receiver) = oneshot::channel();
     let call = call(Arc::clone(&instances), request, sender);
     let call: Pin<Box<dyn Future<Output = Ended> + Send>> = Box::pin(call);
-    let mut run = GuestRun { call: Some(call), instances, running, title, _permit: permit };
+    let mut run = GuestRun { call: Some(call), instances, running, title, permit: Some(permit) };
     let mut ended = None;
     let response = std::future::poll_fn(|context| {
         ended = run.poll(context);
@@ -230,9 +231,10 @@ impl Drop for GuestBody {
         if tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        let is_whole = self.rest.is_none();
+        let (is_whole, permit) = (self.rest.is_none(), self.run.permit.take());
         let (instances, title) = (Arc::clone(&self.run.instances), self.run.title.clone());
         self.run.running.spawn(async move {
+            let _permit = permit;
             let Ok((outcome, instance)) = tokio::time::timeout(AFTER_RESPONSE_MAX, call).await
             else {
                 return;

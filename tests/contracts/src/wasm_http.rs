@@ -128,6 +128,23 @@ fn a_request_whose_client_has_gone_does_not_run_on() {
 }
 
 #[test]
+fn what_runs_on_after_its_client_has_gone_still_counts_as_running() {
+    let service = Service::start(|wasm| {
+        wasm.http_limits.max_concurrent = 1;
+        wasm.http_limits.timeout_ms = 200;
+    });
+    let mut stream = TcpStream::connect(service.address).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.write_all(b"GET /linger HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+    let mut answer = BufReader::new(&stream).lines().map(Result::unwrap);
+    assert!(answer.any(|line| line == "begun"));
+    drop(stream);
+    for _ in 0..5 {
+        assert_eq!(service.get("/").0, 503, "there is one place, and it is taken");
+    }
+}
+
+#[test]
 fn outgoing_requests_reach_allowed_hosts_only() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

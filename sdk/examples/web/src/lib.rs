@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 
 use wstd::http::{Body, Client, Error, Request, Response, StatusCode, Uri};
 
@@ -19,6 +20,7 @@ const ROUTES: &str = "\
 /count        which request of its instance this is: always 1 where each request has a fresh instance
 /trap         traps
 /spin         uses the cpu, for ever
+/linger       begins to answer, then does the same
 ";
 
 /// Requests of this instance.
@@ -38,6 +40,7 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         "/count" => text(StatusCode::OK, format!("{count}\n")),
         "/trap" => unreachable!("as asked"),
         "/spin" => spin(),
+        "/linger" => Ok(Response::new(linger())),
         path => match path.strip_prefix("/status/").map(str::parse::<StatusCode>) {
             Some(Ok(status)) => text(status, String::new()),
             Some(Err(error)) => text(StatusCode::BAD_REQUEST, format!("{path}: {error}\n")),
@@ -97,6 +100,14 @@ fn keep(uri: &Uri) -> Result<Response<Body>, Error> {
         black_box(black_box(vec![1_u8; MIB]).leak());
     }
     text(StatusCode::OK, format!("keeps {mib} MiB\n"))
+}
+
+fn linger() -> Body {
+    let mut begun = Some("begun\n");
+    Body::from_stream(futures_lite::stream::poll_fn(move |_| match begun.take() {
+        Some(text) => Poll::Ready(Some(text)),
+        None => spin(),
+    }))
 }
 
 fn spin() -> ! {
