@@ -15,7 +15,11 @@ use std::task::{Poll, Waker};
 /// The weight of a task that requests less than this, in thousandths of a core: nobody starves.
 const WEIGHT_MIN: u64 = 10;
 
-/// The clock of a task: nanoseconds of a whole core that it would have had, had it used exactly its request.
+/// Parts that a nanosecond is divided into, so that a large weight is told from a larger one. More would not last: at the
+/// least weight the clock of a whole core runs for centuries.
+const PARTS: u64 = 16;
+
+/// The clock of a task: processor time by weight.
 #[derive(Debug)]
 pub(crate) struct TaskClock {
     weight: u64,
@@ -30,7 +34,7 @@ impl TaskClock {
 
     /// Moves on by processor time that was used.
     pub(crate) fn charge(&self, used_ns: u64) {
-        self.now.fetch_add(used_ns.saturating_mul(1000) / self.weight, Relaxed);
+        self.now.fetch_add(used_ns.saturating_mul(PARTS) / self.weight, Relaxed);
     }
 }
 
@@ -194,6 +198,19 @@ mod tests {
         assert!(shares[20] >= 1_900, "a core of two: {shares:?}");
         assert!(shares[21] >= 1_000, "half a core: {shares:?}");
         assert!(shares.iter().all(|share| *share > 10), "nobody starves: {shares:?}");
+    }
+
+    #[test]
+    fn the_clock_of_a_core_at_the_least_weight_goes_on_for_a_century() {
+        const HOUR_NS: u64 = 3_600_000_000_000;
+        let clock = TaskClock::new(0);
+        let mut last = 0;
+        for _ in 0..100 * 366 * 24 {
+            clock.charge(HOUR_NS);
+            let now = clock.now.load(Relaxed);
+            assert!(now > last);
+            last = now;
+        }
     }
 
     #[test]
