@@ -11,6 +11,7 @@
 //! DATA/shims/wasm/NAMESPACE/      a shim's own directory; slashes of the namespace are dots
 //! DATA/shims/oci/KEY/             another's
 //! DATA/wasm-cache/                compiled modules
+//! DATA/keyvalue/NAMESPACE/         what wasm programs keep by wasi:keyvalue
 //! DATA/artifacts/                 what was fetched
 //! ```
 //!
@@ -175,17 +176,14 @@ impl Disk {
     /// What wasm programs of a namespace keep by `wasi:keyvalue`.
     #[must_use]
     pub fn keyvalue(&self, namespace: &NamespacePath) -> PathBuf {
-        // A path has no dots, so that two never share a file.
-        self.root.join("keyvalue").join(format!("{}.db", namespace.as_str().replace('/', ".")))
+        self.root.join("keyvalue").join(folder_name(namespace)).join("entries.db")
     }
 
     /// A shim's directory.
     #[must_use]
     pub fn shim(&self, shim: &ShimId) -> PathBuf {
         match shim {
-            ShimId::Wasm(namespace) => {
-                self.root.join("shims/wasm").join(namespace.as_str().replace('/', "."))
-            }
+            ShimId::Wasm(namespace) => self.root.join("shims/wasm").join(folder_name(namespace)),
             ShimId::Oci(key) => self.root.join("shims/oci").join(&key.0),
         }
     }
@@ -305,6 +303,11 @@ impl Disk {
 
 /// A directory in memory for the files of secrets, named after the data directory; inside that one where the
 /// machine has no such filesystem.
+/// A namespace as the name of a folder: it has no dots of its own, so that two never share one.
+fn folder_name(namespace: &NamespacePath) -> String {
+    namespace.as_str().replace('/', ".")
+}
+
 fn secrets_dir(root: &Path) -> PathBuf {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();

@@ -234,7 +234,7 @@ impl std::fmt::Debug for WasmWorld {
 /// The store of a namespace on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyValueStore {
-    /// The namespace's file; its directory exists. Several shims of the namespace may have it open.
+    /// The namespace's file; its folder is made with it. Several shims of the namespace may have it open.
     pub file: PathBuf,
     /// The buckets that the task may open.
     pub buckets: Vec<String>,

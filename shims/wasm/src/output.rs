@@ -18,6 +18,9 @@ use crate::clock::now_ms;
 /// Most bytes that a guest hands over in one write.
 const WRITE_BYTES_MAX: usize = 64 << 10;
 
+/// Longest line from the shim: a trap with its whole stack.
+const NOTE_BYTES_MAX: usize = 64 << 10;
+
 /// The log of a task.
 #[derive(Debug)]
 pub(crate) struct TaskLog(Mutex<LogWriter>);
@@ -36,6 +39,8 @@ impl TaskLog {
 
     /// A line from the shim about the task, on its standard error.
     pub(crate) fn note(&self, message: &str) {
+        // Guests choose names that are told in it.
+        let message = &message[..message.floor_char_boundary(NOTE_BYTES_MAX)];
         self.write(Stream::Stderr, format!("brig: {message}\n").as_bytes());
     }
 
@@ -112,5 +117,20 @@ impl AsyncWrite for LogStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_about_an_endless_name_has_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let target = LogTarget { path: path.clone(), bytes_max: 64 << 20, files_kept: 1 };
+        TaskLog::open(target).unwrap().note(&"ü".repeat(8 << 20));
+        let length = usize::try_from(path.metadata().unwrap().len()).unwrap();
+        assert!((NOTE_BYTES_MAX..2 * NOTE_BYTES_MAX).contains(&length), "{length}");
     }
 }

@@ -59,6 +59,8 @@ pub(super) enum StoreError {
         max = Bytes(BYTES_MAX.unsigned_abs())
     )]
     Full,
+    #[error("there is no room for more on this node: delete some first")]
+    NoRoom,
     #[error("`{0}` is no number from 0 to 18446744073709551615")]
     NoNumber(String),
     #[error("the sum is more than 18446744073709551615")]
@@ -70,7 +72,8 @@ pub(super) enum StoreError {
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            // The file has its last page, or the disk is full.
+            Some(rusqlite::ErrorCode::DiskFull) => Self::NoRoom,
             _ => Self::Failed(error.to_string()),
         }
     }
@@ -126,6 +129,9 @@ impl Store {
 }
 
 fn open(file: &std::path::Path) -> Result<Connection, StoreError> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| StoreError::Failed(error.to_string()))?;
+    }
     let connection = Connection::open(file)?;
     connection.busy_timeout(BUSY_WAIT)?;
     connection.pragma_update(None, "journal_mode", "wal")?;
@@ -299,7 +305,7 @@ mod tests {
         }
 
         fn open(&self) -> Connection {
-            open(&self.0.path().join("team.db")).unwrap()
+            open(&self.0.path().join("team/entries.db")).unwrap()
         }
     }
 
