@@ -224,6 +224,11 @@ pub enum Misfit {
         "it imports {0}, which nothing provides: a wasm unit finds WASI and nothing else. Build it without that import"
     )]
     NotProvided(String),
+    /// It serves requests by a version that no node has.
+    #[error(
+        "http services of WASI 0.3 are not served yet: build it for wasi:http/incoming-handler of WASI 0.2 (a wasi:http/proxy component)"
+    )]
+    HttpP3,
     /// It serves requests, and nobody asked it to.
     #[error(
         "it is an http service (it exports a handler of wasi:http): write `http: {{}}` beside `artifact`, or deploy it with --http"
@@ -258,6 +263,7 @@ impl WasmFacts {
         match self.kind {
             WasmKind::Library => found.push(Misfit::Library(self.exports_told())),
             WasmKind::Unknown => {}
+            WasmKind::HttpP3 => found.push(Misfit::HttpP3),
             kind if kind.is_http() && !has_http => found.push(Misfit::NeedsHttp),
             kind if !kind.is_http() && has_http => found.push(Misfit::NoHttp(kind.words())),
             _ => {}
@@ -361,6 +367,7 @@ mod tests {
         for (facts, has_http, says) in [
             (facts(Library, &[], 0), false, "library"),
             (facts(HttpP2, &[], 0), false, "`http: {}`"),
+            (facts(HttpP3, &[], 0), true, "not served yet"),
             (facts(CommandP2, &[], 0), true, "command, WASI 0.2"),
             (facts(CommandP1, &["env.log"], 0), false, "`env.log`"),
             (facts(CommandP2, &["wasi:nn/graph@0.2.0"], 0), false, "wasi:nn/graph"),

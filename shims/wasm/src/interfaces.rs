@@ -11,7 +11,7 @@ use crate::host::CoreHost;
 use crate::outcome::Refusal;
 use crate::{keyvalue, logging};
 
-/// The interfaces that components may import of WASI 0.2.
+/// The interfaces that components may import of WASI 0.2 and of 0.3.
 const PROVIDED: &[&str] = &[
     "wasi:cli/environment",
     "wasi:cli/exit",
@@ -24,49 +24,34 @@ const PROVIDED: &[&str] = &[
     "wasi:cli/terminal-stdin",
     "wasi:cli/terminal-stdout",
     "wasi:clocks/monotonic-clock",
-    "wasi:clocks/wall-clock",
     "wasi:filesystem/preopens",
     "wasi:filesystem/types",
-    "wasi:http/outgoing-handler",
     "wasi:http/types",
-    "wasi:io/error",
-    "wasi:io/poll",
-    "wasi:io/streams",
     "wasi:random/insecure",
     "wasi:random/insecure-seed",
     "wasi:random/random",
-    "wasi:sockets/instance-network",
     "wasi:sockets/ip-name-lookup",
+];
+/// Those of 0.2 alone.
+const PROVIDED_BEFORE: &[&str] = &[
+    "wasi:clocks/wall-clock",
+    "wasi:http/outgoing-handler",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:sockets/instance-network",
     "wasi:sockets/network",
     "wasi:sockets/tcp",
     "wasi:sockets/tcp-create-socket",
     "wasi:sockets/udp",
     "wasi:sockets/udp-create-socket",
 ];
-/// The interfaces that components may import of WASI 0.3.
+/// Those of 0.3 alone.
 const PROVIDED_ASYNC: &[&str] = &[
-    "wasi:cli/environment",
-    "wasi:cli/exit",
-    "wasi:cli/stderr",
-    "wasi:cli/stdin",
-    "wasi:cli/stdout",
-    "wasi:cli/terminal-input",
-    "wasi:cli/terminal-output",
-    "wasi:cli/terminal-stderr",
-    "wasi:cli/terminal-stdin",
-    "wasi:cli/terminal-stdout",
     "wasi:cli/types",
-    "wasi:clocks/monotonic-clock",
     "wasi:clocks/system-clock",
     "wasi:clocks/types",
-    "wasi:filesystem/preopens",
-    "wasi:filesystem/types",
     "wasi:http/client",
-    "wasi:http/types",
-    "wasi:random/insecure",
-    "wasi:random/insecure-seed",
-    "wasi:random/random",
-    "wasi:sockets/ip-name-lookup",
     "wasi:sockets/types",
 ];
 /// The configuration of a component, in the one version that is provided.
@@ -147,8 +132,9 @@ pub(crate) fn missing_component_imports(engine: &Engine, component: &Component) 
 
 fn is_provided(import: &str) -> bool {
     let is_wasi = import.split_once('@').is_some_and(|(interface, version)| {
-        (PROVIDED.contains(&interface) && version.starts_with(VERSION))
-            || (PROVIDED_ASYNC.contains(&interface) && version.starts_with(VERSION_ASYNC))
+        let is_in = |alone: &[&str]| PROVIDED.contains(&interface) || alone.contains(&interface);
+        (version.starts_with(VERSION) && is_in(PROVIDED_BEFORE))
+            || (version.starts_with(VERSION_ASYNC) && is_in(PROVIDED_ASYNC))
     });
     is_wasi || import == CONFIG || keyvalue::is_provided(import) || logging::is_provided(import)
 }
