@@ -23,6 +23,7 @@ use brig_api::{Code, Digest};
 use futures::StreamExt as _;
 use http::{StatusCode, header};
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::io::ReaderStream;
 
 use crate::app::App;
@@ -32,6 +33,8 @@ use crate::route::{Operation, Routes};
 
 /// Largest code of one program: that of an interpreter of 26 MB has some 60 MB.
 const CODE_BYTES_MAX: u64 = 1 << 30;
+/// Transfers to the store at a time: what came only in part is not among what is kept.
+const KEEPS_MAX: usize = 4;
 /// Most code that is kept.
 const STORE_BYTES_MAX: u64 = 8 << 30;
 /// Most programs whose code is kept.
@@ -51,6 +54,7 @@ const READ_BYTES: usize = 256 << 10;
 pub(crate) struct CompiledStore {
     root: PathBuf,
     key: CodeKey,
+    keeps: Semaphore,
 }
 
 pub(crate) fn routes() -> Routes {
@@ -108,6 +112,7 @@ async fn keep(
     body: Body,
 ) -> Answer<StatusCode> {
     let path = app.compiled.path(&compatibility, &program)?;
+    let _turn = app.compiled.turn()?;
     let folder = path.parent().unwrap_or(&app.compiled.root).to_owned();
     tokio::fs::create_dir_all(&folder).await.map_err(|error| storage(&error))?;
     let incomplete = folder.join(format!("{INCOMPLETE}{:032x}", rand::random::<u128>()));
@@ -160,12 +165,20 @@ impl CompiledStore {
         let root = data.join("registry/compiled");
         std::fs::create_dir_all(&root)?;
         let key = read_or_make_key(&root.join("key"))?;
-        Ok(Self { root, key })
+        Ok(Self { root, key, keeps: Semaphore::new(KEEPS_MAX) })
     }
 
     /// What nodes authenticate code with.
     pub(crate) fn key(&self) -> &CodeKey {
         &self.key
+    }
+
+    /// The turn of one transfer. Who gets none compiles again, and loses nothing but time.
+    fn turn(&self) -> Answer<SemaphorePermit<'_>> {
+        self.keeps.try_acquire().map_err(|_| {
+            let detail = format!("{KEEPS_MAX} transfers of compiled code are under way: try later");
+            Failure::new(Code::Unavailable, detail)
+        })
     }
 
     fn path(&self, compatibility: &str, program: &str) -> Answer<PathBuf> {
@@ -251,6 +264,15 @@ mod tests {
         let other = CompiledStore::open(tempfile::tempdir().unwrap().path()).unwrap();
         assert_ne!(first.key.to_hex(), other.key.to_hex());
         assert!(!format!("{:?}", first.key).contains(&first.key.to_hex()));
+    }
+
+    #[test]
+    fn more_transfers_than_there_are_turns_are_refused() {
+        let store = CompiledStore::open(tempfile::tempdir().unwrap().path()).unwrap();
+        let turns: Vec<_> = (0..KEEPS_MAX).map(|_| store.turn().unwrap()).collect();
+        assert_eq!(store.turn().unwrap_err().0.code, Code::Unavailable);
+        drop(turns);
+        assert!(store.turn().is_ok());
     }
 
     #[test]
