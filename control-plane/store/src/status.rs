@@ -50,9 +50,9 @@ async fn take_over(
         units.into_iter().map(|unit| (unit.id.clone(), unit)).collect();
     let ours = reports.iter().filter_map(|report| {
         let unit = units.get(&report.unit).filter(|unit| unit.node.as_ref() == Some(node))?;
-        Some((unit, report.usage))
+        Some((&unit.id, &unit.namespace, report.usage))
     });
-    let used = ours.filter(|(_, usage)| *usage != Usage::default()).collect();
+    let used = ours.filter(|(.., usage)| *usage != Usage::default()).collect();
     use_up(tx, used).await?;
     let mut changed: Vec<&UnitId> = Vec::new();
     for report in reports {

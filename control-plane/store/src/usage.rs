@@ -3,16 +3,15 @@
 //! Nodes tell what each unit has used in all, so what is told twice counts once; the difference to what was known goes to the
 //! namespace, on the day on which it is told. It is no part of what is watched: no revision, no change.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use brig_api::object::Unit;
 use brig_api::usage::{Usage, UsageReport};
 use brig_api::{NamespacePath, NodeName, UnitId};
 use chrono::DateTime;
 
 use crate::error::StoreError;
 use crate::store::Store;
-use crate::table::unit::units_by_ids;
+use crate::table::unit::unit_homes;
 use crate::table::usage::{namespaces_add, usages_by_units, usages_put};
 use crate::write::{Write, in_write};
 
@@ -49,33 +48,34 @@ async fn take_over(
     reports: &[UsageReport],
 ) -> Result<(), StoreError> {
     let ids: BTreeSet<&UnitId> = reports.iter().map(|report| &report.unit).collect();
-    let units = units_by_ids(&mut tx.db, &ids.into_iter().collect::<Vec<_>>()).await?;
-    let units: HashMap<UnitId, Unit> =
-        units.into_iter().map(|unit| (unit.id.clone(), unit)).collect();
+    let homes = unit_homes(&mut tx.db, &ids.into_iter().collect::<Vec<_>>()).await?;
     let ours = reports.iter().filter_map(|report| {
-        let unit = units.get(&report.unit).filter(|unit| unit.node.as_ref() == Some(node))?;
-        Some((unit, report.usage))
+        let (namespace, at) = homes.get(&report.unit)?;
+        (at.as_ref() == Some(node)).then_some((&report.unit, namespace, report.usage))
     });
     use_up(tx, ours.collect()).await
 }
 
 /// Writes what units have used in all.
-pub(crate) async fn use_up(tx: &mut Write, used: Vec<(&Unit, Usage)>) -> Result<(), StoreError> {
-    let ids: BTreeSet<&UnitId> = used.iter().map(|(unit, _)| &unit.id).collect();
+pub(crate) async fn use_up(
+    tx: &mut Write,
+    used: Vec<(&UnitId, &NamespacePath, Usage)>,
+) -> Result<(), StoreError> {
+    let ids: BTreeSet<&UnitId> = used.iter().map(|(unit, ..)| *unit).collect();
     let known = usages_by_units(&mut tx.db, &ids.into_iter().collect::<Vec<_>>()).await?;
-    let mut newest: BTreeMap<&UnitId, (&Unit, Usage)> = BTreeMap::new();
-    for (unit, usage) in used {
-        let (_, newer) = newest.entry(&unit.id).or_insert_with(|| (unit, Usage::default()));
+    let mut newest: BTreeMap<&UnitId, (&NamespacePath, Usage)> = BTreeMap::new();
+    for (unit, namespace, usage) in used {
+        let (_, newer) = newest.entry(unit).or_insert_with(|| (namespace, Usage::default()));
         *newer = newer.or_newer(usage);
     }
     let mut rows: Vec<(&UnitId, Usage)> = Vec::new();
     let mut of_namespaces: BTreeMap<NamespacePath, Usage> = BTreeMap::new();
-    for (id, (unit, usage)) in newest {
+    for (id, (namespace, usage)) in newest {
         let before = known.get(id).copied().unwrap_or_default();
         let usage = usage.or_newer(before);
         if usage != before {
             rows.push((id, usage));
-            let sum = of_namespaces.entry(unit.namespace.clone()).or_default();
+            let sum = of_namespaces.entry(namespace.clone()).or_default();
             *sum = sum.followed_by(usage.since(before));
         }
     }

@@ -39,6 +39,7 @@ const UNITS_ON_NODE: &str = select!(
     "WHERE node = $1 AND state NOT IN ('succeeded', 'failed', 'stopped', 'lost') ORDER BY id"
 );
 const UNITS_BY_IDS: &str = select!("WHERE id IN (VALUES {rows})");
+const UNIT_HOMES: &str = "SELECT id, namespace, node FROM units WHERE id IN (VALUES {rows})";
 const UNITS_EXISTING: &str = "SELECT id FROM units WHERE id IN (VALUES {rows})";
 const UNIT_NAMES_TAKEN: &str = "SELECT namespace, name FROM units WHERE (namespace, name) IN \
     (SELECT column1, column2 FROM (VALUES {rows}) AS asked)";
@@ -292,6 +293,21 @@ pub(crate) async fn unit_list_on_node(db: &mut Tx, node: &str) -> Result<Vec<Uni
 pub(crate) async fn units_by_ids(db: &mut Tx, ids: &[&UnitId]) -> Result<Vec<Unit>, StoreError> {
     let rows = fetch_many!(db, UnitRow, UNITS_BY_IDS, 1, ids, |query, id| query.bind(id.as_str()));
     Shared::default().units(rows)
+}
+
+/// Namespace and node of those units that exist.
+pub(crate) async fn unit_homes(
+    db: &mut Tx,
+    ids: &[&UnitId],
+) -> Result<HashMap<UnitId, (NamespacePath, Option<NodeName>)>, StoreError> {
+    let rows =
+        fetch_many!(db, (String, String, Option<String>), UNIT_HOMES, 1, ids, |query, id| query
+            .bind(id.as_str()));
+    let homes = rows.iter().map(|(unit, namespace, node)| {
+        let node = node.as_deref().map(|node| id("units.node", node)).transpose()?;
+        Ok((id("units.id", unit)?, (id("units.namespace", namespace)?, node)))
+    });
+    homes.collect()
 }
 
 /// Which of those ids exist.
