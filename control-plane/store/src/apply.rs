@@ -2,15 +2,11 @@
 
 mod differences;
 
-use std::sync::Arc;
-
 use brig_api::Object;
-use brig_api::lifecycle::UnitState;
 use brig_api::manifest::Manifest;
 use brig_api::object::{
-    Config, Desired, Job, JobState, Namespace, ObjectKey, Secret, Service, Unit, UnitStatus,
+    Config, Desired, Job, JobState, Namespace, ObjectKey, Secret, Service, Unit,
 };
-use brig_api::placement::Grants;
 use brig_api::problem::FieldError;
 use brig_api::request::{Applied, ApplyOutcome, ApplyResponse, MANIFESTS_MAX};
 use brig_api::spec::{ConfigSpec, JobSpec, LoneUnitSpec, NamespaceSpec, SecretSpec, ServiceSpec};
@@ -330,23 +326,7 @@ async fn create_alone(tx: &mut Write, spec: &LoneUnitSpec) -> Result<Unit, Store
 }
 
 async fn unit_new(tx: &mut Write, spec: &LoneUnitSpec, index: usize) -> Result<Unit, StoreError> {
-    let unit = Unit {
-        id: UnitId::of_revision(tx.revision(), index),
-        name: spec.name.clone(),
-        namespace: spec.namespace.clone(),
-        owner: None,
-        labels: Arc::new(spec.labels.clone()),
-        template: Arc::new(spec.unit.clone()),
-        desired: Desired::Run,
-        remove_when_done: spec.remove_when_done,
-        node: None,
-        promised: None,
-        grants: Grants::default(),
-        placed_ms: None,
-        placed_by: None,
-        status: UnitStatus { state: UnitState::Pending, ..UnitStatus::default() },
-        meta: tx.meta(),
-    };
+    let unit = Unit::alone(spec, UnitId::of_revision(tx.revision(), index), tx.meta());
     unit_insert(&mut tx.db, &unit).await?;
     created(tx, Object::Unit(Box::new(unit.clone())));
     Ok(unit)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{Reason, UnitState};
 use crate::placement::{Grants, Taint};
-use crate::spec::{ConfigSpec, JobSpec, Labels, NamespaceSpec, ServiceSpec};
+use crate::spec::{ConfigSpec, JobSpec, Labels, LoneUnitSpec, NamespaceSpec, ServiceSpec};
 use crate::unit_spec::{Runtime, UnitTemplate, is_default};
 use crate::wasm::WasmFacts;
 use crate::{
@@ -321,6 +321,30 @@ pub struct Unit {
     /// Revision and times.
     #[serde(flatten)]
     pub meta: Meta,
+}
+
+impl Unit {
+    /// A unit that nobody made but its user, as it begins.
+    #[must_use]
+    pub fn alone(spec: &LoneUnitSpec, id: UnitId, meta: Meta) -> Self {
+        Self {
+            id,
+            name: spec.name.clone(),
+            namespace: spec.namespace.clone(),
+            owner: None,
+            labels: Arc::new(spec.labels.clone()),
+            template: Arc::new(spec.unit.clone()),
+            desired: Desired::Run,
+            remove_when_done: spec.remove_when_done,
+            node: None,
+            promised: None,
+            grants: Grants::default(),
+            placed_ms: None,
+            placed_by: None,
+            status: UnitStatus::default(),
+            meta,
+        }
+    }
 }
 
 fn has_no_labels(labels: &Labels) -> bool {

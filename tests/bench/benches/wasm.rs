@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bench::{Shim, build, process};
+use bench::{SLEEP, Shim, build, process};
 use brig_api::unit_spec::InstanceReuse;
 
 /// Requests that an instance answers, here and in the peer, where instances are reused.
@@ -26,14 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Computes without pause.
 const SPIN: &str = r#"(module (func (export "_start") (loop $again (br $again))))"#;
-/// Sleeps for an hour: a subscription of `poll_oneoff` to the clock.
-const SLEEP: &str = r#"(module
-  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 1)
-  (func (export "_start")
-    (i32.store (i32.const 16) (i32.const 1))
-    (i64.store (i32.const 24) (i64.const 3600000000000))
-    (drop (call $poll (i32.const 0) (i32.const 4096) (i32.const 1) (i32.const 8192)))))"#;
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;

@@ -1,13 +1,9 @@
 //! What happens to the copy: nodes that fall silent, nodes that join, objects that are stored, and copies that arrive.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use brig_api::Manifest;
-use brig_api::object::{
-    Desired, Job, JobState, Meta, Node, NodeState, Object, ObjectKey, Service, Unit, UnitStatus,
-};
-use brig_api::placement::Grants;
+use brig_api::object::{Job, JobState, Meta, Node, NodeState, Object, ObjectKey, Service, Unit};
 use brig_api::problem::FieldError;
 use brig_api::simulate::{ARRIVALS_MAX, CONSTRAINTS_MAX, GROWTH_MAX, Growth, Loss, NODE_RULES_MAX};
 use brig_api::{Kind, NamespacePath, NodeName, ResourceName, Revision, UnitId};
@@ -282,23 +278,10 @@ fn copy(
             let (state, succeeded, failed, is_deleting) = (JobState::Active, 0, 0, false);
             Some(Object::Job(Job { spec, state, succeeded, failed, is_deleting, meta }))
         }
-        Manifest::Unit(spec) => Some(Object::Unit(Box::new(Unit {
-            id,
-            name: named(&spec.name)?,
-            namespace: spec.namespace.clone(),
-            owner: None,
-            labels: Arc::new(spec.labels.clone()),
-            template: Arc::new(spec.unit.clone()),
-            desired: Desired::Run,
-            remove_when_done: spec.remove_when_done,
-            node: None,
-            promised: None,
-            grants: Grants::default(),
-            placed_ms: None,
-            placed_by: None,
-            status: UnitStatus::default(),
-            meta,
-        }))),
+        Manifest::Unit(spec) => {
+            let unit = Unit { name: named(&spec.name)?, ..Unit::alone(spec, id, meta) };
+            Some(Object::Unit(Box::new(unit)))
+        }
         Manifest::Namespace(_) | Manifest::Secret(_) | Manifest::Config(_) => None,
     }
 }
