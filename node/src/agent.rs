@@ -16,10 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brig_api::session::{Assignment, FromNode};
+use brig_api::unit_spec::Runtime;
 use brig_api::{ResourceName, UnitId};
-use brig_shim::message::{
-    FromShim, Request, StartProgram, StartTask, StopSignal, TaskKey, TaskState, TaskView,
-};
+use brig_shim::message::{FromShim, Request, StartTask, StopSignal, TaskKey, TaskState, TaskView};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -189,7 +188,7 @@ impl Agent {
             Event::StartAnswered { key, shim, outcome } => {
                 self.hear_start_answer(&key, &shim, outcome);
             }
-            Event::Used(usages) => self.hear_used(usages),
+            Event::Used(shim, usages) => self.hear_used(&shim, usages),
             Event::Collected(key) => {
                 self.collecting = self.collecting.saturating_sub(1);
                 self.strays.remove(&key);
@@ -200,13 +199,16 @@ impl Agent {
 
     fn hear_shim(&mut self, shim: &ShimId, event: ShimEvent) {
         match event {
-            ShimEvent::Connected(tasks) => self.hear_connected(shim, tasks),
+            ShimEvent::Connected(mut tasks) => {
+                tasks.retain(|view| self.is_of(shim, &view.key));
+                self.hear_connected(shim, tasks);
+            }
+            ShimEvent::Heard(FromShim::Running { task, .. } | FromShim::Exited { task, .. })
+                if !self.is_of(shim, &task) => {}
             ShimEvent::Heard(FromShim::Running { task, http }) => {
-                self.share_code(&task);
                 self.see(shim, &task, TaskSeen::Running { http });
             }
             ShimEvent::Heard(FromShim::Exited { task, record }) => {
-                self.share_code(&task);
                 self.see(shim, &task, TaskSeen::Exited(record));
             }
             ShimEvent::Heard(FromShim::Reply { .. }) => {}
@@ -229,13 +231,21 @@ impl Agent {
         }
     }
 
-    /// What runs was compiled, if it was not before: the other nodes may have it.
-    fn share_code(&self, key: &TaskKey) {
-        let Some((unit, task)) = self.current(key) else { return };
-        let prepared = self.units.get(&unit).and_then(|unit| unit.prepared.get(&task));
-        if let Some(StartTask { program: StartProgram::Wasm(wasm), .. }) = prepared {
-            self.preparer.compiled.share(&wasm.digest);
+    /// May a shim speak of that run? What it says is believed of its own tasks only, so that one that a guest has taken
+    /// over does no harm to other namespaces; and a key becomes the name of a folder.
+    fn is_of(&self, shim: &ShimId, key: &TaskKey) -> bool {
+        let is_of = match plan::parse_key(key) {
+            Some((unit, ..)) => match (self.units.get(&unit), shim) {
+                (Some(unit), shim) => unit.shim_of(key) == *shim,
+                (None, ShimId::Oci(own)) => own == key,
+                (None, ShimId::Wasm(_)) => true,
+            },
+            None => false,
+        };
+        if !is_of {
+            tracing::warn!(shim = ?shim, task.key = ?key.0, "a shim speaks of a task that is not its own");
         }
+        is_of
     }
 
     fn hear_connected(&mut self, shim: &ShimId, tasks: Vec<TaskView>) {
@@ -462,9 +472,6 @@ impl Unit {
             let task = self.assignment.template.tasks.iter().find(|task| task.name == name)?;
             Some(task.program.runtime())
         });
-        match runtime {
-            Some(brig_api::unit_spec::Runtime::Oci) => ShimId::Oci(key.clone()),
-            _ => ShimId::Wasm(self.assignment.namespace.clone()),
-        }
+        ShimId::of(&self.assignment.namespace, runtime.unwrap_or(Runtime::Wasm), key)
     }
 }

@@ -1,33 +1,39 @@
-//! Compiled code of wasm programs, shared by the nodes of a cluster: what another node has compiled is fetched, and what
-//! this one has compiled is given to the others.
+//! Compiled code of wasm programs: a program is compiled before a shim is asked to run it, by whoever is first in the
+//! cluster. What another node has compiled is fetched, and what this one has compiled is given to the others.
 //!
-//! The wasm shim owns the form of the code and knows what it was compiled for; here it is bytes with a sum in front:
+//! The shims' program owns the form of the code and compiles (`brig-shim-wasm compile`), in a process that can do nothing
+//! else; shims only map what is there. Between nodes it is bytes with a sum in front:
 //!
 //! ```text
 //! HMAC-SHA256 (32 bytes) of what follows, of what it was compiled for, and of the program's digest
 //! what `brig-shim-wasm export` wrote
 //! ```
 //!
-//! Compiled code runs as the shim, so only code with a right sum reaches the shim's store. The key for it comes with the
-//! session and is nowhere on this node's disk. Whatever goes wrong here costs a compilation and nothing else.
+//! Compiled code runs as the shim, so only code with a right sum reaches the store. The key for it comes with the session
+//! and is nowhere on this node's disk. What goes wrong with the others' code costs a compilation and nothing else.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use brig_api::Digest;
+use brig_api::lifecycle::Reason;
 use brig_api::session::CodeKey;
+use brig_api::unit_spec::Isolation;
 use brig_client::{Client, ClientError};
+use brig_shim::code::{Compatibilities, CompileAnswer, Compiled};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::io::ReaderStream;
+
+use crate::plan::Fault;
 
 /// What the sum is for, so that it is right for nothing else.
 const PURPOSE: &[u8] = b"brig compiled code 1";
@@ -35,28 +41,48 @@ const PURPOSE: &[u8] = b"brig compiled code 1";
 const SUM_BYTES: usize = 32;
 /// Largest code that is fetched.
 const CODE_BYTES_MAX: u64 = 1 << 30;
-/// Programs that are remembered; beyond it all are forgotten, and asked for again.
+/// Programs that are remembered; beyond it all are forgotten, and looked for again.
 const PROGRAMS_KNOWN_MAX: usize = 4_096;
-/// Longest run of the shim's program as a tool.
+/// Longest run of the shims' program as a tool that does not compile.
 const TOOL_TIME_MAX: Duration = Duration::from_secs(60);
+/// Longest compilation, a little more than the tool gives itself.
+const COMPILE_TIME_MAX: Duration = Duration::from_secs(660);
+/// Compilers at a time. Each uses every core for itself.
+const COMPILERS_MAX: usize = 1;
+/// Code that is used is marked so often: what was not used for longest makes room for more.
+const MARK_EVERY: Duration = Duration::from_secs(600);
 /// Hashed in pieces of this size.
 const READ_BYTES: usize = 256 << 10;
 
-/// The node's share of the cluster's compiled code. Cheap to clone.
+/// The node's compiled code. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct CompiledCode {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    /// The wasm shim's program.
+    /// The wasm shims' program.
     shim: PathBuf,
-    /// Where the shims keep compiled code.
+    /// Where compiled code is kept.
     cache: PathBuf,
     cluster: Mutex<Option<Cluster>>,
-    /// What the shim compiles for; None when it does not say.
-    compatibility: OnceCell<Option<String>>,
-    programs: Mutex<HashMap<Digest, Arc<OnceCell<Place>>>>,
+    /// What the program compiles for; None when it does not say.
+    compatibilities: OnceCell<Option<Compatibilities>>,
+    compilers: Semaphore,
+    programs: Mutex<HashMap<Wanted, Arc<OnceCell<Ready>>>>,
+}
+
+/// What code is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Wanted {
+    program: Digest,
+    isolation: Isolation,
+}
+
+/// Code that is in the store and sound.
+struct Ready {
+    compatibility: String,
+    marked: Mutex<Instant>,
 }
 
 /// The control plane of the session.
@@ -64,15 +90,6 @@ struct Inner {
 struct Cluster {
     client: Client,
     key: CodeKey,
-}
-
-/// Where a program's code was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// On this node, or with nobody of use: nothing is left to do.
-    Settled,
-    /// Neither here nor in the cluster: the shim compiles it, and the cluster gets it then.
-    Nowhere,
 }
 
 /// Why code was not taken or given.
@@ -95,7 +112,8 @@ impl CompiledCode {
                 shim,
                 cache,
                 cluster: Mutex::default(),
-                compatibility: OnceCell::new(),
+                compatibilities: OnceCell::new(),
+                compilers: Semaphore::new(COMPILERS_MAX),
                 programs: Mutex::default(),
             }),
         }
@@ -111,76 +129,147 @@ impl CompiledCode {
         self.inner.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Fetches a program's code, if this node has none and the cluster has some; once for each program, whoever asks.
-    pub(crate) async fn ready(&self, program: &Digest) {
-        let Some(cluster) = self.cluster() else { return };
-        let cell = {
-            let mut programs = self.programs();
-            if programs.len() >= PROGRAMS_KNOWN_MAX {
-                programs.clear();
+    /// Sees to it that the code of the program in the file `module` is in the store, for shims of that kind; once for each
+    /// program, whoever asks. Returns what it was compiled for.
+    ///
+    /// # Errors
+    /// The program can't be compiled.
+    pub(crate) async fn ready(
+        &self,
+        module: &Path,
+        program: &Digest,
+        isolation: Isolation,
+    ) -> Result<String, Fault> {
+        let wanted = Wanted { program: program.clone(), isolation };
+        loop {
+            let cell = self.cell(&wanted);
+            let ready = cell.get_or_try_init(|| self.make(module, &wanted)).await?;
+            if self.is_kept(&wanted, ready) {
+                return Ok(ready.compatibility.clone());
             }
-            Arc::clone(programs.entry(program.clone()).or_default())
-        };
-        cell.get_or_init(|| self.look(&cluster, program)).await;
-    }
-
-    /// The shim runs the program: its code is there. The cluster gets it, if it had none.
-    pub(crate) fn share(&self, program: &Digest) {
-        {
+            // It has made room for other code since.
             let mut programs = self.programs();
-            let Some(cell) = programs.get_mut(program) else { return };
-            if cell.get() != Some(&Place::Nowhere) {
-                return;
+            if programs.get(&wanted).is_some_and(|known| Arc::ptr_eq(known, &cell)) {
+                programs.remove(&wanted);
             }
-            *cell = Arc::new(OnceCell::new_with(Some(Place::Settled)));
         }
-        let (code, program) = (self.clone(), program.clone());
-        tokio::spawn(async move {
-            match code.give(&program).await {
-                Ok(()) => {
-                    tracing::info!(program = %program, "compiled code was given to the cluster");
-                }
-                Err(error) => {
-                    tracing::info!(program = %program, %error, "compiled code was not given to the cluster");
-                }
-            }
-        });
     }
 
-    fn programs(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<OnceCell<Place>>>> {
+    fn cell(&self, wanted: &Wanted) -> Arc<OnceCell<Ready>> {
+        let mut programs = self.programs();
+        if programs.len() >= PROGRAMS_KNOWN_MAX {
+            programs.clear();
+        }
+        Arc::clone(programs.entry(wanted.clone()).or_default())
+    }
+
+    fn programs(&self) -> std::sync::MutexGuard<'_, HashMap<Wanted, Arc<OnceCell<Ready>>>> {
         self.inner.programs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn look(&self, cluster: &Cluster, program: &Digest) -> Place {
-        let Some(compatibility) = self.compatibility().await else { return Place::Settled };
-        if brig_shim::code::path(&self.inner.cache, compatibility, program).exists() {
-            return Place::Settled;
+    fn is_kept(&self, wanted: &Wanted, ready: &Ready) -> bool {
+        let path = self.path(&ready.compatibility, &wanted.program);
+        let mut marked = ready.marked.lock().unwrap_or_else(PoisonError::into_inner);
+        if marked.elapsed() < MARK_EVERY {
+            return path.exists();
         }
-        match self.take(cluster, compatibility, program).await {
-            Ok(true) => {
-                tracing::info!(program = %program, "compiled code came from the cluster");
-                Place::Settled
-            }
-            Ok(false) => Place::Nowhere,
-            Err(error) => {
-                tracing::warn!(program = %program, %error, "the cluster's compiled code is of no use");
-                Place::Nowhere
+        *marked = Instant::now();
+        // Files of code are never modified, so that the time of that says when one was used last.
+        File::open(path).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
+    }
+
+    fn path(&self, compatibility: &str, program: &Digest) -> PathBuf {
+        brig_shim::code::path(&self.inner.cache, compatibility, program)
+    }
+
+    async fn make(&self, module: &Path, wanted: &Wanted) -> Result<Ready, Fault> {
+        if let Some(cluster) = self.cluster() {
+            self.look(&cluster, wanted).await;
+        }
+        let Compiled { compatibility, is_new } = self.compile(module, wanted).await?;
+        if is_new {
+            tracing::info!(program = %wanted.program, "a program was compiled");
+            let (code, compatibility) = (self.clone(), compatibility.clone());
+            let program = wanted.program.clone();
+            tokio::spawn(async move {
+                match code.give(&compatibility, &program).await {
+                    Ok(()) => {
+                        tracing::info!(program = %program, "compiled code was given to the cluster");
+                    }
+                    Err(error) => {
+                        tracing::info!(program = %program, %error, "compiled code was not given to the cluster");
+                    }
+                }
+            });
+        }
+        Ok(Ready { compatibility, marked: Mutex::new(Instant::now()) })
+    }
+
+    /// Compiles, unless there is sound code.
+    async fn compile(&self, module: &Path, wanted: &Wanted) -> Result<Compiled, Fault> {
+        let failed = |what: &str| Fault {
+            reason: Reason::CreateFailed,
+            message: format!("{} can't be compiled: {what}", module.display()),
+        };
+        let _permit = self.inner.compilers.acquire().await;
+        let mut command = tokio::process::Command::new(&self.inner.shim);
+        command
+            .arg("compile")
+            .arg("--module")
+            .arg(module)
+            .args(["--digest", wanted.program.as_str()])
+            .arg("--cache")
+            .arg(&self.inner.cache)
+            .args(["--isolation", wanted.isolation.as_str()])
+            .env_clear()
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(COMPILE_TIME_MAX, command.output())
+            .await
+            .map_err(|_| failed("the compiler does not end"))?
+            .map_err(|error| failed(&format!("{}: {error}", self.inner.shim.display())))?;
+        match serde_json::from_slice::<CompileAnswer>(&output.stdout) {
+            Ok(Ok(compiled)) => Ok(compiled),
+            Ok(Err(refusal)) => Err(Fault { reason: refusal.reason, message: refusal.message }),
+            Err(_) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                Err(failed(&format!("the compiler ended with {}; {}", output.status, said.trim())))
             }
         }
     }
 
-    /// What the shim on this machine compiles for.
-    async fn compatibility(&self) -> Option<&str> {
-        let asked = self.inner.compatibility.get_or_init(|| async {
+    /// Fetches a program's code, if this node has none and the cluster has some.
+    async fn look(&self, cluster: &Cluster, wanted: &Wanted) {
+        let Some(compatibilities) = self.compatibilities().await else { return };
+        let compatibilities = compatibilities.of(wanted.isolation);
+        let program = &wanted.program;
+        if compatibilities.iter().any(|name| self.path(name, program).exists()) {
+            return;
+        }
+        for compatibility in compatibilities {
+            match self.take(cluster, compatibility, program).await {
+                Ok(true) => {
+                    tracing::info!(program = %program, "compiled code came from the cluster");
+                    return;
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(program = %program, %error, "the cluster's compiled code is of no use");
+                }
+            }
+        }
+    }
+
+    /// What the shims' program on this machine compiles for.
+    async fn compatibilities(&self) -> Option<&Compatibilities> {
+        let asked = self.inner.compatibilities.get_or_init(|| async {
             let mut command = tokio::process::Command::new(&self.inner.shim);
             command.arg("compatibility").stdin(Stdio::null()).stderr(Stdio::null());
             command.kill_on_drop(true);
             let output = tokio::time::timeout(TOOL_TIME_MAX, command.output()).await.ok()?.ok()?;
-            let name = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-            let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_hexdigit());
-            (output.status.success() && is_name).then_some(name)
+            serde_json::from_slice(&output.stdout).ok()
         });
-        asked.await.as_deref()
+        asked.await.as_ref()
     }
 
     async fn take(
@@ -198,19 +287,16 @@ impl CompiledCode {
         let file = into.into_std().await;
         let sum = Sum::new(&cluster.key, compatibility, program);
         let file = blocking(move || verified(file, sum)).await?;
-        // The shim's program goes on reading behind the sum.
-        self.tool("import", program, Stdio::from(file), Stdio::null()).await?;
+        // The tool goes on reading behind the sum.
+        self.tool("import", compatibility, program, Stdio::from(file), Stdio::null()).await?;
         Ok(true)
     }
 
-    async fn give(&self, program: &Digest) -> Result<(), CodeError> {
-        let (Some(cluster), Some(compatibility)) = (self.cluster(), self.compatibility().await)
-        else {
-            return Ok(());
-        };
+    async fn give(&self, compatibility: &str, program: &Digest) -> Result<(), CodeError> {
+        let Some(cluster) = self.cluster() else { return Ok(()) };
         let file = self.scratch()?;
         let out = Stdio::from(file.try_clone()?);
-        self.tool("export", program, Stdio::null(), out).await?;
+        self.tool("export", compatibility, program, Stdio::null(), out).await?;
         let sum = Sum::new(&cluster.key, compatibility, program);
         let (file, sum) = blocking(move || summed(file, sum)).await?;
         let first = futures::stream::iter([Ok(Bytes::copy_from_slice(&sum))]);
@@ -229,6 +315,7 @@ impl CompiledCode {
     async fn tool(
         &self,
         what: &'static str,
+        compatibility: &str,
         program: &Digest,
         stdin: Stdio,
         stdout: Stdio,
@@ -236,8 +323,7 @@ impl CompiledCode {
         let mut command = tokio::process::Command::new(&self.inner.shim);
         command
             .arg(what)
-            .arg("--digest")
-            .arg(program.as_str())
+            .args(["--digest", program.as_str(), "--compatibility", compatibility])
             .arg("--cache")
             .arg(&self.inner.cache);
         command.stdin(stdin).stdout(stdout).stderr(Stdio::null()).kill_on_drop(true);

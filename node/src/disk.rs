@@ -4,16 +4,22 @@
 //! DATA/lock                       held by the agent that runs
 //! DATA/units/ID/assignment.json   what to run, without the texts of secrets
 //! DATA/units/ID/state.json        see crate::record
-//! DATA/units/ID/logs/TASK.log     and TASK.log.1 …
+//! DATA/units/ID/logs/TASK.log     and TASK.log.1 …, of containers
 //! DATA/units/ID/mounts/…          files of configs
-//! DATA/tasks/KEY/                 of one run of a task, the shim's until it was removed
+//! DATA/tasks/KEY/                 of one run of a container, its shim's until it was removed
 //! DATA/scratch/KEY/               the writable layer of a container
-//! DATA/shims/wasm/NAMESPACE/      a shim's own directory; slashes of the namespace are dots
-//! DATA/shims/oci/KEY/             another's
+//! DATA/namespaces/NAMESPACE/      all that the wasm shim of a namespace can write; slashes of the namespace are dots
+//!   tasks/KEY/                    of one run of a wasm task, the shim's until it was removed
+//!   logs/ID/TASK.log              and TASK.log.1 …, of wasm tasks
+//!   keyvalue/                     what wasm programs keep by wasi:keyvalue
+//! DATA/shims/wasm/NAMESPACE/      the socket and the log of a shim
+//! DATA/shims/oci/KEY/             of another
 //! DATA/wasm-cache/                compiled modules
-//! DATA/keyvalue/NAMESPACE/         what wasm programs keep by wasi:keyvalue
 //! DATA/artifacts/                 what was fetched
 //! ```
+//!
+//! What a wasm shim can write may be anything, should a guest ever have got out of its sandbox into the shim: links, pipes,
+//! files without end. It is read with [`brig_shim::file`], and nobody but that shim writes there.
 //!
 //! Files are replaced by rename. That alone survives a killed agent: what a process wrote is there for the next.
 //! Only the record of an exit is also flushed to the disk ([`Disk::write_record`]): after it the shim's own record
@@ -27,7 +33,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use brig_api::session::{Assignment, Texts};
-use brig_api::{NamespacePath, ResourceName, UnitId};
+use brig_api::unit_spec::{Runtime, Task};
+use brig_api::{NamespacePath, UnitId};
 use brig_shim::message::{LogTarget, TaskKey};
 use brig_shim::tree;
 use rustix::fs::FlockOperation;
@@ -101,7 +108,7 @@ impl Disk {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse(root)),
             Err(error) => return Err(failed(error.into())),
         }
-        for dir in ["units", "tasks", "scratch", "shims", "wasm-cache", "artifacts", "keyvalue"] {
+        for dir in ["units", "tasks", "scratch", "shims", "wasm-cache", "artifacts", "namespaces"] {
             let dir = root.join(dir);
             std::fs::create_dir_all(&dir).map_err(failed)?;
             // Images and containers bring programs that run as their owner, root: on the machine itself nobody but
@@ -127,17 +134,25 @@ impl Disk {
         self.root.join("units").join(unit.as_str())
     }
 
-    /// Where a unit's logs are.
+    /// Where the logs of a unit's tasks of that runtime are.
     #[must_use]
-    pub fn logs(&self, unit: &UnitId) -> PathBuf {
-        self.unit(unit).join("logs")
+    pub fn logs(&self, assignment: &Assignment, runtime: Runtime) -> PathBuf {
+        match runtime {
+            Runtime::Wasm => self.wasm_logs(&assignment.namespace, &assignment.unit),
+            Runtime::Oci => self.unit(&assignment.unit).join("logs"),
+        }
+    }
+
+    fn wasm_logs(&self, namespace: &NamespacePath, unit: &UnitId) -> PathBuf {
+        self.namespace(namespace).join("logs").join(unit.as_str())
     }
 
     /// Where a task's output goes.
     #[must_use]
-    pub fn log_target(&self, unit: &UnitId, task: &ResourceName) -> LogTarget {
+    pub fn log_target(&self, assignment: &Assignment, task: &Task) -> LogTarget {
+        let logs = self.logs(assignment, task.program.runtime());
         LogTarget {
-            path: self.logs(unit).join(format!("{task}.log")),
+            path: logs.join(format!("{}.log", task.name)),
             bytes_max: LOG_BYTES_MAX,
             files_kept: LOG_FILES_KEPT,
         }
@@ -157,8 +172,30 @@ impl Disk {
 
     /// The directory of one run of a task.
     #[must_use]
-    pub fn task(&self, key: &TaskKey) -> PathBuf {
-        self.root.join("tasks").join(&key.0)
+    pub fn task(&self, shim: &ShimId, key: &TaskKey) -> PathBuf {
+        match shim {
+            ShimId::Wasm(namespace) => self.namespace(namespace).join("tasks").join(&key.0),
+            ShimId::Oci(_) => self.root.join("tasks").join(&key.0),
+        }
+    }
+
+    /// All that the wasm shim of a namespace can write.
+    #[must_use]
+    pub fn namespace(&self, namespace: &NamespacePath) -> PathBuf {
+        self.root.join("namespaces").join(folder_name(namespace))
+    }
+
+    /// Makes the folders that the wasm shim of a namespace can write in.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn make_namespace(&self, namespace: &NamespacePath) -> io::Result<[PathBuf; 3]> {
+        let folder = self.namespace(namespace);
+        let folders = ["tasks", "logs", "keyvalue"].map(|name| folder.join(name));
+        for folder in &folders {
+            std::fs::create_dir_all(folder)?;
+        }
+        Ok(folders)
     }
 
     /// The writable layer of a container.
@@ -176,7 +213,7 @@ impl Disk {
     /// What wasm programs of a namespace keep by `wasi:keyvalue`.
     #[must_use]
     pub fn keyvalue(&self, namespace: &NamespacePath) -> PathBuf {
-        self.root.join("keyvalue").join(folder_name(namespace)).join("entries.db")
+        self.namespace(namespace).join("keyvalue/entries.db")
     }
 
     /// A shim's directory.
@@ -200,34 +237,63 @@ impl Disk {
         Ok(wasm.chain(oci).collect())
     }
 
-    /// Every run of a task that has a directory.
+    /// Every run of a task that has a directory, and the shim that it belongs to.
     ///
     /// # Errors
     /// Those of the filesystem.
-    pub fn tasks(&self) -> io::Result<Vec<TaskKey>> {
-        let mut keys: Vec<_> = names(&self.root.join("tasks"))?;
-        keys.extend(names(&self.root.join("scratch"))?);
-        keys.sort();
-        keys.dedup();
-        Ok(keys.into_iter().map(TaskKey).collect())
+    pub fn tasks(&self) -> io::Result<BTreeSet<(ShimId, TaskKey)>> {
+        let mut tasks = BTreeSet::new();
+        for dir in ["tasks", "scratch"] {
+            let keys = names(&self.root.join(dir))?.into_iter().map(TaskKey);
+            tasks.extend(keys.map(|key| (ShimId::Oci(key.clone()), key)));
+        }
+        for namespace in self.namespaces()? {
+            let shim = ShimId::Wasm(namespace.clone());
+            let keys = names_if_there(&self.namespace(&namespace).join("tasks"))?;
+            tasks.extend(keys.into_iter().map(|key| (shim.clone(), TaskKey(key))));
+        }
+        Ok(tasks)
+    }
+
+    fn namespaces(&self) -> io::Result<Vec<NamespacePath>> {
+        let names = names(&self.root.join("namespaces"))?;
+        Ok(names
+            .iter()
+            .filter_map(|name| NamespacePath::new(name.replace('.', "/")).ok())
+            .collect())
     }
 
     /// Removes what one run of a task has left.
     ///
     /// # Errors
     /// Those of the filesystem.
-    pub fn remove_task(&self, key: &TaskKey) -> io::Result<()> {
-        tree::remove(&self.scratch(key))?;
-        tree::remove(&self.shim(&ShimId::Oci(key.clone())))?;
+    pub fn remove_task(&self, shim: &ShimId, key: &TaskKey) -> io::Result<()> {
+        if let ShimId::Oci(_) = shim {
+            tree::remove(&self.scratch(key))?;
+            tree::remove(&self.shim(shim))?;
+        }
         // Last: as long as it is there, the run is known to have been.
-        tree::remove(&self.task(key))
+        tree::remove(&self.task(shim, key))
     }
 
     /// Removes everything of a unit.
     ///
     /// # Errors
     /// Those of the filesystem.
-    pub fn remove_unit(&self, unit: &UnitId) -> io::Result<()> {
+    pub fn remove_unit(&self, namespace: &NamespacePath, unit: &UnitId) -> io::Result<()> {
+        tree::remove(&self.secrets(unit))?;
+        tree::remove(&self.wasm_logs(namespace, unit))?;
+        tree::remove(&self.unit(unit))
+    }
+
+    /// Removes what is left of a unit whose files do not tell its namespace any more.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn remove_damaged(&self, unit: &UnitId) -> io::Result<()> {
+        for namespace in self.namespaces()? {
+            tree::remove(&self.wasm_logs(&namespace, unit))?;
+        }
         tree::remove(&self.secrets(unit))?;
         tree::remove(&self.unit(unit))
     }
@@ -238,10 +304,7 @@ impl Disk {
     /// Those of the filesystem.
     pub fn retain_secrets<'a>(&self, kept: impl IntoIterator<Item = &'a UnitId>) -> io::Result<()> {
         let kept: BTreeSet<_> = kept.into_iter().map(UnitId::as_str).collect();
-        let there = match names(&self.secrets) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            there => there?,
-        };
+        let there = names_if_there(&self.secrets)?;
         for name in there.iter().filter(|name| !kept.contains(name.as_str())) {
             tree::remove(&self.secrets.join(name))?;
         }
@@ -254,7 +317,10 @@ impl Disk {
     /// Those of the filesystem.
     pub fn write_assignment(&self, assignment: &Assignment) -> io::Result<()> {
         let dir = self.unit(&assignment.unit);
-        std::fs::create_dir_all(dir.join("logs"))?;
+        std::fs::create_dir_all(&dir)?;
+        for runtime in assignment.template.runtimes() {
+            std::fs::create_dir_all(self.logs(assignment, runtime))?;
+        }
         let texts = Texts { configs: assignment.texts.configs.clone(), secrets: BTreeMap::new() };
         let assignment = Assignment { texts, ..assignment.clone() };
         replace(&dir.join("assignment.json"), &serde_json::to_vec(&assignment)?, false)
@@ -301,13 +367,13 @@ impl Disk {
     }
 }
 
-/// A directory in memory for the files of secrets, named after the data directory; inside that one where the
-/// machine has no such filesystem.
 /// A namespace as the name of a folder: it has no dots of its own, so that two never share one.
 fn folder_name(namespace: &NamespacePath) -> String {
     namespace.as_str().replace('/', ".")
 }
 
+/// A directory in memory for the files of secrets, named after the data directory; inside that one where the
+/// machine has no such filesystem.
 fn secrets_dir(root: &Path) -> PathBuf {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
@@ -340,6 +406,13 @@ fn replace(path: &Path, bytes: &[u8], flush: bool) -> io::Result<()> {
         file.sync_data()?;
     }
     std::fs::rename(&temporary, path)
+}
+
+fn names_if_there(dir: &Path) -> io::Result<Vec<String>> {
+    match names(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        there => there,
+    }
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {

@@ -26,8 +26,8 @@ pub(crate) enum Event {
     Prepared { unit: UnitId, run: u32, outcome: Result<Vec<StartTask>, Fault> },
     /// A shim was asked to start a task.
     StartAnswered { key: TaskKey, shim: ShimId, outcome: StartOutcome },
-    /// What tasks use.
-    Used(Vec<(TaskKey, TaskUsage)>),
+    /// What tasks of a shim use.
+    Used(ShimId, Vec<(TaskKey, TaskUsage)>),
     /// A run's directories were removed.
     Collected(TaskKey),
     /// Every shim found at the start was looked after.

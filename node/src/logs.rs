@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use brig_api::ResourceName;
+use brig_shim::file;
 use brig_shim::log::rotated;
 
 /// Bytes read at once.
@@ -168,7 +169,7 @@ fn name(path: &Path, index: u32) -> PathBuf {
 }
 
 fn open(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
+    match file::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -176,7 +177,7 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 }
 
 fn inode(path: &Path) -> io::Result<Option<u64>> {
-    match std::fs::metadata(path) {
+    match std::fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -23,6 +23,7 @@ use crate::compiled::CompiledCode;
 use crate::disk::Disk;
 use crate::plan::Fault;
 use crate::program::{Fetched, Programs};
+use crate::shims::ShimId;
 
 /// What preparing needs besides the assignment.
 #[derive(Clone)]
@@ -70,6 +71,7 @@ impl Preparer {
         let runtime = task.program.runtime();
         let fetched = self.programs.fetch(&assignment.namespace, reference, runtime).await?;
         let key = TaskKey::new(&assignment.unit, &task.name, run);
+        let shim = ShimId::of(&assignment.namespace, runtime, &key);
         let ports = ports(task, grants)?;
         let mut env = environment(assignment, task, grants, &ports)?;
         let user = match (&task.program, &fetched) {
@@ -81,10 +83,10 @@ impl Preparer {
         let mounts = self.mounts(assignment, task, &user)?;
         let program = match (&task.program, fetched) {
             (Program::Wasm(wasm), Fetched::Wasm { path, digest }) => {
-                self.compiled.ready(&digest).await;
+                let compatibility = self.compiled.ready(&path, &digest, wasm.isolation).await?;
                 StartProgram::Wasm(StartWasm {
-                    module: path,
                     digest,
+                    compatibility,
                     args: arguments(wasm),
                     http: wasm.http.as_ref().map(|http| {
                         let port = http.port.or_else(|| still_free(self.address, last_port?));
@@ -112,8 +114,8 @@ impl Preparer {
         Ok(StartTask {
             title: format!("{}/{}", assignment.name, task.name),
             namespace: assignment.namespace.clone(),
-            dir: self.disk.task(&key),
-            log: self.disk.log_target(&assignment.unit, &task.name),
+            dir: self.disk.task(&shim, &key),
+            log: self.disk.log_target(assignment, task),
             limits: limits(task),
             key,
             env,

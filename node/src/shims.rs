@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use brig_api::NamespacePath;
+use brig_api::unit_spec::Runtime;
 use brig_shim::client::{self, ClientError, Connected, ShimClient};
 use brig_shim::message::{FromShim, Request, TaskKey, TaskView};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -35,6 +36,16 @@ pub enum ShimId {
     Wasm(NamespacePath),
     /// Runs one container.
     Oci(TaskKey),
+}
+
+impl ShimId {
+    /// The shim of a run of a task.
+    pub(crate) fn of(namespace: &NamespacePath, runtime: Runtime, key: &TaskKey) -> Self {
+        match runtime {
+            Runtime::Wasm => Self::Wasm(namespace.clone()),
+            Runtime::Oci => Self::Oci(key.clone()),
+        }
+    }
 }
 
 /// What happens at a shim.

@@ -1,7 +1,7 @@
 //! Serves logs and exec on WebSockets of their own, so that a slow reader holds up nothing else.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use brig_api::request::{ExecRequest, LogQuery};
@@ -34,8 +34,8 @@ pub(crate) struct Place {
 
 /// The logs of a unit.
 pub(crate) struct LogSource {
-    /// Where the files are; it exists.
-    pub dir: PathBuf,
+    /// Where the files are; they exist.
+    pub dirs: Vec<PathBuf>,
     pub tasks: Vec<(ResourceName, PathBuf)>,
     /// True once nothing more is written.
     pub is_over: watch::Receiver<bool>,
@@ -61,7 +61,7 @@ pub(crate) async fn serve_logs(
         Problem::new(Code::Internal, format!("the node can't read the log: {error}"))
     };
     // Watched before it is read: what is written in between wakes us up.
-    let mut changes = Changes::of(&source.dir).map_err(failed)?;
+    let mut changes = Changes::of(&source.dirs).map_err(failed)?;
     let mut merged = Merged::open(source.tasks, LOG_FILES_KEPT, query.tail).map_err(failed)?;
     let (mut write, mut read) = connect(place).await?.split();
     loop {
@@ -93,7 +93,7 @@ pub(crate) async fn serve_logs(
     }
 }
 
-/// Says when files of a directory may have changed.
+/// Says when files of some directories may have changed.
 enum Changes {
     Told(EventStream<Vec<u8>>),
     Looked(Interval),
@@ -102,8 +102,8 @@ enum Changes {
 impl Changes {
     /// Told by the kernel. It has 128 listeners for a user by default: where there is no room for one more, one looks
     /// now and then instead, so that no log is refused.
-    fn of(dir: &Path) -> io::Result<Self> {
-        match Self::told(dir) {
+    fn of(dirs: &[PathBuf]) -> io::Result<Self> {
+        match Self::told(dirs) {
             Err(error) if is_shortage(&error) => {
                 tracing::warn!(error = %error, "no more inotify listeners: logs come a little later");
                 let mut interval = tokio::time::interval(LOOK_EVERY);
@@ -114,10 +114,12 @@ impl Changes {
         }
     }
 
-    fn told(dir: &Path) -> io::Result<Self> {
+    fn told(dirs: &[PathBuf]) -> io::Result<Self> {
         let inotify = Inotify::init()?;
         let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
-        inotify.watches().add(dir, mask)?;
+        for dir in dirs {
+            inotify.watches().add(dir, mask)?;
+        }
         Ok(Self::Told(inotify.into_event_stream(vec![0; INOTIFY_BYTES])?))
     }
 
@@ -236,11 +238,11 @@ mod tests {
     async fn a_directory_is_looked_at_where_the_kernel_can_not_tell() {
         let full = io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
         assert!(is_shortage(&full) && !is_shortage(&io::ErrorKind::NotFound.into()));
-        assert!(Changes::of(Path::new("/nonexistent")).is_err());
+        assert!(Changes::of(&["/nonexistent".into()]).is_err());
         let mut looked = Changes::Looked(tokio::time::interval(LOOK_EVERY));
         looked.next().await;
         let dir = tempfile::tempdir().unwrap();
-        let mut told = Changes::told(dir.path()).unwrap();
+        let mut told = Changes::told(&[dir.path().into()]).unwrap();
         std::fs::write(dir.path().join("main.log"), b"x").unwrap();
         told.next().await;
     }

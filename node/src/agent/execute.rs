@@ -5,7 +5,9 @@ use std::sync::Arc;
 use brig_api::lifecycle::Reason;
 use brig_api::{ResourceName, UnitId};
 use brig_shim::client::ClientError;
+use brig_shim::code::Refusal;
 use brig_shim::exit::ExitRecord;
+use brig_shim::handover;
 use brig_shim::message::{Request, StartProgram, StartTask, StopSignal, TaskKey};
 
 use super::Agent;
@@ -130,7 +132,7 @@ impl Agent {
     ) {
         let Some(unit) = self.units.get_mut(id) else {
             // Withdrawn meanwhile: what was put in place after that (files of secrets) belongs to nobody.
-            if let Err(error) = self.disk.remove_unit(id) {
+            if let Err(error) = self.disk.remove_damaged(id) {
                 tracing::warn!(unit.id = %id, error = %error, "can't remove a unit's files");
             }
             return;
@@ -187,14 +189,15 @@ impl Agent {
             if matches!(shim, ShimId::Oci(_)) {
                 shims.forget(&shim);
             }
-            remove_task(&disk, &key).await;
+            remove_task(&disk, &shim, &key).await;
             // Nobody listens any more: the agent ends.
             let _ = events.send(Event::Collected(key)).await;
         });
     }
 
     fn forget(&mut self, id: &UnitId) {
-        if let Err(error) = self.disk.remove_unit(id) {
+        let Some(unit) = self.units.get(id) else { return };
+        if let Err(error) = self.disk.remove_unit(&unit.assignment.namespace, id) {
             // Tried again, and its withdrawal stands in nothing but its absence from the assignments.
             self.disk_failed(id, &error);
             return;
@@ -204,7 +207,7 @@ impl Agent {
 
     /// Finds out from the disk what became of a task that no shim has.
     pub(super) fn judge(&mut self, shim: &ShimId, key: &TaskKey) {
-        let seen = seen_on_disk(&self.disk, key, TaskSeen::Lost);
+        let seen = seen_on_disk(&self.disk, shim, key, TaskSeen::Lost);
         if seen == TaskSeen::NotStarted {
             if let Some((unit_id, task)) = self.current(key)
                 && let Some(unit) = self.units.get_mut(&unit_id)
@@ -219,8 +222,13 @@ impl Agent {
 }
 
 /// What the disk shows of a task; `unrecorded` when it was given to a shim and there is no exit.
-pub(super) fn seen_on_disk(disk: &Disk, key: &TaskKey, unrecorded: TaskSeen) -> TaskSeen {
-    let dir = disk.task(key);
+pub(super) fn seen_on_disk(
+    disk: &Disk,
+    shim: &ShimId,
+    key: &TaskKey,
+    unrecorded: TaskSeen,
+) -> TaskSeen {
+    let dir = disk.task(shim, key);
     match ExitRecord::read(&dir) {
         Ok(Some(record)) => TaskSeen::Exited(record),
         // The directory is made just before the shim is asked: without it, nobody was.
@@ -253,8 +261,14 @@ async fn start_in_shim(
         let dir = start.dir.display();
         return failed(format!("can't make the task's directory `{dir}`: {error}"));
     }
-    match client.request(Request::Start(Box::new(start))).await {
-        Ok(_) => StartOutcome::Accepted,
+    let handed_over = match handover::open(&start, client.owners()) {
+        Ok(handed_over) => handed_over,
+        Err(Refusal { reason, message }) => {
+            return StartOutcome::Refused(Fault { reason, message });
+        }
+    };
+    match client.start(start, handed_over).await {
+        Ok(()) => StartOutcome::Accepted,
         Err(ClientError::Refused { reason, message }) => {
             StartOutcome::Refused(Fault { reason: reason.unwrap_or(Reason::CreateFailed), message })
         }
@@ -269,9 +283,9 @@ fn make_dirs(disk: &Disk, start: &StartTask) -> std::io::Result<()> {
     std::fs::create_dir_all(&start.dir)
 }
 
-async fn remove_task(disk: &Arc<Disk>, key: &TaskKey) {
-    let (disk, removed) = (disk.clone(), key.clone());
-    let outcome = tokio::task::spawn_blocking(move || disk.remove_task(&removed)).await;
+async fn remove_task(disk: &Arc<Disk>, shim: &ShimId, key: &TaskKey) {
+    let (disk, shim, removed) = (disk.clone(), shim.clone(), key.clone());
+    let outcome = tokio::task::spawn_blocking(move || disk.remove_task(&shim, &removed)).await;
     if !matches!(outcome, Ok(Ok(()))) {
         tracing::warn!(task.key = %key.0, outcome = ?outcome, "can't remove a run's directories");
     }

@@ -21,7 +21,7 @@ impl Agent {
     pub(crate) fn recover(&mut self) -> io::Result<()> {
         let (loaded, damaged) = self.disk.units()?;
         for unit in &damaged {
-            self.disk.remove_unit(unit)?;
+            self.disk.remove_damaged(unit)?;
         }
         self.damaged = damaged.into_iter().collect();
         let mut shims: BTreeSet<_> = self.disk.shims()?.into_iter().collect();
@@ -57,7 +57,8 @@ impl Agent {
                 continue;
             }
             let unrecorded = if is_same_boot { TaskSeen::Starting } else { TaskSeen::Lost };
-            let seen = match seen_on_disk(&self.disk, &unit.key(&task.name), unrecorded) {
+            let key = unit.key(&task.name);
+            let seen = match seen_on_disk(&self.disk, &unit.shim_of(&key), &key, unrecorded) {
                 // What was written shortly before a crash of the machine may be missing: don't run it twice.
                 TaskSeen::NotStarted if !is_same_boot => TaskSeen::Lost,
                 seen => seen,
@@ -68,13 +69,13 @@ impl Agent {
 
     /// Removes directories of runs that nobody wants and no shim has.
     pub(super) fn sweep(&mut self) {
-        let Ok(keys) = self.disk.tasks() else { return };
-        for key in keys {
+        let Ok(tasks) = self.disk.tasks() else { return };
+        for (shim, key) in tasks {
             if self.is_current(&key) || self.strays.contains(&key) {
                 continue;
             }
             tracing::info!(task.key = %key.0, "removes what a run has left");
-            if let Err(error) = self.disk.remove_task(&key) {
+            if let Err(error) = self.disk.remove_task(&shim, &key) {
                 tracing::warn!(task.key = %key.0, error = %error, "can't remove a run's directories");
             }
         }

@@ -66,16 +66,17 @@ impl Unit {
         if let Some(task) = task {
             self.check_task(task)?;
         }
-        let id = &self.assignment.unit;
-        let tasks = self
-            .assignment
+        let assignment = &self.assignment;
+        let tasks = assignment
             .template
             .tasks
             .iter()
             .filter(|one| task.is_none_or(|task| one.name == *task))
-            .map(|one| (one.name.clone(), disk.log_target(id, &one.name).path))
+            .map(|one| (one.name.clone(), disk.log_target(assignment, one).path))
             .collect();
-        Ok(LogSource { dir: disk.logs(id), tasks, is_over: self.is_over.subscribe() })
+        let runtimes = assignment.template.runtimes();
+        let dirs = runtimes.into_iter().map(|runtime| disk.logs(assignment, runtime)).collect();
+        Ok(LogSource { dirs, tasks, is_over: self.is_over.subscribe() })
     }
 
     fn exec_target(&self, disk: &Disk, exec: &ExecRequest) -> Result<ExecTarget, Problem> {

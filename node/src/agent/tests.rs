@@ -19,7 +19,7 @@ impl crate::program::Programs for NoPrograms {
         &'a self,
         _namespace: &'a NamespacePath,
         reference: &'a str,
-        _runtime: brig_api::unit_spec::Runtime,
+        _runtime: Runtime,
     ) -> BoxFuture<'a, Result<Fetched, Fault>> {
         let message = format!("`{reference}`: not found");
         async move { Err(Fault { reason: brig_api::lifecycle::Reason::PullFailed, message }) }

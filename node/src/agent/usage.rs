@@ -21,6 +21,8 @@ pub(super) const METER_EVERY: Duration = Duration::from_secs(60);
 const CPU_NS_TOLD: u64 = 1_000_000;
 /// How often it is told of a unit that does nothing but hold its memory, in milliseconds.
 const IDLE_TOLD_MS: i64 = 300_000;
+/// Tasks of one shim that are listened to.
+const TASKS_MAX: usize = 20_000;
 /// Units in one message.
 const UNITS_MAX: usize = 1_000;
 
@@ -46,15 +48,16 @@ impl Agent {
                 let usages = ask(&all, &shim).await;
                 if !usages.is_empty() {
                     // Nobody listens any more: the agent ends.
-                    let _ = events.send(Event::Used(usages)).await;
+                    let _ = events.send(Event::Used(shim, usages)).await;
                 }
             });
         }
     }
 
-    pub(super) fn hear_used(&mut self, usages: Vec<(TaskKey, TaskUsage)>) {
+    pub(super) fn hear_used(&mut self, shim: &ShimId, usages: Vec<(TaskKey, TaskUsage)>) {
         for (key, usage) in usages {
-            if let Some((unit, task)) = self.current(&key)
+            if self.is_of(shim, &key)
+                && let Some((unit, task)) = self.current(&key)
                 && let Some(unit) = self.units.get_mut(&unit)
             {
                 unit.metered.tasks.insert(task, usage.used);
@@ -110,7 +113,7 @@ async fn ask(shims: &Shims, shim: &ShimId) -> Vec<(TaskKey, TaskUsage)> {
             Ok(Reply::Usage { tasks: some }) => {
                 let is_last = some.len() < USAGES_MAX;
                 all.extend(some);
-                if is_last {
+                if is_last || all.len() >= TASKS_MAX {
                     break;
                 }
             }
@@ -155,14 +158,15 @@ mod tests {
         agent.units.insert(id.clone(), Unit::new(assignment("u1", "never"), record));
         let task = agent.units[&id].assignment.template.tasks[0].name.clone();
         let key = agent.units[&id].key(&task);
+        let shim = agent.units[&id].shim_of(&key);
         let heard = |cpu_ns| vec![(key.clone(), TaskUsage { used: used(cpu_ns), memory_bytes: 1 })];
 
         agent.tell_usage(IDLE_TOLD_MS);
         assert_eq!(told(), None, "nothing was used");
-        agent.hear_used(heard(CPU_NS_TOLD));
+        agent.hear_used(&shim, heard(CPU_NS_TOLD));
         agent.tell_usage(1);
         assert_eq!(told(), Some(CPU_NS_TOLD));
-        agent.hear_used(heard(CPU_NS_TOLD + 1));
+        agent.hear_used(&shim, heard(CPU_NS_TOLD + 1));
         agent.tell_usage(2);
         assert_eq!(told(), None, "too little to be told at once");
         agent.tell_usage(1 + IDLE_TOLD_MS);
@@ -189,7 +193,10 @@ mod tests {
         };
         assert!(agent.record(&id, again));
         let key = agent.units[&id].key(&task);
-        agent.hear_used(vec![(key, TaskUsage { used: used(5 * CPU_NS_TOLD), memory_bytes: 1 })]);
+        agent.hear_used(
+            &shim,
+            vec![(key, TaskUsage { used: used(5 * CPU_NS_TOLD), memory_bytes: 1 })],
+        );
         agent.tell_usage(3 + IDLE_TOLD_MS);
         assert_eq!(told(), Some(6 * CPU_NS_TOLD + 1));
     }

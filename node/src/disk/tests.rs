@@ -63,8 +63,11 @@ fn units_are_read_back_without_the_texts_of_secrets() {
     // Killed while the next one was being written.
     std::fs::write(disk.unit(&assignment.unit).join("state.new"), b"{").unwrap();
     assert_eq!(disk.units().unwrap().0[0].record, record);
-    disk.remove_unit(&assignment.unit).unwrap();
-    disk.remove_unit(&assignment.unit).unwrap();
+    let logs = disk.logs(&assignment, Runtime::Wasm);
+    assert!(logs.is_dir());
+    disk.remove_unit(&assignment.namespace, &assignment.unit).unwrap();
+    disk.remove_unit(&assignment.namespace, &assignment.unit).unwrap();
+    assert!(!logs.exists());
     assert!(disk.units().unwrap().0.is_empty());
 }
 
@@ -89,11 +92,15 @@ fn shims_and_runs_are_found_by_their_directories() {
     let wasm = ShimId::Wasm(NamespacePath::new("team/dev").unwrap());
     let key = TaskKey("u1.main.0".into());
     let oci = ShimId::Oci(key.clone());
-    for path in [disk.shim(&wasm), disk.shim(&oci), disk.scratch(&key)] {
+    let paths = [disk.shim(&wasm), disk.task(&wasm, &key), disk.shim(&oci), disk.scratch(&key)];
+    for path in paths {
         std::fs::create_dir_all(path).unwrap();
     }
-    assert_eq!(disk.shims().unwrap(), [wasm, oci.clone()]);
-    assert_eq!(disk.tasks().unwrap(), std::slice::from_ref(&key));
-    disk.remove_task(&key).unwrap();
-    assert!(disk.tasks().unwrap().is_empty() && !disk.shim(&oci).exists());
+    assert_eq!(disk.shims().unwrap(), [wasm.clone(), oci.clone()]);
+    let both = [&wasm, &oci].map(|shim| (shim.clone(), key.clone()));
+    assert_eq!(disk.tasks().unwrap(), BTreeSet::from(both));
+    disk.remove_task(&oci, &key).unwrap();
+    assert!(!disk.shim(&oci).exists() && disk.task(&wasm, &key).exists());
+    disk.remove_task(&wasm, &key).unwrap();
+    assert!(disk.tasks().unwrap().is_empty());
 }

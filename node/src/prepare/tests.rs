@@ -56,7 +56,10 @@ fn preparer(data: &Path) -> Preparer {
     Preparer {
         disk: Arc::new(Disk::open(data).unwrap().0),
         programs: Arc::new(Known),
-        compiled: CompiledCode::new("/none".into(), "/none".into()),
+        compiled: CompiledCode::new(
+            crate::tests::fake_compiler::make(data),
+            data.join("wasm-cache"),
+        ),
         host_paths: vec![],
         address: "127.0.0.1".parse().unwrap(),
         architecture: "amd64",
@@ -127,7 +130,7 @@ async fn a_wasm_program_finds_its_ports_its_config_and_its_buckets() {
     assert!(!format!("{:?}", wasm.world).contains("hidden"));
     let keyvalue = wasm.world.keyvalue.unwrap();
     assert_eq!(keyvalue.buckets, ["carts"]);
-    assert!(keyvalue.file.starts_with(dir.path().canonicalize().unwrap().join("keyvalue")));
+    assert!(keyvalue.file.starts_with(dir.path().canonicalize().unwrap().join("namespaces")));
     let program =
         json!({"wasm": {"artifact": "app", "config": {"k": {"secret": "s", "key": "other"}}}});
     let (_dir, outcome) = prepare(&task(&program, &json!({})), &BTreeMap::new()).await;

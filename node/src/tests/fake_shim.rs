@@ -156,7 +156,7 @@ fn answer(request: Request, tasks: &Tasks, asked: &mpsc::UnboundedSender<Asked>)
                 state: state.clone(),
             };
             let tasks = tasks.iter().map(view).collect();
-            return Reply::Hello { version: PROTOCOL_VERSION, pid: 1, tasks };
+            return Reply::Hello { version: PROTOCOL_VERSION, tasks };
         }
         Request::Start(start) => {
             tasks.insert(start.key.clone(), (start.dir.clone(), TaskState::Starting));

@@ -221,9 +221,35 @@ pub struct WasmProgram {
     /// How exactly it can tell the time.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clocks: Clocks,
+    /// With whom it shares its process.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub isolation: Isolation,
     /// End the program this many milliseconds after its start (for http: each request). No limit by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+}
+
+/// With whom a wasm program shares its process on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// With the other wasm programs of its namespace: starts in microseconds, costs next to nothing while it waits.
+    #[default]
+    Namespace,
+    /// With nobody: a start takes some milliseconds, and the program computes at full speed, for it need not look
+    /// whether it is to be interrupted.
+    Unit,
+}
+
+impl Isolation {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespace",
+            Self::Unit => "unit",
+        }
+    }
 }
 
 /// How exactly a wasm program can tell the time.

@@ -85,7 +85,6 @@ impl Shim {
         let task = self.task_state();
         Reply::Hello {
             version: PROTOCOL_VERSION,
-            pid: std::process::id(),
             tasks: task
                 .map(|(key, state)| TaskView { key: key.clone(), state })
                 .into_iter()

@@ -33,6 +33,8 @@ use crate::{clock, exec, sys};
 const UNUSED_MS: i64 = 60_000;
 /// After its task was removed, a shim answers for so many more milliseconds, as long as somebody is connected.
 const LINGER_MS: i64 = 10_000;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 /// Most connections at a time: the agent's own, a new agent's, and execs.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -80,6 +82,8 @@ impl Shim {
     /// A shim in `dir` that is reached through `listener`.
     pub(crate) fn new(dir: &Path, listener: UnixListener) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
+        // Once more, so that whoever connects is told of this process, and not of the one that has bound the socket.
+        rustix::net::listen(&listener, BACKLOG)?;
         let signals = sys::signals_as_descriptor()?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         let until_ms = clock::steady_ms().saturating_add(UNUSED_MS);

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,14 +12,15 @@ use std::time::Duration;
 use brig_api::request::ExecRequest;
 use brig_api::stdio::StdioFrame;
 use rustix::fs::{Mode, OFlags};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::frame::{self, Decoder, FrameError};
+use crate::handover;
 use crate::message::{
-    FromShim, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, TaskKey, TaskView, ToShim,
+    FromShim, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, StartTask, TaskKey, TaskView, ToShim,
 };
 
 /// A shim that does not answer for so long is taken for dead: it answers from memory, in microseconds.
@@ -71,7 +73,18 @@ fn closed() -> ClientError {
 /// A connection to a shim; clones share it.
 #[derive(Debug, Clone)]
 pub struct ShimClient {
-    requests: mpsc::Sender<(Request, oneshot::Sender<Reply>)>,
+    requests: mpsc::Sender<Asked>,
+    /// The shim's user namespace, where it is not this process's.
+    owners: Option<Arc<OwnedFd>>,
+}
+
+/// A request that waits to be written.
+#[derive(Debug)]
+struct Asked {
+    request: Request,
+    /// What is handed over with it.
+    descriptors: Vec<OwnedFd>,
+    reply: oneshot::Sender<Reply>,
 }
 
 /// A fresh connection.
@@ -94,7 +107,7 @@ pub struct Connected {
 pub async fn connect(dir: &Path) -> Result<Connected, ClientError> {
     let (mut stream, mut decoder) = dial(dir).await?;
     let hello = Request::Hello { version: PROTOCOL_VERSION };
-    let answer = match ask(&mut stream, &mut decoder, hello).await {
+    let mut answer = match ask(&mut stream, &mut decoder, hello).await {
         // It ended just now; or it has too many connections, and its tasks must not lose it to a second shim.
         Err(ClientError::Gone(error)) => match dial(dir).await {
             Ok(_) => return Err(ClientError::TurnedAway),
@@ -102,7 +115,15 @@ pub async fn connect(dir: &Path) -> Result<Connected, ClientError> {
         },
         answer => answer?,
     };
-    let Reply::Hello { version, pid, tasks } = answer else { return Err(closed()) };
+    let mut pid = peer(&stream)?;
+    if pid == std::process::id() {
+        // The socket was connected to before the shim had come up, and this process had begun to listen on it.
+        (stream, decoder) = dial(dir).await?;
+        let hello = Request::Hello { version: PROTOCOL_VERSION };
+        answer = ask(&mut stream, &mut decoder, hello).await?;
+        pid = peer(&stream)?;
+    }
+    let Reply::Hello { version, tasks } = answer else { return Err(closed()) };
     if version != PROTOCOL_VERSION {
         return Err(ClientError::Version(version));
     }
@@ -120,7 +141,22 @@ pub async fn connect(dir: &Path) -> Result<Connected, ClientError> {
         // Last: who hears that the events have ended asks whether there is still a connection.
         drop(events_tx);
     });
-    Ok(Connected { client: ShimClient { requests }, pid, tasks, events })
+    let client = ShimClient { requests, owners: user_namespace(pid)?.map(Arc::new) };
+    Ok(Connected { client, pid, tasks, events })
+}
+
+/// The process that listens on the other side: a shim says so itself, by listening once more when it has come up.
+fn peer(stream: &UnixStream) -> io::Result<u32> {
+    let pid = stream.peer_cred()?.pid();
+    pid.and_then(|pid| u32::try_from(pid).ok()).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// The user namespace of a process, if it is another one than this process's.
+fn user_namespace(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let open = |whose: &str| std::fs::File::open(format!("/proc/{whose}/ns/user"));
+    let (ours, theirs) = (open("self")?, open(&pid.to_string())?);
+    let is_same = ours.metadata()?.ino() == theirs.metadata()?.ino();
+    Ok((!is_same).then(|| theirs.into()))
 }
 
 impl ShimClient {
@@ -129,17 +165,42 @@ impl ShimClient {
     /// # Errors
     /// [`ClientError`]; [`Reply::Refused`] comes as [`ClientError::Refused`].
     pub async fn request(&self, request: Request) -> Result<Reply, ClientError> {
-        self.request_within(REPLY_WAIT, request).await
+        self.request_within(REPLY_WAIT, request, Vec::new()).await
     }
 
-    async fn request_within(&self, wait: Duration, request: Request) -> Result<Reply, ClientError> {
+    /// Starts a task with what was opened for it: see [`crate::handover`].
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub async fn start(
+        &self,
+        start: StartTask,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), ClientError> {
+        self.request_within(REPLY_WAIT, Request::Start(Box::new(start)), descriptors).await?;
+        Ok(())
+    }
+
+    async fn request_within(
+        &self,
+        wait: Duration,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Reply, ClientError> {
         let (reply_tx, reply) = oneshot::channel();
+        let asked = Asked { request, descriptors, reply: reply_tx };
         // A shim that does not read holds up those that wait for their turn, too.
         let answer = async {
-            self.requests.send((request, reply_tx)).await.map_err(|_| closed())?;
+            self.requests.send(asked).await.map_err(|_| closed())?;
             reply.await.map_err(|_| closed())
         };
         in_time(wait, answer).await
+    }
+
+    /// The shim's user namespace, where it has one of its own.
+    #[must_use]
+    pub fn owners(&self) -> Option<BorrowedFd<'_>> {
+        self.owners.as_ref().map(|owners| owners.as_fd())
     }
 
     /// The connection has ended.
@@ -161,12 +222,12 @@ impl Pending {
 
 async fn write_requests(
     mut write: OwnedWriteHalf,
-    mut requests: mpsc::Receiver<(Request, oneshot::Sender<Reply>)>,
+    mut requests: mpsc::Receiver<Asked>,
     pending: Pending,
 ) {
     let mut bytes = Vec::new();
     let mut id = 0;
-    while let Some((request, reply)) = requests.recv().await {
+    while let Some(Asked { request, descriptors, reply }) = requests.recv().await {
         id += 1;
         bytes.clear();
         if let Err(error) = frame::encode_message(&ToShim { id, request }, &mut bytes) {
@@ -175,10 +236,25 @@ async fn write_requests(
             continue;
         }
         pending.lock().insert(id, reply);
-        if write.write_all(&bytes).await.is_err() {
+        if write_with(&mut write, &bytes, &descriptors).await.is_err() {
             return;
         }
     }
+}
+
+async fn write_with(
+    write: &mut OwnedWriteHalf,
+    bytes: &[u8],
+    descriptors: &[OwnedFd],
+) -> io::Result<()> {
+    let mut sent = 0;
+    if !descriptors.is_empty() {
+        let socket: &UnixStream = write.as_ref();
+        sent = socket
+            .async_io(Interest::WRITABLE, || handover::send(socket, bytes, descriptors))
+            .await?;
+    }
+    write.write_all(&bytes[sent..]).await
 }
 
 async fn read_messages(
@@ -409,11 +485,16 @@ mod tests {
         let key = TaskKey("u1.main.0".into());
         let server_key = key.clone();
         let server = tokio::spawn(async move {
+            // This process has begun to listen, as an agent does for a shim that has not come up yet.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let hello = read_request(&mut stream, &mut Decoder::default()).await;
+            let reply = Reply::Hello { version: PROTOCOL_VERSION, tasks: Vec::new() };
+            send(&mut stream, &FromShim::Reply { id: hello.id, reply }).await;
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut decoder = Decoder::default();
             let hello = read_request(&mut stream, &mut decoder).await;
             let tasks = vec![TaskView { key: server_key.clone(), state: TaskState::Starting }];
-            let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: 7, tasks };
+            let reply = Reply::Hello { version: PROTOCOL_VERSION, tasks };
             send(&mut stream, &FromShim::Reply { id: hello.id, reply }).await;
             let request = read_request(&mut stream, &mut decoder).await;
             let running = FromShim::Running { task: server_key, http: None };
@@ -422,7 +503,7 @@ mod tests {
             send(&mut stream, &FromShim::Reply { id: request.id, reply }).await;
         });
         let mut connected = connect(&dir).await.unwrap();
-        assert_eq!((connected.pid, connected.tasks.len()), (7, 1));
+        assert_eq!((connected.pid, connected.tasks.len()), (std::process::id(), 1));
         let refused = connected.client.request(Request::Shutdown).await.unwrap_err();
         assert_eq!(refused.to_string(), "no");
         let running = FromShim::Running { task: key, http: None };
@@ -441,11 +522,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
         let server = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let hello = read_request(&mut stream, &mut Decoder::default()).await;
-            let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: 7, tasks: Vec::new() };
-            send(&mut stream, &FromShim::Reply { id: hello.id, reply }).await;
-            stream
+            let mut streams = Vec::new();
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let hello = read_request(&mut stream, &mut Decoder::default()).await;
+                let reply = Reply::Hello { version: PROTOCOL_VERSION, tasks: Vec::new() };
+                send(&mut stream, &FromShim::Reply { id: hello.id, reply }).await;
+                streams.push(stream);
+            }
+            streams
         });
         let Connected { client, events: _events, .. } = connect(dir.path()).await.unwrap();
         let _stream = server.await.unwrap();
@@ -455,7 +540,7 @@ mod tests {
                 let client = client.clone();
                 let request = Request::Usage { after: Some(TaskKey("x".repeat(64 << 10))) };
                 tokio::spawn(async move {
-                    client.request_within(Duration::from_millis(200), request).await
+                    client.request_within(Duration::from_millis(200), request, Vec::new()).await
                 })
             })
             .collect();

@@ -7,6 +7,8 @@ use brig_api::lifecycle::Reason;
 use brig_api::usage::Usage;
 use serde::{Deserialize, Serialize};
 
+use crate::file;
+
 /// The record's file in the task's directory.
 pub const EXIT_NAME: &str = "exit.json";
 /// Largest record that is read back, in bytes; a message is cut to fit long before.
@@ -48,16 +50,11 @@ impl ExitRecord {
     /// # Errors
     /// Those of the filesystem, and `InvalidData` for a file that is no record.
     pub fn read(task_dir: &Path) -> io::Result<Option<Self>> {
-        let path = task_dir.join(EXIT_NAME);
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > EXIT_BYTES_MAX => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "exit record is too large"));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        match file::read(&task_dir.join(EXIT_NAME), EXIT_BYTES_MAX) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(Some(serde_json::from_slice(&std::fs::read(&path)?)?))
     }
 }
 

@@ -9,7 +9,10 @@
 pub mod client;
 pub mod code;
 pub mod exit;
+pub mod file;
 pub mod frame;
+pub mod handover;
 pub mod log;
+pub mod mapped;
 pub mod message;
 pub mod tree;

@@ -186,10 +186,10 @@ pub enum StartProgram {
 /// A wasm module or component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartWasm {
-    /// The `.wasm` file, verified.
-    pub module: PathBuf,
-    /// Its digest.
+    /// The digest of the `.wasm` file.
     pub digest: Digest,
+    /// What its code in the cache was compiled for: see [`crate::code`].
+    pub compatibility: String,
     /// `argv[0]`, then the arguments.
     pub args: Vec<String>,
     /// Serve `wasi:http` on this address; several tasks of a service share one port (SO_REUSEPORT).
@@ -324,8 +324,6 @@ pub enum Reply {
     Hello {
         /// [`PROTOCOL_VERSION`]
         version: u32,
-        /// The shim's process id.
-        pid: u32,
         /// Every task that was not removed yet.
         tasks: Vec<TaskView>,
     },

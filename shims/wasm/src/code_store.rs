@@ -23,11 +23,10 @@ use sha2::Digest as _;
 use tempfile::NamedTempFile;
 
 use crate::clock::now_ms;
+use crate::compiler::CODE_BYTES_MAX;
 
 /// Largest seal that is read.
 const SEAL_BYTES_MAX: u64 = 4 << 10;
-/// Largest compiled file that is mapped.
-const CODE_BYTES_MAX: u64 = 4 << 30;
 /// Most compiled code that a node keeps: of some hundred interpreters. Its tenants choose what is compiled.
 const STORE_BYTES_MAX: u64 = 8 << 30;
 /// Most modules whose code a node keeps; they are looked through after each compilation.
@@ -70,7 +69,7 @@ struct Seal {
 pub(crate) struct CodeStore {
     /// All directories of all names.
     cache: PathBuf,
-    compatibility: String,
+    pub(crate) compatibility: String,
     dir: PathBuf,
 }
 
@@ -86,10 +85,24 @@ pub(crate) struct SealedCode {
 impl CodeStore {
     /// Opens (and creates) the directory of `compatibility` in `cache`.
     pub(crate) fn open(cache: &Path, compatibility: &str) -> io::Result<Self> {
+        let store = Self::of(cache, compatibility);
+        DirBuilder::new().recursive(true).mode(0o700).create(&store.dir)?;
+        std::fs::set_permissions(&store.dir, PermissionsExt::from_mode(0o700))?;
+        Ok(store)
+    }
+
+    /// The directory of `compatibility` in `cache`, for one who only reads there.
+    pub(crate) fn of(cache: &Path, compatibility: &str) -> Self {
         let dir = cache.join(compatibility);
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o700))?;
-        Ok(Self { cache: cache.to_owned(), compatibility: compatibility.to_owned(), dir })
+        Self { cache: cache.to_owned(), compatibility: compatibility.to_owned(), dir }
+    }
+
+    /// The code of a module that [`Self::fetch`] has found sound: a shim may read the directory, and the sum over an
+    /// interpreter's code takes longer than mapping it.
+    pub(crate) fn open_code(&self, module: &Digest) -> io::Result<SealedCode> {
+        let (code_path, seal_path) = self.paths(module);
+        let Seal { kind, code } = read_seal(&seal_path)?;
+        Ok(SealedCode { file: File::open(code_path)?, kind, code })
     }
 
     /// The code of a module, if it is there and sound. A damaged entry is removed.
@@ -114,11 +127,22 @@ impl CodeStore {
         }
     }
 
+    /// What the compiler is about to make, to be written and then put.
+    pub(crate) fn incomplete(&self) -> io::Result<NamedTempFile> {
+        tempfile::Builder::new().suffix(&format!(".{INCOMPLETE}")).tempfile_in(&self.dir)
+    }
+
     /// Stores what the compiler made.
-    pub(crate) fn put(&self, module: &Digest, kind: BinaryKind, code: &[u8]) -> io::Result<()> {
+    pub(crate) fn put(
+        &self,
+        module: &Digest,
+        kind: BinaryKind,
+        code: NamedTempFile,
+    ) -> io::Result<()> {
         let (code_path, seal_path) = self.paths(module);
-        let seal = Seal { kind, code: Digest::of_sha256(&sha2::Sha256::digest(code).into()) };
-        self.publish(&code_path, code)?;
+        let mut file = code.reopen()?;
+        let seal = Seal { kind, code: sum_of(&mut file)? };
+        finish(code, &code_path)?;
         self.publish(&seal_path, &serde_json::to_vec(&seal)?)?;
         self.make_room_for_more();
         Ok(())
@@ -220,10 +244,6 @@ impl CodeStore {
         finish(temporary, path)
     }
 
-    fn incomplete(&self) -> io::Result<NamedTempFile> {
-        tempfile::Builder::new().suffix(&format!(".{INCOMPLETE}")).tempfile_in(&self.dir)
-    }
-
     fn paths(&self, module: &Digest) -> (PathBuf, PathBuf) {
         let code = brig_shim::code::path(&self.cache, &self.compatibility, module);
         let seal = code.with_extension("seal");
@@ -239,30 +259,36 @@ fn finish(temporary: NamedTempFile, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn read_checked(code_path: &Path, seal_path: &Path) -> io::Result<SealedCode> {
+fn read_seal(path: &Path) -> io::Result<Seal> {
     let mut seal = Vec::new();
-    File::open(seal_path)?.take(SEAL_BYTES_MAX).read_to_end(&mut seal)?;
-    let seal: Seal = serde_json::from_slice(&seal)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    File::open(path)?.take(SEAL_BYTES_MAX).read_to_end(&mut seal)?;
+    serde_json::from_slice(&seal).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn read_checked(code_path: &Path, seal_path: &Path) -> io::Result<SealedCode> {
+    let seal = read_seal(seal_path)?;
     let mut file = File::open(code_path)?;
     if file.metadata()?.len() > CODE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large"));
     }
-    let mut sum = sha2::Sha256::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        let count = file.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
-        sum.update(&buffer[..count]);
-    }
-    let found = Digest::of_sha256(&sum.finalize().into());
+    let found = sum_of(&mut file)?;
     if found != seal.code {
         let message = format!("its seal says {}, it is {found}", seal.code);
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     Ok(SealedCode { file, kind: seal.kind, code: found })
+}
+
+fn sum_of(file: &mut File) -> io::Result<Digest> {
+    let mut sum = sha2::Sha256::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(Digest::of_sha256(&sum.finalize().into()));
+        }
+        sum.update(&buffer[..count]);
+    }
 }
 
 /// The time of last use is that of modification: files are never modified, and few disks keep the other.
@@ -294,14 +320,20 @@ mod tests {
         Digest::of_sha256(&sha2::Sha256::digest(bytes).into())
     }
 
+    fn put(store: &CodeStore, module: &Digest, kind: BinaryKind, code: &[u8]) {
+        let mut file = store.incomplete().unwrap();
+        file.write_all(code).unwrap();
+        store.put(module, kind, file).unwrap();
+    }
+
     #[test]
     fn code_is_found_again_under_its_own_compatibility_only() {
         let cache = tempfile::tempdir().unwrap();
         let store = CodeStore::open(cache.path(), "one").unwrap();
         let module = digest(b"module");
         assert!(store.fetch(&module).unwrap().is_none());
-        store.put(&module, BinaryKind::Component, b"code").unwrap();
-        store.put(&module, BinaryKind::Component, b"code").unwrap();
+        put(&store, &module, BinaryKind::Component, b"code");
+        put(&store, &module, BinaryKind::Component, b"code");
         assert_eq!(store.fetch(&module).unwrap().unwrap().kind, BinaryKind::Component);
         let other = CodeStore::open(cache.path(), "two").unwrap();
         assert!(other.fetch(&module).unwrap().is_none());
@@ -315,7 +347,7 @@ mod tests {
         let module = digest(b"module");
         let error = here.export(&module, &mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        here.put(&module, BinaryKind::Component, b"code").unwrap();
+        put(&here, &module, BinaryKind::Component, b"code");
         let mut sent = Vec::new();
         here.export(&module, &mut sent).unwrap();
         let flipped: Vec<u8> = [&sent[..sent.len() - 1], b"f"].concat();
@@ -346,7 +378,7 @@ mod tests {
         let [old, new] = ["old", "new"].map(|name| CodeStore::open(cache.path(), name).unwrap());
         let [first, second, third] = ["1", "2", "3"].map(|text| digest(text.as_bytes()));
         for (store, module, used) in [(&old, &first, 10), (&old, &second, 20), (&new, &third, 30)] {
-            store.put(module, BinaryKind::Module, b"0123456789").unwrap();
+            put(&store, module, BinaryKind::Module, b"0123456789");
             age(&store.paths(module).0, used);
         }
         assert!(old.fetch(&first).unwrap().is_some(), "it is used again");
@@ -366,7 +398,7 @@ mod tests {
             std::fs::write(path, b"half").unwrap();
         }
         age(&left, 10);
-        store.put(&digest(b"module"), BinaryKind::Module, b"code").unwrap();
+        put(&store, &digest(b"module"), BinaryKind::Module, b"code");
         assert!(!left.exists() && written.exists());
     }
 
@@ -377,7 +409,7 @@ mod tests {
         let module = digest(b"module");
         let (code, seal) = store.paths(&module);
         for (path, bytes) in [(&code, &b"codf"[..]), (&code, b""), (&seal, b"{"), (&seal, b"")] {
-            store.put(&module, BinaryKind::Module, b"code").unwrap();
+            put(&store, &module, BinaryKind::Module, b"code");
             std::fs::remove_file(path).unwrap();
             std::fs::write(path, bytes).unwrap();
             assert!(store.fetch(&module).unwrap().is_none(), "{}", path.display());

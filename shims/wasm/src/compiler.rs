@@ -1,24 +1,35 @@
-//! Compilation in a process of its own: this program, started once per module with `compile`.
+//! Compilation, in a process of its own that can do nothing else.
 //!
-//! Compiling takes a thousand times the memory of its input and may be made to take longer than anyone waits, so
-//! the process has limits of its own and takes nobody along when it dies.
+//! ```text
+//! agent ─▶ brig-shim-wasm compile ─▶ brig-shim-wasm transform
+//!          checks the digest,         module in, compiled code out;
+//!          keeps the code             no files, no network, limits
+//! ```
+//!
+//! Compiling takes a thousand times the memory of its input and may be made to take longer than anyone waits, and an input
+//! may be made to find a fault of the compiler. So it happens where it takes nobody along and reaches nothing.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use anyhow::Context;
 use brig_api::Digest;
 use brig_api::lifecycle::Reason;
-use rustix::process::{Resource, Rlimit};
+use brig_api::unit_spec::Isolation;
+use brig_shim::code::{Compatibilities, Compiled};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open};
 use sha2::Digest as _;
-use wasmtime::Engine;
 
 use crate::code_store::{BinaryKind, CodeStore};
-use crate::engine::{self, Concurrency};
+use crate::engine::{self, Concurrency, Settings};
 use crate::interfaces::speaks_wasi_0_3;
-use crate::outcome::Refusal;
+use crate::lockdown;
+use crate::outcome::{Refusal, refusal};
 
 /// Largest module, in bytes.
 const MODULE_BYTES_MAX: u64 = 256 << 20;
@@ -26,6 +37,8 @@ const MODULE_BYTES_MAX: u64 = 256 << 20;
 const COMPILE_TIME_MAX: Duration = Duration::from_secs(600);
 /// Address space of the compiler: an input of 16 MiB takes about 1 GiB.
 const COMPILE_ADDRESS_BYTES_MAX: u64 = 8 << 30;
+/// Largest compiled code.
+pub(crate) const CODE_BYTES_MAX: u64 = 4 << 30;
 /// Running programs go before compilers.
 const COMPILE_NICE: i32 = 10;
 /// The most that a process can ask for to be killed before others.
@@ -39,109 +52,159 @@ pub(crate) struct CompileJob {
     pub(crate) module: PathBuf,
     pub(crate) digest: Digest,
     pub(crate) cache: PathBuf,
+    pub(crate) isolation: Isolation,
 }
 
-/// Starts a compiler and waits for it. Afterwards the code is in the store.
-pub(crate) async fn compile(job: &CompileJob) -> Result<(), Refusal> {
-    // Not by name: after an upgrade another program has it.
-    let mut command = tokio::process::Command::new("/proc/self/exe");
-    command
-        .arg("compile")
-        .arg("--module")
-        .arg(&job.module)
-        .arg("--digest")
-        .arg(job.digest.as_str())
-        .arg("--cache")
-        .arg(&job.cache)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true);
-    let failed = |what: &str| {
-        let message = format!("{} could not be compiled: {what}", job.module.display());
-        Refusal::new(Reason::CreateFailed, message)
-    };
-    let child = command.spawn().map_err(|error| failed(&error.to_string()))?;
-    let output = tokio::time::timeout(COMPILE_TIME_MAX, child.wait_with_output())
-        .await
-        .map_err(|_| failed(&format!("it takes longer than {COMPILE_TIME_MAX:?}")))?
-        .map_err(|error| failed(&error.to_string()))?;
-    match serde_json::from_slice::<Option<Refusal>>(&output.stdout) {
-        Ok(None) if output.status.success() => {
-            tracing::info!(module = %job.digest, "a program was compiled");
-            Ok(())
-        }
-        Ok(Some(refusal)) => Err(refusal),
-        _ => Err(failed(&format!(
-            "the compiler ended with {}; it may take {} of memory",
-            output.status,
-            brig_api::Bytes(COMPILE_ADDRESS_BYTES_MAX)
-        ))),
-    }
+/// Sees to it that a program's code is in the store, and says on standard output whether it is.
+pub(crate) fn run(job: &CompileJob) -> anyhow::Result<()> {
+    let answer = make_ready(job, transform_apart);
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer(&mut stdout, &answer)?;
+    Ok(stdout.flush()?)
 }
 
-/// The compiler process: compiles into the store and says on standard output what was wrong, or `null`.
-pub(crate) fn run(job: &CompileJob) -> std::io::Result<()> {
-    let limit = Some(COMPILE_ADDRESS_BYTES_MAX);
-    rustix::process::setrlimit(Resource::As, Rlimit { current: limit, maximum: limit })?;
-    rustix::process::nice(COMPILE_NICE)?;
-    // On a machine with less memory than that, the kernel takes this process first and no running program. To be
-    // refused that changes nothing else.
-    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_FIRST);
-    let answer = serde_json::to_vec(&compile_here(job).err())?;
-    let mut stdout = std::io::stdout().lock();
-    let end = usize::try_from(ANSWER_BYTES_MAX).map_or(answer.len(), |max| answer.len().min(max));
-    stdout.write_all(&answer[..end])?;
-    stdout.flush()
-}
+/// Compiles a module with these settings into the file.
+type Transform = fn(&[u8], Settings, &File) -> Result<(), Refusal>;
 
-fn compile_here(job: &CompileJob) -> Result<(), Refusal> {
+fn make_ready(job: &CompileJob, transform: Transform) -> Result<Compiled, Refusal> {
     let bytes = read_verified(&job.module, &job.digest)?;
     let invalid = |what: String| {
-        Refusal::new(Reason::InvalidArtifact, format!("{}: {what}", job.module.display()))
+        refusal(Reason::InvalidArtifact, format!("{}: {what}", job.module.display()))
     };
     let kind = BinaryKind::detect(&bytes).ok_or_else(|| invalid(not_wasm(&bytes)))?;
     let concurrency = match kind {
         BinaryKind::Component if speaks_wasi_0_3(&bytes) => Concurrency::On,
         BinaryKind::Component | BinaryKind::Module => Concurrency::Off,
     };
-    let (engine, code) = compile_for(concurrency, kind, &bytes).map_err(|error| {
-            invalid(format!(
-                "is not valid here: {error:#}. Programs may use WebAssembly 2.0 without threads, memory64, exceptions \
-                 and garbage collection"
-            ))
-    })?;
-    store(&job.cache, &engine, &job.digest, kind, &code).map_err(|error| {
+    let settings = Settings { concurrency, isolation: job.isolation };
+    let cache = job.cache.display();
+    let unkept = |error: io::Error| {
         let reason = match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::DiskFull,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::DiskFull,
             _ => Reason::CreateFailed,
         };
-        let cache = job.cache.display();
-        Refusal::new(reason, format!("compiled code can't be stored in {cache}: {error}"))
-    })
-}
-
-fn store(
-    cache: &Path,
-    engine: &Engine,
-    digest: &Digest,
-    kind: BinaryKind,
-    code: &[u8],
-) -> std::io::Result<()> {
-    CodeStore::open(cache, &engine::compatibility(engine))?.put(digest, kind, code)
-}
-
-fn compile_for(
-    concurrency: Concurrency,
-    kind: BinaryKind,
-    bytes: &[u8],
-) -> wasmtime::Result<(Engine, Vec<u8>)> {
-    let engine = engine::for_compiling(concurrency)?;
-    let code = match kind {
-        BinaryKind::Module => engine.precompile_module(bytes)?,
-        BinaryKind::Component => engine.precompile_component(bytes)?,
+        refusal(reason, format!("compiled code can't be kept in {cache}: {error}"))
     };
-    Ok((engine, code))
+    let compatibility = compatibility(settings)
+        .map_err(|error| refusal(Reason::CreateFailed, format!("{error:#}")))?;
+    let store = CodeStore::open(&job.cache, &compatibility).map_err(unkept)?;
+    if store.fetch(&job.digest).map_err(unkept)?.is_some() {
+        return Ok(Compiled { compatibility, is_new: false });
+    }
+    let code = store.incomplete().map_err(unkept)?;
+    transform(&bytes, settings, code.as_file()).map_err(|refused| {
+        let named = format!("{}: {}", job.module.display(), refused.message);
+        refusal(refused.reason, named)
+    })?;
+    store.put(&job.digest, kind, code).map_err(unkept)?;
+    Ok(Compiled { compatibility, is_new: true })
+}
+
+/// Lets another process compile, and waits for it.
+fn transform_apart(module: &[u8], settings: Settings, code: &File) -> Result<(), Refusal> {
+    let failed =
+        |what: &str| refusal(Reason::CreateFailed, format!("it could not be compiled: {what}"));
+    let child = start_transform(module, settings, code).map_err(|error| failed(&error.to_string()));
+    let mut child = child?;
+    match wait(&mut child, COMPILE_TIME_MAX) {
+        Ok(()) => {}
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed(&error.to_string()));
+        }
+    }
+    let mut answer = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        // What is of no use as an answer is told as its status.
+        let _ = stderr.take(ANSWER_BYTES_MAX).read_to_end(&mut answer);
+    }
+    let status = child.wait().map_err(|error| failed(&error.to_string()))?;
+    match serde_json::from_slice::<Option<Refusal>>(&answer) {
+        Ok(None) if status.success() => Ok(()),
+        Ok(Some(refused)) => Err(refused),
+        _ => Err(failed(&format!(
+            "the compiler ended with {status}; it may take {} of memory",
+            brig_api::Bytes(COMPILE_ADDRESS_BYTES_MAX)
+        ))),
+    }
+}
+
+fn start_transform(module: &[u8], settings: Settings, code: &File) -> io::Result<Child> {
+    let mut input = File::from(rustix::fs::memfd_create("module", MemfdFlags::CLOEXEC)?);
+    input.write_all(module)?;
+    input.rewind()?;
+    // Not by name: after an upgrade another program has it.
+    Command::new("/proc/self/exe")
+        .args(["transform", "--concurrency", settings.concurrency.as_str()])
+        .args(["--isolation", settings.isolation.as_str()])
+        .env_clear()
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::from(code.try_clone()?))
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
+/// Waits until the process has ended.
+fn wait(child: &mut Child, time_max: Duration) -> io::Result<()> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::other("it has no process id"))?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    let seconds = i64::try_from(time_max.as_secs()).unwrap_or(i64::MAX);
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    loop {
+        match poll(&mut ended, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })) {
+            Ok(0) => return Err(io::Error::other(format!("it takes longer than {time_max:?}"))),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The process that compiles: from standard input to standard output, and what was wrong, or `null`, to standard error.
+pub(crate) fn transform(settings: Settings) -> anyhow::Result<()> {
+    let limit = |resource, most| {
+        rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+    };
+    limit(Resource::As, COMPILE_ADDRESS_BYTES_MAX)?;
+    limit(Resource::Fsize, CODE_BYTES_MAX)?;
+    limit(Resource::Core, 0)?;
+    rustix::process::nice(COMPILE_NICE)?;
+    // On a machine with less memory than that, the kernel takes this process first and no running program. To be
+    // refused that changes nothing else.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_FIRST);
+    lockdown::for_compiling().context("giving up everything but compiling")?;
+    let mut module = Vec::new();
+    io::stdin().lock().take(MODULE_BYTES_MAX).read_to_end(&mut module)?;
+    let refused = transform_here(&module, settings, io::stdout().lock()).err();
+    let answer = serde_json::to_vec(&refused)?;
+    let end = usize::try_from(ANSWER_BYTES_MAX).map_or(answer.len(), |max| answer.len().min(max));
+    Ok(io::stderr().lock().write_all(&answer[..end])?)
+}
+
+fn transform_here(module: &[u8], settings: Settings, mut out: impl Write) -> Result<(), Refusal> {
+    let compiled =
+        engine::for_compiling(settings).and_then(|engine| match BinaryKind::detect(module) {
+            Some(BinaryKind::Component) => engine.precompile_component(module),
+            Some(BinaryKind::Module) | None => engine.precompile_module(module),
+        });
+    let code = compiled.map_err(|error| {
+        refusal(
+            Reason::InvalidArtifact,
+            format!(
+                "is not valid here: {error:#}. Programs may use WebAssembly 2.0 without threads, memory64, exceptions \
+                 and garbage collection"
+            ),
+        )
+    })?;
+    out.write_all(&code).and_then(|()| out.flush()).map_err(|error| {
+        let reason = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::DiskFull,
+            _ => Reason::CreateFailed,
+        };
+        refusal(reason, format!("its compiled code can't be written: {error}"))
+    })
 }
 
 /// Code that travels between the stores of two nodes, through the agents.
@@ -149,32 +212,45 @@ fn compile_for(
 pub(crate) struct CodeJob {
     pub(crate) digest: Digest,
     pub(crate) cache: PathBuf,
+    /// One of those that this program compiles for.
+    pub(crate) compatibility: String,
 }
 
 /// Writes to standard output what this node has compiled.
 pub(crate) fn export(job: &CodeJob) -> anyhow::Result<()> {
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = io::BufWriter::new(io::stdout().lock());
     Ok(open_store(job)?.export(&job.digest, &mut out)?)
 }
 
 /// Takes from standard input what another node has compiled; the agent has checked that one did.
 pub(crate) fn import(job: &CodeJob) -> anyhow::Result<()> {
-    Ok(open_store(job)?.import(&job.digest, &mut std::io::stdin().lock())?)
+    Ok(open_store(job)?.import(&job.digest, &mut io::stdin().lock())?)
 }
 
 fn open_store(job: &CodeJob) -> anyhow::Result<CodeStore> {
-    Ok(CodeStore::open(&job.cache, &compatibility()?)?)
+    let ours = compatibilities()?;
+    let is_ours = [ours.namespace, ours.unit].concat().contains(&job.compatibility);
+    anyhow::ensure!(is_ours, "nothing is compiled for `{}` here", job.compatibility);
+    Ok(CodeStore::open(&job.cache, &job.compatibility)?)
 }
 
 /// Says on standard output what this program compiles for.
-pub(crate) fn print_compatibility() -> anyhow::Result<()> {
-    let text = format!("{}\n", compatibility()?);
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+pub(crate) fn print_compatibilities() -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer(&mut stdout, &compatibilities()?)?;
+    Ok(stdout.flush()?)
 }
 
-fn compatibility() -> anyhow::Result<String> {
-    // What runs on the other engine is compiled on each node: there is little of it.
-    let engine = engine::for_compiling(Concurrency::Off).map_err(anyhow::Error::from)?;
+fn compatibilities() -> anyhow::Result<Compatibilities> {
+    let both = |isolation| {
+        let name = |concurrency| compatibility(Settings { concurrency, isolation });
+        anyhow::Ok([name(Concurrency::Off)?, name(Concurrency::On)?])
+    };
+    Ok(Compatibilities { namespace: both(Isolation::Namespace)?, unit: both(Isolation::Unit)? })
+}
+
+fn compatibility(settings: Settings) -> anyhow::Result<String> {
+    let engine = engine::for_compiling(settings).map_err(anyhow::Error::from)?;
     Ok(engine::compatibility(&engine))
 }
 
@@ -185,11 +261,10 @@ fn read_verified(module: &Path, digest: &Digest) -> Result<Vec<u8>, Refusal> {
         .and_then(|file| file.take(MODULE_BYTES_MAX + 1).read_to_end(&mut bytes))
         .map_err(|error| {
             let message = format!("{} can't be read: {error}", module.display());
-            Refusal::new(Reason::InvalidArtifact, message)
+            refusal(Reason::InvalidArtifact, message)
         })?;
-    let invalid = |what: String| {
-        Refusal::new(Reason::InvalidArtifact, format!("{} {what}", module.display()))
-    };
+    let invalid =
+        |what: String| refusal(Reason::InvalidArtifact, format!("{} {what}", module.display()));
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MODULE_BYTES_MAX {
         return Err(invalid(format!("is larger than {}", brig_api::Bytes(MODULE_BYTES_MAX))));
     }
@@ -226,7 +301,12 @@ mod tests {
         let module = cache.join("module.wasm");
         std::fs::write(&module, bytes).unwrap();
         let digest = Digest::of_sha256(&sha2::Sha256::digest(bytes).into());
-        CompileJob { module, digest, cache: cache.join("cache") }
+        CompileJob { module, digest, cache: cache.join("cache"), isolation: Isolation::Namespace }
+    }
+
+    /// Without a process of its own, which would be this test.
+    fn compile(job: &CompileJob) -> Result<Compiled, Refusal> {
+        make_ready(job, |module, settings, code| transform_here(module, settings, code))
     }
 
     #[test]
@@ -238,7 +318,7 @@ mod tests {
             (b"(module)", "text form"),
             (b"\0asm\x01\0\0\0\xff", "not valid"),
         ] {
-            let refusal = compile_here(&job(dir.path(), bytes)).unwrap_err();
+            let refusal = compile(&job(dir.path(), bytes)).unwrap_err();
             assert_eq!(refusal.reason, Reason::InvalidArtifact);
             assert!(refusal.message.contains(says), "{refusal}");
             assert!(refusal.message.contains("module.wasm"), "{refusal}");
@@ -251,19 +331,23 @@ mod tests {
         let mut job = job(dir.path(), b"\0asm\x01\0\0\0");
         let found = job.digest.clone();
         job.digest = Digest::of_sha256(&[7; 32]);
-        let refusal = compile_here(&job).unwrap_err();
+        let refusal = compile(&job).unwrap_err();
         assert_eq!(refusal.reason, Reason::InvalidArtifact);
         assert!(refusal.message.contains(found.as_str()), "{refusal}");
         assert!(refusal.message.contains(job.digest.as_str()), "{refusal}");
     }
 
     #[test]
-    fn a_module_is_compiled_into_the_store() {
+    fn a_module_is_compiled_into_the_store_once_for_each_kind_of_shim() {
         let dir = tempfile::tempdir().unwrap();
-        let job = job(dir.path(), b"\0asm\x01\0\0\0");
-        compile_here(&job).unwrap();
-        let engine = engine::for_compiling(Concurrency::Off).unwrap();
-        let store = CodeStore::open(&job.cache, &engine::compatibility(&engine)).unwrap();
+        let mut job = job(dir.path(), b"\0asm\x01\0\0\0");
+        let first = compile(&job).unwrap();
+        assert!(first.is_new);
+        let store = CodeStore::open(&job.cache, &first.compatibility).unwrap();
         assert_eq!(store.fetch(&job.digest).unwrap().unwrap().kind, BinaryKind::Module);
+        assert!(!compile(&job).unwrap().is_new);
+        job.isolation = Isolation::Unit;
+        let other = compile(&job).unwrap();
+        assert!(other.is_new && other.compatibility != first.compatibility);
     }
 }

@@ -3,6 +3,7 @@
 use std::hash::{Hash, Hasher};
 use std::num::NonZeroUsize;
 
+use brig_api::unit_spec::Isolation;
 use sha2::{Digest, Sha256};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, ModuleVersionStrategy,
@@ -16,8 +17,9 @@ const CODE_VERSION: &str = concat!("brig-", env!("CARGO_PKG_VERSION"), "-2");
 /// mappings from the beginning, and two more while it runs; the kernel's default of 65,530 mappings per process is the
 /// wall. What is not used costs address space and those two mappings, no memory.
 pub(crate) const GUESTS_MAX: u32 = 10_000;
-/// Most of those that run on the engine with concurrency: both pools share the process's mappings.
-const CONCURRENT_GUESTS_MAX: u32 = 1_000;
+/// Most of those that run on the engine with concurrency: both pools share the process's mappings. And most guests of a
+/// shim that has one unit only: its requests.
+const FEW_GUESTS_MAX: u32 = 1_000;
 /// Instances, memories and tables per guest that the pool is sized for; components have a few of each.
 const PARTS_PER_GUEST: u32 = 2;
 /// Largest linear memory: all that 32 bits reach. A task's own limit is enforced by its limiter.
@@ -43,12 +45,30 @@ pub(crate) enum Concurrency {
     On,
 }
 
-/// Settings that decide what compiled code looks like: the same for the compiler and for the shim.
-fn config(concurrency: Concurrency) -> wasmtime::Result<Config> {
-    let is_concurrent = concurrency == Concurrency::On;
+impl Concurrency {
+    /// The word for it on the command line.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+        }
+    }
+}
+
+/// What decides what compiled code looks like: the same for the compiler and for the shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) concurrency: Concurrency,
+    /// In a shim of its own a guest is never interrupted, and so does not have to look whether it is: some loops are twice
+    /// as fast. Its share of the processor is its cgroup's, and its end the process's.
+    pub(crate) isolation: Isolation,
+}
+
+fn config(settings: Settings) -> wasmtime::Result<Config> {
+    let is_concurrent = settings.concurrency == Concurrency::On;
     let mut config = Config::new();
     config
-        .epoch_interruption(true)
+        .epoch_interruption(settings.isolation == Isolation::Namespace)
         // Modules that have debug information keep it in their compiled code; it is read after a trap only.
         .wasm_backtrace_details(WasmBacktraceDetails::Enable)
         .wasm_backtrace_max_frames(Some(FRAMES_MAX))
@@ -61,28 +81,28 @@ fn config(concurrency: Concurrency) -> wasmtime::Result<Config> {
 }
 
 /// The engine of the one-shot compiler.
-pub(crate) fn for_compiling(concurrency: Concurrency) -> wasmtime::Result<Engine> {
-    Engine::new(&config(concurrency)?)
+pub(crate) fn for_compiling(settings: Settings) -> wasmtime::Result<Engine> {
+    Engine::new(&config(settings)?)
 }
 
 /// The engine of a shim: the same code, and a pool of slots for guests.
-pub(crate) fn for_running(concurrency: Concurrency) -> wasmtime::Result<Engine> {
-    let mut pooled = config(concurrency)?;
-    pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(concurrency)));
+pub(crate) fn for_running(settings: Settings) -> wasmtime::Result<Engine> {
+    let mut pooled = config(settings)?;
+    pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(settings)));
     match Engine::new(&pooled) {
         Ok(engine) => Ok(engine),
         Err(error) => {
             // A limit on address space or mappings. Everything works without the pool, starts take longer.
             tracing::warn!(error = format!("{error:#}"), "no room for a pool of guests");
-            for_compiling(concurrency)
+            for_compiling(settings)
         }
     }
 }
 
-fn pool(concurrency: Concurrency) -> PoolingAllocationConfig {
-    let guests = match concurrency {
-        Concurrency::Off => GUESTS_MAX,
-        Concurrency::On => CONCURRENT_GUESTS_MAX,
+fn pool(settings: Settings) -> PoolingAllocationConfig {
+    let guests = match settings {
+        Settings { concurrency: Concurrency::Off, isolation: Isolation::Namespace } => GUESTS_MAX,
+        _ => FEW_GUESTS_MAX,
     };
     let parts = guests * PARTS_PER_GUEST;
     let mut pool = PoolingAllocationConfig::new();
@@ -128,18 +148,23 @@ mod tests {
 
     #[test]
     fn compiler_and_shim_agree_on_the_code_and_other_settings_do_not() {
-        use Concurrency::{Off, On};
-        let compiling = compatibility(&for_compiling(Off).unwrap());
-        assert_eq!(compiling, compatibility(&for_running(Off).unwrap()));
-        assert_eq!(compiling, compatibility(&for_compiling(Off).unwrap()), "it is stable");
-        let concurrent = compatibility(&for_compiling(On).unwrap());
-        assert_eq!(concurrent, compatibility(&for_running(On).unwrap()));
-        assert_ne!(compiling, concurrent);
-        let mut other = config(Off).unwrap();
-        other.epoch_interruption(false);
-        assert_ne!(compiling, compatibility(&Engine::new(&other).unwrap()));
-        other.epoch_interruption(true);
+        let mut names = std::collections::BTreeSet::new();
+        for isolation in [Isolation::Namespace, Isolation::Unit] {
+            for concurrency in [Concurrency::Off, Concurrency::On] {
+                let settings = Settings { concurrency, isolation };
+                let compiling = compatibility(&for_compiling(settings).unwrap());
+                assert_eq!(compiling, compatibility(&for_running(settings).unwrap()));
+                assert_eq!(
+                    compiling,
+                    compatibility(&for_compiling(settings).unwrap()),
+                    "it is stable"
+                );
+                assert!(names.insert(compiling), "{settings:?} is like another");
+            }
+        }
+        let settings = Settings { concurrency: Concurrency::Off, isolation: Isolation::Namespace };
+        let mut other = config(settings).unwrap();
         other.module_version(ModuleVersionStrategy::Custom("other".into())).unwrap();
-        assert_ne!(compiling, compatibility(&Engine::new(&other).unwrap()));
+        assert!(names.insert(compatibility(&Engine::new(&other).unwrap())));
     }
 }

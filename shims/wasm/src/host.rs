@@ -1,5 +1,6 @@
 //! What a guest finds of its host: exactly what its task was granted.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use brig_api::lifecycle::Reason;
@@ -16,7 +17,7 @@ use crate::clock::CoarseClock;
 use crate::hosts::AllowedHosts;
 use crate::keyvalue;
 use crate::memory::{MemoryAccount, MemoryExceeded, MemoryLimiter};
-use crate::outcome::Refusal;
+use crate::outcome::{Refusal, refusal};
 use crate::outgoing::Outgoing;
 use crate::output::{LogStream, TaskLog};
 use crate::sockets::{HasSockets, Sockets};
@@ -31,7 +32,8 @@ const HANDLES_MAX: usize = 2_000;
 pub(crate) struct Grants {
     args: Vec<String>,
     env: Vec<(String, String)>,
-    mounts: Vec<BindMount>,
+    /// Each with the directory that was handed over for it.
+    mounts: Vec<(BindMount, OwnedFd)>,
     log: Arc<TaskLog>,
     outgoing: Outgoing,
     sockets: Arc<Sockets>,
@@ -45,6 +47,7 @@ impl Grants {
     pub(crate) fn new(
         start: &StartTask,
         wasm: &StartWasm,
+        directories: Vec<OwnedFd>,
         log: &Arc<TaskLog>,
         stores: &keyvalue::Stores,
     ) -> Self {
@@ -52,7 +55,7 @@ impl Grants {
         Self {
             args: wasm.args.clone(),
             env: start.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-            mounts: start.mounts.clone(),
+            mounts: start.mounts.iter().cloned().zip(directories).collect(),
             log: Arc::clone(log),
             outgoing: Outgoing::new(&allowed, log),
             sockets: Sockets::new(&allowed, &wasm.world.ports, log),
@@ -102,15 +105,17 @@ impl Grants {
         if self.clocks == Clocks::Coarse {
             wasi.wall_clock(CoarseClock).monotonic_clock(CoarseClock);
         }
-        for mount in &self.mounts {
+        for (mount, directory) in &self.mounts {
             let perms = if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-            wasi.preopened_dir(&mount.source, &mount.at, perms).map_err(|error| {
+            // The descriptor that was handed over: the path of its source leads nowhere here.
+            let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+            wasi.preopened_dir(path, &mount.at, perms).map_err(|error| {
                 let message = format!(
-                    "{} can't be mounted at {}: {error:#}. A wasm program is given directories that exist",
+                    "{} can't be mounted at {}: {error:#}",
                     mount.source.display(),
                     mount.at
                 );
-                Refusal::new(Reason::MountRefused, message)
+                refusal(Reason::MountRefused, message)
             })?;
         }
         Ok(wasi)
@@ -120,7 +125,7 @@ impl Grants {
 /// Not even a guest without any memory of its own has room.
 fn no_memory(exceeded: MemoryExceeded) -> Refusal {
     let message = format!("it can't start within its memory limit: {exceeded}");
-    Refusal::new(Reason::LimitTooSmall, message)
+    refusal(Reason::LimitTooSmall, message)
 }
 
 /// The host of a core module.

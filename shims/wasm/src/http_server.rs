@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,7 +26,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use crate::host::ComponentHost;
 use crate::http_guest::{Given, GuestBody, Title, respond};
 use crate::instances::Instances;
-use crate::outcome::{Outcome, Refusal};
+use crate::outcome::{Outcome, refusal};
 use crate::stop::Stop;
 use crate::task::Task;
 
@@ -55,7 +56,7 @@ struct Server {
 pub(crate) async fn run(
     task: Arc<Task>,
     pre: &ProxyPre<ComponentHost>,
-    address: SocketAddr,
+    socket: OwnedFd,
     limits: HttpLimits,
     on_running: impl FnOnce(Option<SocketAddr>) + Send,
 ) -> Outcome {
@@ -71,11 +72,11 @@ pub(crate) async fn run(
             Err(outcome) => return outcome,
         },
     };
-    let (listener, local) = match listen(address) {
+    let (listener, local) = match listen(socket) {
         Ok(listening) => listening,
         Err(error) => {
-            let message = format!("it can't listen on {address}: {error}");
-            return Refusal::new(Reason::CreateFailed, message).into();
+            let message = format!("it can't listen on its port: {error}");
+            return refusal(Reason::CreateFailed, message).into();
         }
     };
     let guests = usize::try_from(limits.max_concurrent).unwrap_or(room).clamp(1, room);
@@ -126,11 +127,9 @@ async fn try_out(instances: &Instances) -> Result<usize, Outcome> {
     Ok(usize::try_from(fit).unwrap_or(usize::MAX).max(1))
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
-    socket.bind(address)?;
+/// Not before the program is ready: until then the others on the port have the connections.
+fn listen(socket: OwnedFd) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let socket = TcpSocket::from_std_stream(socket.into());
     let listener = socket.listen(BACKLOG)?;
     let local = listener.local_addr()?;
     Ok((listener, local))

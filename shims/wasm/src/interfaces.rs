@@ -8,7 +8,7 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Linker, Module, Store};
 
 use crate::host::CoreHost;
-use crate::outcome::Refusal;
+use crate::outcome::{Refusal, refusal};
 use crate::{keyvalue, logging};
 
 /// The interfaces that components may import of WASI 0.2 and of 0.3.
@@ -113,7 +113,7 @@ impl Exports {
         };
         let exports =
             if self.names.is_empty() { "nothing".to_owned() } else { self.names.join(", ") };
-        Err(Refusal::new(
+        Err(refusal(
             Reason::InvalidArtifact,
             format!(
                 "the component is no program: it exports {exports}, expected wasi:cli/run of WASI 0.2 or 0.3, or \
@@ -195,7 +195,7 @@ fn missing(names: impl Iterator<Item = String>) -> Option<Refusal> {
          for wasm32-wasip1 or wasm32-wasip2 without that import",
         named.into_iter().collect::<Vec<_>>().join(", ")
     );
-    Some(Refusal::new(Reason::ImportNotGranted, message))
+    Some(refusal(Reason::ImportNotGranted, message))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod http_server;
 mod instances;
 mod interfaces;
 mod keyvalue;
+mod lockdown;
 mod logging;
 mod memory;
 mod meter;
@@ -46,6 +47,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const CONTROL_THREADS: usize = 1;
 /// Threads for what guests do with files; they wait for disks most of the time.
 const BLOCKING_THREADS_MAX: usize = 64;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 /// Most open files: each task has its log, each mount of it and each connection of a service a descriptor.
 const FILES_MAX: u64 = 65_536;
 
@@ -53,7 +56,8 @@ fn main() -> ExitCode {
     let result = match Options::parse(std::env::args_os().skip(1)) {
         Ok(Options::Compile(job)) => compiler::run(&job).context("compiling"),
         Ok(Options::Shim(options)) => run_shim(options),
-        Ok(Options::Compatibility) => compiler::print_compatibility(),
+        Ok(Options::Transform(settings)) => compiler::transform(settings),
+        Ok(Options::Compatibility) => compiler::print_compatibilities(),
         Ok(Options::Export(job)) => compiler::export(&job).context("giving compiled code away"),
         Ok(Options::Import(job)) => compiler::import(&job).context("taking compiled code"),
         Ok(Options::Help) => options::print_help().context("writing help"),
@@ -80,7 +84,9 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
     // A session of its own: signals to the agent's group are not for running tasks. Fails when it leads one.
     let _ = rustix::process::setsid();
     allow_many_files();
-    let programs = program::Programs::new(options.cache).context("getting ready for programs")?;
+    lockdown::for_serving().context("giving up what a shim does not need")?;
+    let programs = program::Programs::new(&options.cache, options.isolation)
+        .context("getting ready for programs")?;
     let guests = tokio::runtime::Builder::new_multi_thread()
         .thread_name("guest")
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -127,5 +133,8 @@ fn listener_from_stdin() -> anyhow::Result<std::os::unix::net::UnixListener> {
         "standard input is not a listening unix socket. The node agent starts this program; to do it by hand: \
          systemd-socket-activate --inetd --accept=no --listen=DIR/shim.sock brig-shim-wasm --dir DIR --cache CACHE"
     );
-    Ok(stdin.as_fd().try_clone_to_owned().context("taking over the socket")?.into())
+    let listener = stdin.as_fd().try_clone_to_owned().context("taking over the socket")?;
+    // Once more, so that whoever connects is told of this process, and not of the one that has bound the socket.
+    rustix::net::listen(&listener, BACKLOG).context("listening")?;
+    Ok(listener.into())
 }

@@ -1,29 +1,33 @@
 //! The command line.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use brig_api::Digest;
+use brig_api::unit_spec::Isolation;
 
 use crate::compiler::{CodeJob, CompileJob};
+use crate::engine::{Concurrency, Settings};
 
 /// How long a shim without tasks and connections waits for more: an agent that restarts finds it again.
 const IDLE_DEFAULT: Duration = Duration::from_secs(60);
 
 const HELP: &str = "\
-Runs the wasm tasks of a namespace. The node agent starts it.
+Runs wasm tasks. The node agent starts it.
 
-Usage: brig-shim-wasm --dir DIR --cache CACHE [--idle-ms N]   with a listening unix socket as standard input
-       brig-shim-wasm compile --module FILE --digest SHA256 --cache CACHE
-       brig-shim-wasm compatibility                            says what is compiled for
-       brig-shim-wasm export --digest SHA256 --cache CACHE     compiled code to standard output
-       brig-shim-wasm import --digest SHA256 --cache CACHE     compiled code from standard input
+Usage: brig-shim-wasm --dir DIR --cache CACHE [--isolation unit] [--idle-ms N]   with a listening unix socket as standard input
+       brig-shim-wasm compile --module FILE --digest SHA256 --cache CACHE [--isolation unit]
+       brig-shim-wasm compatibility     says what is compiled for
+       brig-shim-wasm export --digest SHA256 --compatibility NAME --cache CACHE   compiled code to standard output
+       brig-shim-wasm import --digest SHA256 --compatibility NAME --cache CACHE   compiled code from standard input
 
-  --dir DIR      its own directory; the agent has bound DIR/shim.sock
-  --cache CACHE  compiled code, shared by the shims of the node
-  --idle-ms N    ends after so many milliseconds without a task and a connection (60000)
+  --dir DIR         its own directory; the agent has bound DIR/shim.sock
+  --cache CACHE     compiled code, shared by the shims of the node
+  --isolation unit  for one task that has the process to itself, instead of those of a namespace
+  --idle-ms N       ends after so many milliseconds without a task and a connection (60000)
 ";
 
 /// What is asked of the program.
@@ -31,8 +35,10 @@ Usage: brig-shim-wasm --dir DIR --cache CACHE [--idle-ms N]   with a listening u
 pub(crate) enum Options {
     /// Be a shim.
     Shim(ShimOptions),
-    /// Compile one module.
+    /// See to it that a module is compiled.
     Compile(CompileJob),
+    /// Compile from standard input to standard output.
+    Transform(Settings),
     /// Say what is compiled for.
     Compatibility,
     /// Write compiled code to standard output.
@@ -48,6 +54,7 @@ pub(crate) enum Options {
 pub(crate) struct ShimOptions {
     pub(crate) dir: PathBuf,
     pub(crate) cache: PathBuf,
+    pub(crate) isolation: Isolation,
     pub(crate) idle: Duration,
 }
 
@@ -56,59 +63,108 @@ pub(crate) struct ShimOptions {
 #[error("{0}; see brig-shim-wasm --help")]
 pub(crate) struct WrongUse(String);
 
+/// Arguments by name.
+struct Values(BTreeMap<String, String>);
+
+impl Values {
+    fn read(
+        arguments: impl Iterator<Item = OsString>,
+        known: &[&str],
+    ) -> Result<Option<Self>, WrongUse> {
+        let mut arguments = arguments.map(|text| text.to_string_lossy().into_owned());
+        let mut values = BTreeMap::new();
+        while let Some(name) = arguments.next() {
+            if matches!(name.as_str(), "-h" | "--help") {
+                return Ok(None);
+            }
+            if !known.contains(&name.as_str()) {
+                return Err(WrongUse(format!("unknown argument `{name}`")));
+            }
+            let value = arguments.next();
+            let value = value.ok_or_else(|| WrongUse(format!("`{name}` needs a value")))?;
+            values.insert(name, value);
+        }
+        Ok(Some(Self(values)))
+    }
+
+    fn needed(&mut self, name: &str) -> Result<String, WrongUse> {
+        self.0.remove(name).ok_or_else(|| WrongUse(format!("`{name}` is missing")))
+    }
+
+    fn digest(&mut self) -> Result<Digest, WrongUse> {
+        let text = self.needed("--digest")?;
+        Digest::new(&text).map_err(|error| WrongUse(format!("`--digest {text}`: {error}")))
+    }
+
+    fn isolation(&mut self) -> Result<Isolation, WrongUse> {
+        match self.0.remove("--isolation").as_deref() {
+            None | Some("namespace") => Ok(Isolation::Namespace),
+            Some("unit") => Ok(Isolation::Unit),
+            Some(other) => {
+                Err(WrongUse(format!("`--isolation` is namespace or unit, not {other}")))
+            }
+        }
+    }
+
+    fn concurrency(&mut self) -> Result<Concurrency, WrongUse> {
+        match self.needed("--concurrency")?.as_str() {
+            "off" => Ok(Concurrency::Off),
+            "on" => Ok(Concurrency::On),
+            other => Err(WrongUse(format!("`--concurrency` is on or off, not {other}"))),
+        }
+    }
+
+    fn code_job(&mut self) -> Result<CodeJob, WrongUse> {
+        Ok(CodeJob {
+            digest: self.digest()?,
+            cache: self.needed("--cache")?.into(),
+            compatibility: self.needed("--compatibility")?,
+        })
+    }
+}
+
 impl Options {
     /// Reads the arguments after the program's name.
     pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, WrongUse> {
         let mut arguments = arguments.peekable();
-        let verbs = ["compile", "compatibility", "export", "import"];
-        let verb = arguments.next_if(|argument| verbs.iter().any(|verb| argument == verb));
-        let verb = verb.as_deref().and_then(|verb| verb.to_str()).unwrap_or_default();
-        if verb == "compatibility" {
-            return Ok(Self::Compatibility);
-        }
-        let (mut dir, mut cache, mut module, mut digest, mut idle) = (None, None, None, None, None);
-        while let Some(name) = arguments.next() {
-            let name = name.to_string_lossy().into_owned();
-            if matches!(name.as_str(), "-h" | "--help") {
-                return Ok(Self::Help);
-            }
-            let place = match (name.as_str(), verb) {
-                ("--dir", "") => &mut dir,
-                ("--idle-ms", "") => &mut idle,
-                ("--cache", _) => &mut cache,
-                ("--module", "compile") => &mut module,
-                ("--digest", "compile" | "export" | "import") => &mut digest,
-                _ => return Err(WrongUse(format!("unknown argument `{name}`"))),
-            };
-            let value = arguments.next();
-            *place = Some(value.ok_or_else(|| WrongUse(format!("`{name}` needs a value")))?);
-        }
-        let needed = |value: Option<OsString>, name: &str| {
-            value.ok_or_else(|| WrongUse(format!("`{name}` is missing")))
+        let is_verb = |argument: &OsString| !argument.to_string_lossy().starts_with('-');
+        let verb = arguments.next_if(is_verb).unwrap_or_default();
+        let verb = verb.to_string_lossy();
+        let known: &[&str] = match &*verb {
+            "" => &["--dir", "--cache", "--isolation", "--idle-ms"],
+            "compile" => &["--module", "--digest", "--cache", "--isolation"],
+            "transform" => &["--concurrency", "--isolation"],
+            "compatibility" => &[],
+            "export" | "import" => &["--digest", "--compatibility", "--cache"],
+            other => return Err(WrongUse(format!("unknown command `{other}`"))),
         };
-        let cache = needed(cache, "--cache")?.into();
-        if !verb.is_empty() {
-            let digest = needed(digest, "--digest")?.to_string_lossy().into_owned();
-            let digest = Digest::new(&digest)
-                .map_err(|error| WrongUse(format!("`--digest {digest}`: {error}")))?;
-            return match verb {
-                "export" => Ok(Self::Export(CodeJob { digest, cache })),
-                "import" => Ok(Self::Import(CodeJob { digest, cache })),
-                _ => {
-                    let module = needed(module, "--module")?.into();
-                    Ok(Self::Compile(CompileJob { module, digest, cache }))
-                }
-            };
-        }
-        let idle = match idle {
-            Some(text) => text
-                .to_str()
-                .and_then(|text| text.parse().ok())
-                .map(Duration::from_millis)
-                .ok_or_else(|| WrongUse("`--idle-ms` needs a number".to_owned()))?,
-            None => IDLE_DEFAULT,
-        };
-        Ok(Self::Shim(ShimOptions { dir: needed(dir, "--dir")?.into(), cache, idle }))
+        let Some(mut values) = Values::read(arguments, known)? else { return Ok(Self::Help) };
+        Ok(match &*verb {
+            "compile" => Self::Compile(CompileJob {
+                module: values.needed("--module")?.into(),
+                digest: values.digest()?,
+                cache: values.needed("--cache")?.into(),
+                isolation: values.isolation()?,
+            }),
+            "transform" => Self::Transform(Settings {
+                concurrency: values.concurrency()?,
+                isolation: values.isolation()?,
+            }),
+            "compatibility" => Self::Compatibility,
+            "export" => Self::Export(values.code_job()?),
+            "import" => Self::Import(values.code_job()?),
+            _ => Self::Shim(ShimOptions {
+                cache: values.needed("--cache")?.into(),
+                dir: values.needed("--dir")?.into(),
+                isolation: values.isolation()?,
+                idle: match values.0.remove("--idle-ms") {
+                    Some(text) => text.parse().map(Duration::from_millis).map_err(|_| {
+                        WrongUse("`--idle-ms` needs a number of milliseconds".to_owned())
+                    })?,
+                    None => IDLE_DEFAULT,
+                },
+            }),
+        })
     }
 }
 
@@ -134,10 +190,21 @@ mod tests {
         let digest = Digest::of_sha256(&[1; 32]);
         assert!(matches!(parse(&format!("compile --module m --digest {digest} --cache /c")),
             Ok(Options::Compile(job)) if job.digest == digest));
-        assert!(matches!(parse(&format!("export --digest {digest} --cache /c")),
-            Ok(Options::Export(job)) if job.digest == digest));
-        assert!(matches!(parse(&format!("import --cache /c --digest {digest}")),
-            Ok(Options::Import(job)) if job.cache.ends_with("c")));
+        assert!(
+            matches!(parse(&format!("export --digest {digest} --compatibility aa --cache /c")),
+            Ok(Options::Export(job)) if job.digest == digest && job.compatibility == "aa")
+        );
+        assert!(
+            matches!(parse(&format!("import --cache /c --compatibility aa --digest {digest}")),
+            Ok(Options::Import(job)) if job.cache.ends_with("c"))
+        );
+        assert!(matches!(
+            parse("transform --concurrency on --isolation unit"),
+            Ok(Options::Transform(Settings {
+                concurrency: Concurrency::On,
+                isolation: Isolation::Unit
+            }))
+        ));
         assert!(matches!(parse("compatibility"), Ok(Options::Compatibility)));
         assert!(matches!(parse("--help"), Ok(Options::Help)));
     }
@@ -152,6 +219,9 @@ mod tests {
             ("import --cache /c", "--digest"),
             ("export --cache /c --module m", "--module"),
             ("compile --cache /c --module m --digest md5:1", "md5:1"),
+            ("transform --concurrency some", "some"),
+            ("--dir /d --cache /c --isolation none", "none"),
+            ("fly", "fly"),
             ("--dir /d --cache /c --idle-ms soon", "--idle-ms"),
         ] {
             let error = parse(line).unwrap_err();

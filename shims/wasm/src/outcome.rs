@@ -29,17 +29,11 @@ pub(crate) struct Outcome {
 }
 
 /// Why a task could not be started.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
-#[error("{message}")]
-pub(crate) struct Refusal {
-    pub(crate) reason: Reason,
-    pub(crate) message: String,
-}
+pub(crate) use brig_shim::code::Refusal;
 
-impl Refusal {
-    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
-    }
+/// A [`Refusal`].
+pub(crate) fn refusal(reason: Reason, message: impl Into<String>) -> Refusal {
+    Refusal { reason, message: message.into() }
 }
 
 impl From<Refusal> for Outcome {
@@ -87,13 +81,13 @@ impl Outcome {
     pub(crate) fn of_instantiation_error(error: &wasmtime::Error) -> Self {
         if let Some(exceeded) = error.downcast_ref::<MemoryExceeded>() {
             let message = format!("it can't start within its memory limit: {exceeded}");
-            return Refusal::new(Reason::LimitTooSmall, message).into();
+            return refusal(Reason::LimitTooSmall, message).into();
         }
         if error.is::<Trap>() || error.is::<I32Exit>() {
             return Self::of_error(error);
         }
         let message = format!("it could not be set up: {error:#}");
-        Refusal::new(Reason::CreateFailed, message).into()
+        refusal(Reason::CreateFailed, message).into()
     }
 
     fn failed(code: i32, reason: Reason, message: &str) -> Self {

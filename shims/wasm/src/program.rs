@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brig_api::lifecycle::Reason;
+use brig_api::unit_spec::Isolation;
 use brig_api::wasm::{GUEST_BYTES, Misfit};
 use brig_api::{Bytes, Digest};
 use brig_shim::message::StartWasm;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{InstancePre, Linker, Module, ResourcesRequired};
 use wasmtime_wasi::I32Exit;
@@ -18,20 +19,17 @@ use wasmtime_wasi::p3::bindings::CommandPre as AsyncCommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::code_store::{BinaryKind, CodeStore, SealedCode};
-use crate::compiler::{CompileJob, compile};
-use crate::engine::{self, Concurrency};
+use crate::engine::{self, Concurrency, Settings};
 use crate::host::{ComponentHost, CoreHost};
 use crate::interfaces::{
     Exports, imports_keyvalue, missing_component_imports, missing_core_imports,
 };
-use crate::outcome::Refusal;
+use crate::outcome::{Refusal, refusal};
 use crate::rig::Rig;
 use crate::{keyvalue, logging, sockets};
 
 /// Programs that are kept ready, besides those that run.
 const READY_PROGRAMS_MAX: usize = 64;
-/// Compilers at a time, for one shim. Each uses every core for itself.
-const COMPILERS_MAX: usize = 1;
 
 /// A program, type-checked and linked.
 pub(crate) enum Program {
@@ -63,8 +61,7 @@ pub(crate) struct Programs {
     /// Made when a program needs it first.
     concurrent: OnceCell<Side>,
     concurrent_store: CodeStore,
-    cache: PathBuf,
-    compilers: Semaphore,
+    isolation: Isolation,
     ready: Mutex<LeastRecentlyUsed>,
 }
 
@@ -76,9 +73,8 @@ struct Side {
 }
 
 impl Side {
-    fn new(concurrency: Concurrency, cache: &Path) -> anyhow::Result<Self> {
-        let rig = Rig::new(concurrency)?;
-        let store = CodeStore::open(cache, &engine::compatibility(&rig.engine))?;
+    fn new(settings: Settings, store: CodeStore) -> anyhow::Result<Self> {
+        let rig = Rig::new(settings)?;
         let mut linker = ComponentLinker::new(&rig.engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
@@ -86,7 +82,7 @@ impl Side {
         keyvalue::add_to_linker(&mut linker)?;
         logging::add_to_linker(&mut linker)?;
         sockets::add_to_linker(&mut linker)?;
-        if concurrency == Concurrency::On {
+        if settings.concurrency == Concurrency::On {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;
             wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
             sockets::add_async_to_linker(&mut linker)?;
@@ -120,83 +116,59 @@ impl LeastRecentlyUsed {
 }
 
 impl Programs {
-    /// No program is ready yet; compiled code is looked for in `cache`.
-    pub(crate) fn new(cache: PathBuf) -> anyhow::Result<Self> {
-        let plain = Side::new(Concurrency::Off, &cache)?;
+    /// No program is ready yet; compiled code is in `cache`.
+    pub(crate) fn new(cache: &Path, isolation: Isolation) -> anyhow::Result<Self> {
+        let with = |concurrency| Settings { concurrency, isolation };
+        let store = |concurrency| {
+            let engine = engine::for_compiling(with(concurrency)).map_err(anyhow::Error::from)?;
+            anyhow::Ok(CodeStore::of(cache, &engine::compatibility(&engine)))
+        };
+        let plain = Side::new(with(Concurrency::Off), store(Concurrency::Off)?)?;
         let mut core = Linker::new(&plain.rig.engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut core, |host: &mut CoreHost| &mut host.wasi)?;
         // The library's own makes a trap of every code above 125, of `exit(-1)` for one.
         core.allow_shadowing(true);
         core.func_wrap("wasi_snapshot_preview1", "proc_exit", proc_exit)?;
         core.allow_shadowing(false);
-        let concurrent = engine::compatibility(&engine::for_compiling(Concurrency::On)?);
-        let concurrent_store = CodeStore::open(&cache, &concurrent)?;
         Ok(Self {
             core,
             plain,
             concurrent: OnceCell::new(),
-            concurrent_store,
-            cache,
-            compilers: Semaphore::new(COMPILERS_MAX),
+            concurrent_store: store(Concurrency::On)?,
+            isolation,
             ready: Mutex::default(),
         })
     }
 
-    /// The program of a task: from memory, from the store, or compiled now.
+    /// The program of a task: from memory, or its compiled code is mapped now.
     pub(crate) async fn get(&self, wasm: &StartWasm) -> Result<Arc<Ready>, Refusal> {
         let slot = self.ready.lock().unwrap_or_else(PoisonError::into_inner).slot(&wasm.digest);
         slot.get_or_try_init(|| self.load(wasm)).await.map(Arc::clone)
     }
 
     async fn load(&self, wasm: &StartWasm) -> Result<Arc<Ready>, Refusal> {
-        if let Some(ready) = self.find(&wasm.digest).await? {
-            return Ok(ready);
-        }
-        let _permit = self.compilers.acquire().await;
-        // Another shim may have been faster while this one waited.
-        if let Some(ready) = self.find(&wasm.digest).await? {
-            return Ok(ready);
-        }
-        let job = CompileJob {
-            module: wasm.module.clone(),
-            digest: wasm.digest.clone(),
-            cache: self.cache.clone(),
+        let StartWasm { digest, compatibility, .. } = wasm;
+        let side = if *compatibility == self.plain.store.compatibility {
+            &self.plain
+        } else if *compatibility == self.concurrent_store.compatibility {
+            self.concurrent.get_or_try_init(async || self.concurrent()).await?
+        } else {
+            let message = format!(
+                "it was compiled for another version of the shim ({compatibility}): it is started in a new one once \
+                 the tasks of this one have ended"
+            );
+            return Err(refusal(Reason::CreateFailed, message));
         };
-        compile(&job).await?;
-        self.find(&wasm.digest).await?.ok_or_else(|| {
-            let cache = self.cache.display();
-            let message = format!("compiled code was removed from {cache} at once");
-            Refusal::new(Reason::CreateFailed, message)
-        })
+        let code = side.store.open_code(digest).map_err(|error| {
+            refusal(Reason::CreateFailed, format!("its compiled code can't be read: {error}"))
+        })?;
+        self.link(side, code).map(Arc::new)
     }
 
-    /// The program, if it was compiled for either engine.
-    async fn find(&self, digest: &Digest) -> Result<Option<Arc<Ready>>, Refusal> {
-        if let Some(code) = self.fetch(&self.plain.store, digest).await? {
-            return self.link(&self.plain, code).map(Arc::new).map(Some);
-        }
-        let Some(code) = self.fetch(&self.concurrent_store, digest).await? else {
-            return Ok(None);
-        };
-        let side = self.concurrent.get_or_try_init(async || {
-            Side::new(Concurrency::On, &self.cache).map_err(|error| {
-                Refusal::new(Reason::CreateFailed, format!("no room for WASI 0.3: {error:#}"))
-            })
-        });
-        self.link(side.await?, code).map(Arc::new).map(Some)
-    }
-
-    async fn fetch(
-        &self,
-        store: &CodeStore,
-        digest: &Digest,
-    ) -> Result<Option<SealedCode>, Refusal> {
-        let (store, digest) = (store.clone(), digest.clone());
-        let fetched = tokio::task::spawn_blocking(move || store.fetch(&digest)).await;
-        fetched.map_err(std::io::Error::other).flatten().map_err(|error| {
-            let message =
-                format!("compiled code in {} can't be read: {error}", self.cache.display());
-            Refusal::new(Reason::CreateFailed, message)
+    fn concurrent(&self) -> Result<Side, Refusal> {
+        let settings = Settings { concurrency: Concurrency::On, isolation: self.isolation };
+        Side::new(settings, self.concurrent_store.clone()).map_err(|error| {
+            refusal(Reason::CreateFailed, format!("no room for WASI 0.3: {error:#}"))
         })
     }
 
@@ -209,7 +181,7 @@ impl Programs {
 
     fn link_module(&self, side: &Side, module: &Module) -> Result<Ready, Refusal> {
         if module.get_export("_start").is_none() {
-            return Err(Refusal::new(
+            return Err(refusal(
                 Reason::InvalidArtifact,
                 "the module exports no `_start`: it is a library (a reactor), not a program. Build it as a \
                  command (in Rust a binary crate, in C without -mexec-model=reactor)",
@@ -228,9 +200,9 @@ impl Programs {
 impl Side {
     fn map_module(&self, code: SealedCode) -> Result<Module, Refusal> {
         #[expect(unsafe_code, reason = "mapping compiled code")]
-        // SAFETY: the file was made by our compiler process from this engine's settings (its directory is named
-        // after them), its sum was compared with the seal through this very descriptor, and nobody but us can
-        // write to the directory; published files are never modified.
+        // SAFETY: the file was made by our compiler process, or that of a node of the cluster, from this engine's settings
+        // (its directory is named after them); `brig-shim-wasm compile` has compared its sum with the seal before the agent
+        // named it to us; nobody but the agent can write to the directory, and published files are never modified.
         let module = unsafe { Module::deserialize_open_file(&self.rig.engine, code.file) };
         module.map_err(|error| unusable_code(&error))
     }
@@ -238,7 +210,7 @@ impl Side {
     fn map_component(&self, code: &SealedCode) -> Result<Component, Refusal> {
         let path = format!("/proc/self/fd/{}", code.file.as_raw_fd());
         #[expect(unsafe_code, reason = "mapping compiled code")]
-        // SAFETY: as for modules; the path leads to the descriptor that was checked, whatever the directory holds.
+        // SAFETY: as for modules; the path leads to the descriptor that was opened, whatever the directory holds meanwhile.
         let component = unsafe { Component::deserialize_file(&self.rig.engine, path) };
         component.map_err(|error| unusable_code(&error))
     }
@@ -268,18 +240,18 @@ impl Ready {
     /// Is this what was asked for, and does it fit?
     pub(crate) fn check(&self, wasm: &StartWasm, memory_limit: u64) -> Result<(), Refusal> {
         match (&self.program, wasm.http) {
-            (Program::Http(_), None) => Err(Refusal::new(
+            (Program::Http(_), None) => Err(refusal(
                 Reason::InvalidArtifact,
                 "the component is an http service (it exports wasi:http/incoming-handler): ask for `http` in \
                  its spec, or deploy it with --http",
             )),
-            _ if self.uses_keyvalue && wasm.world.keyvalue.is_none() => Err(Refusal::new(
+            _ if self.uses_keyvalue && wasm.world.keyvalue.is_none() => Err(refusal(
                 Reason::ImportNotGranted,
                 "it imports wasi:keyvalue, and the unit grants no bucket: add those that it opens to the unit's \
                  `keyvalue`, such as `keyvalue: [default]`",
             )),
             (Program::Core(_) | Program::Command(_) | Program::AsyncCommand(_), Some(_)) => {
-                Err(Refusal::new(
+                Err(refusal(
                     Reason::InvalidArtifact,
                     "`http` was asked for, but the program does not export wasi:http/incoming-handler: leave `http` \
                  out, or build a wasi:http/proxy component",
@@ -288,7 +260,7 @@ impl Ready {
             _ if self.memory_min.saturating_add(GUEST_BYTES) > memory_limit => {
                 let (begins, limit) = (Bytes(self.memory_min), Bytes(memory_limit));
                 let message = Misfit::Memory { begins, limit }.to_string();
-                Err(Refusal::new(Reason::LimitTooSmall, message))
+                Err(refusal(Reason::LimitTooSmall, message))
             }
             _ => Ok(()),
         }
@@ -308,11 +280,11 @@ fn memory_min(resources: &ResourcesRequired) -> u64 {
 }
 
 fn unusable_code(error: &wasmtime::Error) -> Refusal {
-    Refusal::new(Reason::CreateFailed, format!("compiled code can't be mapped: {error:#}"))
+    refusal(Reason::CreateFailed, format!("compiled code can't be mapped: {error:#}"))
 }
 
 fn unlinkable(error: &wasmtime::Error) -> Refusal {
-    Refusal::new(Reason::ImportNotGranted, format!("the program can't be linked: {error:#}"))
+    refusal(Reason::ImportNotGranted, format!("the program can't be linked: {error:#}"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use wasmtime::Engine;
 
-use crate::engine::{self, Concurrency};
+use crate::engine::{self, Settings};
 use crate::ticker::Ticker;
 
 /// What guests of one engine run on.
@@ -17,8 +17,8 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// A new engine with its own ticker.
-    pub(crate) fn new(concurrency: Concurrency) -> anyhow::Result<Self> {
-        let engine = engine::for_running(concurrency)
+    pub(crate) fn new(settings: Settings) -> anyhow::Result<Self> {
+        let engine = engine::for_running(settings)
             .map_err(anyhow::Error::from)
             .context("setting up wasmtime")?;
         let ticker = Ticker::start(engine.clone()).context("starting a thread")?;

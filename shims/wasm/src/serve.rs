@@ -1,11 +1,15 @@
 //! Connections of agents: frames in, replies and events out.
 
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use brig_shim::frame::{Decoder, FrameError, encode_message};
+use brig_shim::handover;
 use brig_shim::message::{FromShim, PROTOCOL_VERSION, Reply, Request, ToShim};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -63,6 +67,7 @@ fn accept(
     let connection = Connection {
         stream,
         decoder: Decoder::default(),
+        descriptors: VecDeque::new(),
         tasks: Arc::clone(tasks),
         shutdown: shutdown.clone(),
         events: None,
@@ -83,18 +88,22 @@ fn accept(
 #[derive(Debug, thiserror::Error)]
 enum Broken {
     #[error(transparent)]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
     #[error(transparent)]
     Frame(#[from] FrameError),
     #[error("the agent does not read what it is sent")]
     Slow,
     #[error("no hello within {HELLO_WAIT_MAX:?}")]
     Silent,
+    #[error("a task came without what it is to be given")]
+    Descriptors,
 }
 
 struct Connection {
     stream: UnixStream,
     decoder: Decoder,
+    /// Came, and belong to a request that has not come whole.
+    descriptors: VecDeque<OwnedFd>,
     tasks: Arc<Tasks>,
     shutdown: CancellationToken,
     /// Since the hello.
@@ -107,7 +116,8 @@ impl Connection {
         let hello_until = tokio::time::Instant::now() + HELLO_WAIT_MAX;
         loop {
             while let Some(ToShim { id, request }) = self.decoder.next_message()? {
-                let is_last = self.answer(id, request).await?;
+                let descriptors = self.take_descriptors(&request)?;
+                let is_last = self.answer(id, request, descriptors).await?;
                 if is_last {
                     return Ok(());
                 }
@@ -119,7 +129,7 @@ impl Connection {
                     Err(broadcast::error::RecvError::Lagged(_)) => return Err(Broken::Slow),
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
-                count = self.stream.read(&mut buffer) => match count? {
+                count = receive(&self.stream, &mut buffer, &mut self.descriptors) => match count? {
                     0 => return Ok(()),
                     count => self.decoder.push(&buffer[..count]),
                 },
@@ -128,8 +138,22 @@ impl Connection {
         }
     }
 
+    /// What came with a request.
+    fn take_descriptors(&mut self, request: &Request) -> Result<Vec<OwnedFd>, Broken> {
+        let count = handover::count(request);
+        if self.descriptors.len() < count {
+            return Err(Broken::Descriptors);
+        }
+        Ok(self.descriptors.drain(..count).collect())
+    }
+
     /// Answers a request; true when nothing more will be said on this connection.
-    async fn answer(&mut self, id: u64, request: Request) -> Result<bool, Broken> {
+    async fn answer(
+        &mut self,
+        id: u64,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<bool, Broken> {
         let (reply, is_last) = match request {
             Request::Hello { version: PROTOCOL_VERSION } => {
                 let (reply, events) = self.tasks.hello();
@@ -144,15 +168,15 @@ impl Connection {
                 (refused(message), true)
             }
             _ if self.events.is_none() => (refused("say hello first".to_owned()), true),
-            request => self.act(request),
+            request => self.act(request, descriptors),
         };
         self.send(&FromShim::Reply { id, reply }).await?;
         Ok(is_last)
     }
 
-    fn act(&self, request: Request) -> (Reply, bool) {
+    fn act(&self, request: Request, descriptors: Vec<OwnedFd>) -> (Reply, bool) {
         match request {
-            Request::Start(start) => (self.tasks.start(*start), false),
+            Request::Start(start) => (self.tasks.start(*start, descriptors), false),
             Request::Stop { task, how } => (self.tasks.stop(&task, how), false),
             Request::Usage { after } => (self.tasks.usage(after.as_ref()), false),
             Request::Remove { task } => (self.tasks.remove(&task), false),
@@ -176,6 +200,20 @@ impl Connection {
         match tokio::time::timeout(WRITE_WAIT_MAX, self.stream.write_all(&bytes)).await {
             Ok(result) => Ok(result?),
             Err(_) => Err(Broken::Slow),
+        }
+    }
+}
+
+async fn receive(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        match stream.try_io(Interest::READABLE, || handover::receive(stream, bytes, descriptors)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
         }
     }
 }

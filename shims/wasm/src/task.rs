@@ -1,6 +1,7 @@
 //! One task from its start to its end.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::http_server;
 use crate::keyvalue::Stores;
 use crate::memory::MemoryAccount;
 use crate::meter::{Meter, Slice};
-use crate::outcome::{Outcome, Refusal, trap_report};
+use crate::outcome::{Outcome, Refusal, refusal, trap_report};
 use crate::output::TaskLog;
 use crate::program::{Program, Programs, Ready};
 use crate::rig::Rig;
@@ -176,6 +177,19 @@ impl Task {
     }
 }
 
+/// What came with a task's start: the directories of its mounts, and the socket that it serves http on.
+pub(crate) struct HandedOver {
+    directories: Vec<OwnedFd>,
+    http: Option<OwnedFd>,
+}
+
+impl HandedOver {
+    pub(crate) fn of(start: &StartTask, mut descriptors: Vec<OwnedFd>) -> Self {
+        let rest = descriptors.split_off(start.mounts.len().min(descriptors.len()));
+        Self { directories: descriptors, http: rest.into_iter().next() }
+    }
+}
+
 /// Sets a task up and runs it to its end. `on_running` is called once, when the program begins or the server
 /// accepts.
 pub(crate) async fn run(
@@ -183,10 +197,11 @@ pub(crate) async fn run(
     control: Arc<Control>,
     start: StartTask,
     wasm: StartWasm,
+    given: HandedOver,
     on_running: impl FnOnce(Option<SocketAddr>) + Send,
 ) -> Outcome {
     let stop = Arc::clone(&control.stop);
-    let set_up = set_up(&machine, control, &start, &wasm);
+    let set_up = set_up(&machine, control, &start, &wasm, given.directories);
     let (task, ready) = tokio::select! {
         biased;
         () = stop.asked() => return Outcome::stopped(stop.code()),
@@ -209,11 +224,11 @@ pub(crate) async fn run(
             on_running(None);
             run_async_command(&task, pre).await
         }
-        Program::Http(pre) => match wasm.http {
-            Some(address) => {
-                http_server::run(Arc::new(task), pre, address, wasm.http_limits, on_running).await
+        Program::Http(pre) => match given.http {
+            Some(socket) => {
+                http_server::run(Arc::new(task), pre, socket, wasm.http_limits, on_running).await
             }
-            None => Refusal::new(Reason::CreateFailed, "no address to serve http on").into(),
+            None => refusal(Reason::CreateFailed, "no socket to serve http on").into(),
         },
     };
     if log.dropped_bytes() > 0 && outcome.message.is_none() {
@@ -230,20 +245,18 @@ async fn set_up(
     control: Arc<Control>,
     start: &StartTask,
     wasm: &StartWasm,
+    directories: Vec<OwnedFd>,
 ) -> Result<(Task, Arc<Ready>), Refusal> {
     let log = TaskLog::open(start.log.clone()).map_err(|error| {
         let reason = match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::DiskFull,
             _ => Reason::CreateFailed,
         };
-        Refusal::new(
-            reason,
-            format!("its log {} can't be opened: {error}", start.log.path.display()),
-        )
+        refusal(reason, format!("its log {} can't be opened: {error}", start.log.path.display()))
     })?;
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;
-    let grants = Grants::new(start, wasm, &log, &machine.stores);
+    let grants = Grants::new(start, wasm, directories, &log, &machine.stores);
     let (rig, turns) = (ready.rig.clone(), Arc::clone(&machine.turns));
     Ok((Task { rig, turns, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
 }
@@ -263,7 +276,7 @@ async fn run_core(task: &Task, pre: &wasmtime::InstancePre<CoreHost>) -> Outcome
             Ok(start) => start.call_async(&mut store, ()).await,
             Err(error) => {
                 let message = format!("`_start` is no function without parameters: {error:#}");
-                return Refusal::new(Reason::InvalidArtifact, message).into();
+                return refusal(Reason::InvalidArtifact, message).into();
             }
         };
         called.map_or_else(|error| task.outcome_of(&error), |()| Outcome::exited(0))

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::sync::{broadcast, watch};
 use crate::clock::now_ms;
 use crate::engine::GUESTS_MAX;
 use crate::outcome::{Outcome, cut};
-use crate::task::{self, Control, Machine};
+use crate::task::{self, Control, HandedOver, Machine};
 
 /// Tasks of one shim that have not been removed. The rest of the pool's slots is for requests.
 pub(crate) const TASKS_MAX: usize = GUESTS_MAX as usize * 9 / 10;
@@ -70,7 +71,7 @@ impl Tasks {
             .iter()
             .map(|(key, entry)| TaskView { key: key.clone(), state: shortened(&entry.state, room) })
             .collect();
-        let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: std::process::id(), tasks };
+        let reply = Reply::Hello { version: PROTOCOL_VERSION, tasks };
         (reply, self.events.subscribe())
     }
 
@@ -80,7 +81,7 @@ impl Tasks {
     }
 
     /// Accepts a task; the rest is told by events. To be called on the control runtime.
-    pub(crate) fn start(self: &Arc<Self>, start: StartTask) -> Reply {
+    pub(crate) fn start(self: &Arc<Self>, start: StartTask, given: Vec<OwnedFd>) -> Reply {
         let StartProgram::Wasm(wasm) = start.program.clone() else {
             return refused(None, "this shim runs wasm programs, not containers");
         };
@@ -103,11 +104,13 @@ impl Tasks {
             let (tasks, key) = (Arc::clone(self), key.clone());
             move |http| tasks.running(key, http)
         };
+        let given = HandedOver::of(&start, given);
         let guest = self.guests.spawn(task::run(
             Arc::clone(&self.machine),
             Arc::clone(&control),
             start,
             wasm,
+            given,
             running,
         ));
         tokio::spawn(async move {
@@ -241,7 +244,7 @@ mod tests {
                     state: shortened(&TaskState::Exited(record.clone()), MESSAGE_BYTES_MIN),
                 })
                 .collect();
-            let reply = Reply::Hello { version: PROTOCOL_VERSION, pid: u32::MAX, tasks };
+            let reply = Reply::Hello { version: PROTOCOL_VERSION, tasks };
             encode_message(&FromShim::Reply { id: most, reply }, &mut Vec::new()).unwrap();
         }
     }

@@ -86,7 +86,7 @@ async fn http(root: &Path, bin: &Path, work: &Path) -> Result<()> {
     let web = guests(root).join("web.wasm");
     let mut shim = Shim::start(bin, &work.join("cache")).await?;
     let mut serve = async |name, reuse| {
-        let mut program = Shim::program(&web)?;
+        let mut program = Shim::program(bin, &work.join("cache"), &web)?;
         program.http = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         program.http_limits.max_concurrent = REQUESTS_MAX;
         program.http_limits.reuse = reuse;
@@ -213,11 +213,12 @@ async fn cpu(bin: &Path, work: &Path) -> Result<()> {
             std::iter::once((500, 0)).chain(unlimited(8)).collect(),
         ),
     ];
+    let program = Shim::program(bin, &work.join("cache"), &spin)?;
     println!("processor time in thousandths of a core, over {} s", WINDOW.as_secs());
     for (name, shares) in cases {
         let names: Vec<_> = (0..shares.len()).map(|index| format!("unit{index}")).collect();
         for (name, (request, limit)) in names.iter().zip(&shares) {
-            shim.run(name, Shim::program(&spin)?, *request, *limit).await?;
+            shim.run(name, program.clone(), *request, *limit).await?;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
         let mut used = Vec::new();
@@ -263,6 +264,7 @@ fn let_it_tick(shim: u32) -> Result<()> {
 async fn idle(bin: &Path, work: &Path) -> Result<()> {
     let units = number("UNITS", 50_000)?;
     let sleep = module(work, "sleep.wasm", SLEEP)?;
+    let program = Shim::program(bin, &work.join("cache"), &sleep)?;
     let mut shims = Vec::new();
     let mut started = 0;
     let mut memory_before = 0;
@@ -272,9 +274,8 @@ async fn idle(bin: &Path, work: &Path) -> Result<()> {
         let mut shim = Shim::start(bin, &work.join("cache")).await?;
         memory_before += all_memory(shim.id())?;
         for index in 0..UNITS_PER_SHIM.min(units - started) {
-            let program = Shim::program(&sleep)?;
             let since = Instant::now();
-            shim.run(&format!("unit{index}"), program, 10, 10).await?;
+            shim.run(&format!("unit{index}"), program.clone(), 10, 10).await?;
             starts.push(since.elapsed());
             started += 1;
         }

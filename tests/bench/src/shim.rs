@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use brig_api::usage::Usage;
 use brig_api::{Digest, NamespacePath};
 use brig_shim::client::{Connected, ShimClient, connect};
+use brig_shim::code::CompileAnswer;
+use brig_shim::handover;
 use brig_shim::message::{
     FromShim, HttpLimits, Limits, LogTarget, Reply, Request, SOCKET_NAME, StartProgram, StartTask,
     StartWasm, StopSignal, TaskKey, WasmWorld,
@@ -63,11 +65,12 @@ impl Shim {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn program(module: &Path) -> Result<StartWasm> {
+    pub fn program(bin: &Path, cache: &Path, module: &Path) -> Result<StartWasm> {
         let bytes = std::fs::read(module).with_context(|| module.display().to_string())?;
+        let digest = Digest::of_sha256(&sha2::Sha256::digest(bytes).into());
         Ok(StartWasm {
-            module: module.to_owned(),
-            digest: Digest::of_sha256(&sha2::Sha256::digest(bytes).into()),
+            compatibility: compile(bin, cache, module, &digest)?,
+            digest,
             args: vec!["bench".to_owned()],
             http: None,
             http_limits: HttpLimits::default(),
@@ -107,7 +110,8 @@ impl Shim {
             mounts: Vec::new(),
             program: StartProgram::Wasm(program),
         };
-        self.client.request(Request::Start(Box::new(start))).await?;
+        let handed_over = handover::open(&start, self.client.owners())?;
+        self.client.start(start, handed_over).await?;
         loop {
             match self.events.recv().await.context("the shim has ended")? {
                 FromShim::Running { task, http } if task == key => return Ok(http),
@@ -149,6 +153,16 @@ impl Shim {
         ensure!(reply == Reply::Done, "{name} was not removed: {reply:?}");
         Ok(std::fs::remove_dir_all(self.dir.path().join(name))?)
     }
+}
+
+/// Has a program compiled, as an agent does; what for.
+fn compile(bin: &Path, cache: &Path, module: &Path, digest: &Digest) -> Result<String> {
+    let mut command = Command::new(bin.join("brig-shim-wasm"));
+    command.arg("compile").arg("--module").arg(module).args(["--digest", digest.as_str()]);
+    let output = command.arg("--cache").arg(cache).output()?;
+    let answer: CompileAnswer = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    Ok(answer?.compatibility)
 }
 
 impl Drop for Shim {

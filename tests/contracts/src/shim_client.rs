@@ -2,13 +2,17 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use brig_api::usage::Usage;
+use brig_shim::code::Refusal;
 use brig_shim::exit::ExitRecord;
 use brig_shim::frame::{Decoder, encode_message};
+use brig_shim::handover;
 use brig_shim::message::{
     FromShim, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, StartTask, StopSignal, TaskKey,
     TaskUsage, TaskView, ToShim,
@@ -28,7 +32,7 @@ impl ShimProcess {
     pub(crate) fn start(mut command: Command, dir: &Path) -> Self {
         let listener = UnixListener::bind(dir.join(SOCKET_NAME)).expect("the socket can be bound");
         let child = command
-            .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+            .stdin(Stdio::from(OwnedFd::from(listener)))
             .env("BRIG_CANARY", "must-not-be-inherited")
             .spawn()
             .unwrap_or_else(|error| panic!("{} starts: {error}", command.get_program().display()));
@@ -47,6 +51,11 @@ impl ShimProcess {
         let stream = UnixStream::connect(self.dir.join(SOCKET_NAME)).expect("the shim listens");
         stream.set_read_timeout(Some(WAIT)).expect("a time-out can be set");
         ShimClient { stream, decoder: Decoder::default(), next_id: 1, events: VecDeque::new() }
+    }
+
+    /// Kills it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("it runs");
     }
 
     /// Waits until the process has ended by itself.
@@ -81,11 +90,16 @@ impl ShimClient {
 
     /// Sends a request and waits for its answer; events in between are kept.
     pub(crate) fn request(&mut self, request: Request) -> Reply {
+        self.request_with(request, &[])
+    }
+
+    fn request_with(&mut self, request: Request, handed_over: &[OwnedFd]) -> Reply {
         let id = self.next_id;
         self.next_id += 1;
         let mut bytes = Vec::new();
         encode_message(&ToShim { id, request }, &mut bytes).expect("a request fits a frame");
-        self.send_raw(&bytes);
+        let sent = handover::send(&self.stream, &bytes, handed_over).expect("the shim reads");
+        self.send_raw(&bytes[sent..]);
         loop {
             match self.read_message().expect("the shim answers") {
                 FromShim::Reply { id: answered, reply } => {
@@ -119,7 +133,18 @@ impl ShimClient {
     }
 
     pub(crate) fn start(&mut self, task: &StartTask) {
-        assert_eq!(self.request(Request::Start(Box::new(task.clone()))), Reply::Done);
+        // As the agent does: what can't be opened is an end, too.
+        let handed_over = match handover::open(task, None) {
+            Ok(handed_over) => handed_over,
+            Err(Refusal { reason, message }) => {
+                let (task, usage) = (task.key.clone(), Usage::default());
+                let (reason, message) = (Some(reason), Some(message));
+                let record = ExitRecord { code: 126, reason, message, finished_ms: 0, usage };
+                return self.events.push_back(FromShim::Exited { task, record });
+            }
+        };
+        let start = Request::Start(Box::new(task.clone()));
+        assert_eq!(self.request_with(start, &handed_over), Reply::Done);
     }
 
     pub(crate) fn stop(&mut self, task: &TaskKey, how: StopSignal) {

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use brig_api::Digest;
 use brig_api::lifecycle::Reason;
 use brig_api::logline::Stream;
+use brig_api::usage::Usage;
+use brig_shim::code::Refusal;
 use brig_shim::exit::ExitRecord;
 use brig_shim::message::{HttpLimits, StartProgram, StartTask, StartWasm, StopSignal, WasmWorld};
-use sha2::Digest as _;
 
 use crate::shim_client::{ShimClient, ShimProcess, shim_binary, wait_until};
 use crate::shim_contract::{Does, Fixture, Runtime as _, output};
-use crate::wasm_shim::{Wasm, wasm};
+use crate::wasm_shim::{Wasm, cache, compile, digest, try_wasm, wasm};
 
 /// A program from `BRIG_TEST_GUESTS`, which `tests/setup/guests` fills.
 pub(crate) fn guest(name: &str, args: &[&str]) -> StartWasm {
@@ -23,9 +24,10 @@ pub(crate) fn guest(name: &str, args: &[&str]) -> StartWasm {
     let module = dir.join(name);
     let bytes = std::fs::read(&module)
         .unwrap_or_else(|error| panic!("{}: {error}: run tests/setup/guests", module.display()));
+    let digest = digest(&bytes);
     StartWasm {
-        digest: Digest::of_sha256(&sha2::Sha256::digest(&bytes).into()),
-        module,
+        compatibility: compile(&cache(), &module, &digest).expect("it can be compiled"),
+        digest,
         args: std::iter::once(name).chain(args.iter().copied()).map(str::to_owned).collect(),
         http: None,
         http_limits: HttpLimits::default(),
@@ -50,9 +52,18 @@ pub(crate) fn run(
 /// Runs bytes as a program; how it ended.
 fn run_bytes(bytes: &[u8], change: impl FnOnce(&mut StartWasm)) -> ExitRecord {
     let fixture = Fixture::new(&Wasm);
-    let mut program = wasm(&fixture.base.path().join("program.wasm"), bytes);
+    let mut program = match try_wasm(&fixture.base.path().join("program.wasm"), bytes) {
+        Ok(program) => program,
+        Err(refusal) => return refused(refusal),
+    };
     change(&mut program);
     run(&fixture, &mut fixture.shim.connect(), "task", program).1
+}
+
+/// What the agent makes of a program that can't be compiled.
+fn refused(Refusal { reason, message }: Refusal) -> ExitRecord {
+    let usage = Usage::default();
+    ExitRecord { code: 126, reason: Some(reason), message: Some(message), finished_ms: 0, usage }
 }
 
 fn run_text(module: &str) -> ExitRecord {
@@ -76,10 +87,13 @@ fn a_file_that_is_no_wasm_is_refused() {
 
 #[test]
 fn a_corrupt_file_is_refused_with_both_digests() {
-    let other = Digest::of_sha256(&[7; 32]);
-    let record = run_bytes(b"\0asm\x01\0\0\0", |program| program.digest = other.clone());
-    let found = Digest::of_sha256(&sha2::Sha256::digest(b"\0asm\x01\0\0\0").into());
-    assert_refused(&record, Reason::InvalidArtifact, &[other.as_str(), found.as_str()]);
+    let (other, bytes) = (Digest::of_sha256(&[7; 32]), b"\0asm\x01\0\0\0");
+    let dir = tempfile::tempdir().unwrap();
+    let module = dir.path().join("program.wasm");
+    std::fs::write(&module, bytes).unwrap();
+    let refusal = compile(dir.path(), &module, &other).unwrap_err();
+    let says = [other.as_str(), digest(bytes).as_str()].map(str::to_owned);
+    assert_refused(&refused(refusal), Reason::InvalidArtifact, &[&says[0], &says[1]]);
 }
 
 #[test]
@@ -180,13 +194,14 @@ fn a_program_that_is_stopped_before_it_begins_ends_without_blame() {
 fn damaged_compiled_code_is_compiled_again() {
     let bytes = wat::parse_str(r#"(module (func (export "_start")))"#).unwrap();
     let base = tempfile::tempdir().unwrap();
-    let cache = base.path().join("cache");
+    let (cache, module) = (base.path().join("cache"), base.path().join("program.wasm"));
     for round in 0..2 {
         let dir = base.path().join(format!("shim{round}"));
         std::fs::create_dir(&dir).unwrap();
         let shim = crate::wasm_shim::start(&cache, &dir, &[]);
         let fixture = Fixture { shim, base: tempfile::tempdir().unwrap() };
-        let program = wasm(&base.path().join("program.wasm"), &bytes);
+        let mut program = wasm(&module, &bytes);
+        program.compatibility = compile(&cache, &module, &digest(&bytes)).unwrap();
         let (_, record) = run(&fixture, &mut fixture.shim.connect(), "task", program);
         assert_eq!(record.code, 0, "{record:?}");
         for entry in std::fs::read_dir(&cache).unwrap() {
@@ -261,7 +276,7 @@ fn tasks_are_not_limited_by_the_files_that_a_process_usually_may_open() {
         .arg("--dir")
         .arg(&dir)
         .arg("--cache")
-        .arg(base.path().join("cache"));
+        .arg(cache());
     let fixture = Fixture { shim: ShimProcess::start(command, &dir), base };
     let mut client = fixture.shim.connect();
     let program = Wasm.program(fixture.base.path(), &Does::Sleep);
@@ -336,7 +351,7 @@ fn a_shim_without_tasks_and_agents_ends_by_itself() {
     let base = tempfile::tempdir().unwrap();
     let dir = base.path().join("shim");
     std::fs::create_dir(&dir).unwrap();
-    let shim = crate::wasm_shim::start(&base.path().join("cache"), &dir, &["--idle-ms", "50"]);
+    let shim = crate::wasm_shim::start(&cache(), &dir, &["--idle-ms", "50"]);
     let mut fixture = Fixture { shim, base };
     let mut client = fixture.shim.connect();
     let (task, _) = run(&fixture, &mut client, "task", guest("hello.wasm", &[]));

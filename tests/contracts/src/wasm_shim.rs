@@ -1,9 +1,10 @@
 //! The shim contract on `brig-shim-wasm`, and what only wasm programs have.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use brig_api::Digest;
+use brig_shim::code::{CompileAnswer, Refusal};
 use brig_shim::message::{HttpLimits, StartProgram, StartWasm, WasmWorld};
 use sha2::Digest as _;
 
@@ -13,8 +14,8 @@ use crate::shim_contract::{ARGS, Does, Runtime, contract_of_shims};
 pub(crate) struct Wasm;
 
 impl Runtime for Wasm {
-    fn start_shim(&self, base: &Path, dir: &Path) -> ShimProcess {
-        start(&base.join("cache"), dir, &[])
+    fn start_shim(&self, _: &Path, dir: &Path) -> ShimProcess {
+        start(&cache(), dir, &[])
     }
 
     fn program(&self, base: &Path, does: &Does) -> StartProgram {
@@ -35,19 +36,46 @@ fn program_of(base: &Path, module: &str) -> StartProgram {
     StartProgram::Wasm(wasm(&base.join("program.wasm"), &bytes))
 }
 
+/// Compiled code of all tests: the same guests are used by many.
+pub(crate) fn cache() -> PathBuf {
+    shim_binary("brig-shim-wasm").with_file_name("contracts-wasm-cache")
+}
+
+/// Compiles as the agent has it done; what for.
+pub(crate) fn compile(cache: &Path, module: &Path, digest: &Digest) -> Result<String, Refusal> {
+    let mut command = Command::new(shim_binary("brig-shim-wasm"));
+    command.arg("compile").arg("--module").arg(module).args(["--digest", digest.as_str()]);
+    let output = command.arg("--cache").arg(cache).output().expect("the compiler starts");
+    let answer: CompileAnswer = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+        panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))
+    });
+    answer.map(|compiled| compiled.compatibility)
+}
+
+/// The digest of a module.
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
+    Digest::of_sha256(&sha2::Sha256::digest(bytes).into())
+}
+
 /// A program of these bytes, put where `module` says.
 pub(crate) fn wasm(module: &Path, bytes: &[u8]) -> StartWasm {
+    try_wasm(module, bytes).expect("it can be compiled")
+}
+
+/// The same, of bytes that may be anything.
+pub(crate) fn try_wasm(module: &Path, bytes: &[u8]) -> Result<StartWasm, Refusal> {
     std::fs::write(module, bytes).expect("the module can be written");
-    StartWasm {
-        module: module.to_owned(),
-        digest: Digest::of_sha256(&sha2::Sha256::digest(bytes).into()),
+    let digest = digest(bytes);
+    Ok(StartWasm {
+        compatibility: compile(&cache(), module, &digest)?,
+        digest,
         args: std::iter::once("program").chain(ARGS).map(str::to_owned).collect(),
         http: None,
         http_limits: HttpLimits::default(),
         allow_hosts: Vec::new(),
         deadline_ms: None,
         world: WasmWorld::default(),
-    }
+    })
 }
 
 /// Imports and helpers that the guests share: `$say` writes bytes to a file descriptor.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use brig_api::lifecycle::Reason;
 use brig_shim::exit::ExitRecord;
-use brig_shim::message::{PROTOCOL_VERSION, Reply, Request, StopSignal};
+use brig_shim::message::StopSignal;
 
 use super::{init_of, oci, run, script, wait_for_line};
 use crate::shim_client::{shim_binary, wait_until};
@@ -30,11 +30,7 @@ fn kill(pid: &str) {
 
 /// Kills the shim as a crash would.
 fn kill_shim(fixture: &mut Fixture) {
-    let hello = Request::Hello { version: PROTOCOL_VERSION };
-    match fixture.shim.connect().request(hello) {
-        Reply::Hello { pid, .. } => kill(&pid.to_string()),
-        other => panic!("expected a hello, got {other:?}"),
-    }
+    fixture.shim.kill();
     assert!(!fixture.shim.wait_for_end().success());
 }
 
