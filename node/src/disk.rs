@@ -368,7 +368,7 @@ impl Disk {
 }
 
 /// A namespace as the name of a folder: it has no dots of its own, so that two never share one.
-fn folder_name(namespace: &NamespacePath) -> String {
+pub(crate) fn folder_name(namespace: &NamespacePath) -> String {
     namespace.as_str().replace('/', ".")
 }
 

@@ -14,7 +14,7 @@ const CHECK_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 const CHECK_BYTES_MAX: usize = 64 << 10;
 
 /// Finds out everything.
-pub(crate) async fn gather(config: &NodeConfig) -> NodeFacts {
+pub(crate) async fn gather(config: &NodeConfig, check: &Check) -> NodeFacts {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let uname = rustix::system::uname();
     let text = |bytes: &std::ffi::CStr| bytes.to_string_lossy().into_owned();
@@ -24,6 +24,10 @@ pub(crate) async fn gather(config: &NodeConfig) -> NodeFacts {
         ("kernel", text(uname.release())),
         ("hostname", text(uname.nodename())),
         ("brig.version", env!("CARGO_PKG_VERSION").to_owned()),
+        (
+            "brig.wasm-isolation",
+            if check.holds_workers() { "container" } else { "process" }.to_owned(),
+        ),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
@@ -34,7 +38,7 @@ pub(crate) async fn gather(config: &NodeConfig) -> NodeFacts {
         attributes,
         taints: config.taints.clone(),
         volumes: volumes(&config.host_paths),
-        runtimes: runtimes(config).await,
+        runtimes: runtimes(config, check),
         address: config.address.to_string(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: boot_id(),
@@ -78,30 +82,54 @@ fn volumes(host_paths: &[PathBuf]) -> Vec<String> {
     volumes
 }
 
-async fn runtimes(config: &NodeConfig) -> Vec<Runtime> {
+fn runtimes(config: &NodeConfig, check: &Check) -> Vec<Runtime> {
     let mut runtimes = Vec::new();
     if config.shim_wasm.is_file() {
         runtimes.push(Runtime::Wasm);
     } else {
         tracing::warn!(path = %config.shim_wasm.display(), "no wasm: its shim is not there");
     }
-    match can_run_containers(&config.shim_oci, &config.data).await {
-        Ok(()) => runtimes.push(Runtime::Oci),
-        Err(why) => tracing::warn!(why, "no containers on this node"),
+    if check.is_usable {
+        runtimes.push(Runtime::Oci);
+    } else {
+        tracing::warn!(why = check.problems.join("; "), "no containers on this node");
+    }
+    if !check.holds_workers() && config.shim_wasm.is_file() {
+        let why = check.no_workers.join("; ");
+        tracing::warn!(why, "wasm shims run without containers of their own");
     }
     runtimes
 }
 
 /// What `brig-shim-oci check` prints.
 #[derive(serde::Deserialize)]
-struct Check {
+pub(crate) struct Check {
     is_usable: bool,
     #[serde(default)]
     problems: Vec<String>,
+    /// Why wasm shims can't have containers of their own, although containers can be run.
+    #[serde(default)]
+    no_workers: Vec<String>,
+}
+
+impl Check {
+    /// Checks this node.
+    pub(crate) async fn of(config: &NodeConfig) -> Self {
+        check(&config.shim_oci, &config.data).await.unwrap_or_else(|why| Self {
+            is_usable: false,
+            problems: vec![why],
+            no_workers: Vec::new(),
+        })
+    }
+
+    /// Wasm shims can be run in containers.
+    pub(crate) fn holds_workers(&self) -> bool {
+        self.is_usable && self.no_workers.is_empty()
+    }
 }
 
 /// Tries it in the data directory, whose filesystem may be one that can't carry containers.
-async fn can_run_containers(shim: &Path, data: &Path) -> Result<(), String> {
+async fn check(shim: &Path, data: &Path) -> Result<Check, String> {
     if !shim.is_file() {
         return Err(format!("`{}` is not there", shim.display()));
     }
@@ -117,13 +145,8 @@ async fn can_run_containers(shim: &Path, data: &Path) -> Result<(), String> {
         Err(_) => return Err(format!("`{}` check did not end", shim.display())),
     };
     let answer = output.stdout.get(..CHECK_BYTES_MAX).unwrap_or(&output.stdout);
-    match serde_json::from_slice::<Check>(answer) {
-        Ok(Check { is_usable: true, .. }) => Ok(()),
-        Ok(Check { problems, .. }) => Err(problems.join("; ")),
-        Err(error) => {
-            Err(format!("`{} check` did not answer as expected: {error}", shim.display()))
-        }
-    }
+    serde_json::from_slice(answer)
+        .map_err(|error| format!("`{} check` did not answer as expected: {error}", shim.display()))
 }
 
 fn capacity(read: impl Fn(&str) -> Option<String> + Copy, data: &Path) -> Resources {

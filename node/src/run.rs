@@ -89,9 +89,14 @@ async fn work(
         return Err(RunError::NoServer);
     }
     let disk = Arc::new(disk);
-    let facts = facts::gather(&config).await;
+    let check = facts::Check::of(&config).await;
+    let facts = facts::gather(&config, &check).await;
     let (events, heard) = mpsc::channel(EVENTS_WAITING_MAX);
-    let shim_programs = Programs { wasm: config.shim_wasm.clone(), oci: config.shim_oci.clone() };
+    let shim_programs = Programs {
+        wasm: config.shim_wasm.clone(),
+        oci: config.shim_oci.clone(),
+        holds_workers: check.holds_workers(),
+    };
     let compiled = CompiledCode::new(config.shim_wasm.clone(), disk.wasm_cache());
     let preparer = Preparer {
         compiled: compiled.clone(),

@@ -15,15 +15,18 @@ use brig_api::NamespacePath;
 use brig_api::unit_spec::Runtime;
 use brig_shim::client::{self, ClientError, Connected, ShimClient};
 use brig_shim::message::{FromShim, Request, TaskKey, TaskView};
+use brig_shim::worker::{Libraries, Worker};
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, folder_name};
 use crate::event::Event;
 
 /// Longest wait for the clean-up after a dead shim: it kills a cgroup and unmounts.
 const CLEANUP_WAIT: Duration = Duration::from_secs(30);
 
+/// Longest wait for a program to say what it is run from.
+const LIBRARIES_WAIT: Duration = Duration::from_secs(30);
 /// Clean-ups at a time: after a boot there is one for every container that ran.
 const CLEANUPS_MAX: usize = 4;
 /// Wait before a shim is looked for again, when it can't be said whether it is there.
@@ -66,6 +69,8 @@ pub(crate) enum ShimEvent {
 pub(crate) struct Programs {
     pub wasm: PathBuf,
     pub oci: PathBuf,
+    /// Wasm shims run in containers, which `oci` looks after.
+    pub holds_workers: bool,
 }
 
 /// All shims; clones are the same.
@@ -82,6 +87,7 @@ struct Inner {
     events: mpsc::Sender<Event>,
     slots: Mutex<HashMap<ShimId, Slot>>,
     cleanups: Semaphore,
+    libraries: OnceCell<Libraries>,
 }
 
 /// The connection to one shim. The lock is held while connecting, so that one shim is started once, and until the
@@ -97,6 +103,7 @@ impl Shims {
             events,
             slots: Mutex::default(),
             cleanups: Semaphore::new(CLEANUPS_MAX),
+            libraries: OnceCell::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -144,9 +151,7 @@ impl Shims {
                 }
             }
         }
-        if let ShimId::Oci(_) = shim {
-            self.clean_up(shim).await;
-        }
+        self.clean_up(shim).await;
         // Told before the slot is free: tasks that another shim in this place is given are none of those lost.
         self.tell(shim, ShimEvent::Gone).await;
     }
@@ -235,7 +240,16 @@ impl Shims {
         std::fs::create_dir_all(dir)?;
         let programs = &self.inner.programs;
         let (name, outcome) = match shim {
-            ShimId::Wasm(_) => {
+            ShimId::Wasm(namespace) if programs.holds_workers => {
+                self.worker(namespace, dir).await?.write(dir)?;
+                let outcome = match self.sealed_oci().await {
+                    Ok(sealed) => client::spawn(&sealed, dir, &[OsStr::new("worker")]),
+                    Err(error) => Err(error),
+                };
+                (&programs.oci, outcome)
+            }
+            ShimId::Wasm(namespace) => {
+                self.inner.disk.make_namespace(namespace)?;
                 let cache = self.inner.disk.wasm_cache();
                 let arguments = [OsStr::new("--cache"), cache.as_os_str()];
                 (&programs.wasm, client::spawn(&programs.wasm, dir, &arguments))
@@ -247,6 +261,36 @@ impl Shims {
         };
         outcome.map_err(|error| {
             io::Error::new(error.kind(), format!("can't start `{}`: {error}", name.display()))
+        })
+    }
+
+    /// What the shim of a namespace is in its container: the program with its libraries, the code that was compiled, and
+    /// the namespace's own folders.
+    async fn worker(&self, namespace: &NamespacePath, dir: &Path) -> io::Result<Worker> {
+        let Inner { disk, programs, libraries, .. } = &*self.inner;
+        let Libraries { loader, files } =
+            libraries.get_or_try_init(|| libraries_of(&programs.wasm)).await?;
+        let cache = disk.wasm_cache();
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut args = Vec::new();
+        if let Some(loader) = loader {
+            // By its name: the place where programs look for it is no more than a link, which is not there.
+            let folders: Vec<_> =
+                files.iter().filter_map(|file| Some(text(file.parent()?))).collect();
+            args = vec![text(loader), "--library-path".to_owned(), folders.join(":")];
+        }
+        args.push(text(&programs.wasm));
+        args.extend(["--dir".to_owned(), text(dir), "--cache".to_owned(), text(&cache)]);
+        let mut readable = vec![programs.wasm.clone(), cache];
+        readable.extend(files.iter().cloned());
+        Ok(Worker {
+            name: format!("wasm.{}", folder_name(namespace)),
+            title: format!("wasm-{}", folder_name(namespace)),
+            users: number_of(namespace),
+            args,
+            readable,
+            writable: disk.make_namespace(namespace)?.into(),
+            limits: None,
         })
     }
 
@@ -291,6 +335,23 @@ impl Shims {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ShimId, Slot>> {
         self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Asks a program which files it is run from.
+async fn libraries_of(program: &Path) -> io::Result<Libraries> {
+    let mut command = tokio::process::Command::new(program);
+    command.arg("libraries").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(LIBRARIES_WAIT, command.output()).await;
+    let output = output.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// A number for the users of a namespace's container: few namespaces have the same, and those are kept apart by all else.
+fn number_of(namespace: &NamespacePath) -> u32 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    namespace.as_str().hash(&mut hasher);
+    u32::try_from(hasher.finish() >> 32).unwrap_or(0)
 }
 
 /// Does the error of connecting say that there is no shim? Nobody listens, or who did has died meanwhile. Any other
@@ -338,7 +399,7 @@ mod tests {
         // A link to itself: an error, and not the one of a place where nobody is.
         let dir = disk.shim(&shim);
         std::os::unix::fs::symlink(&dir, &dir).unwrap();
-        let programs = Programs { wasm: "/none".into(), oci: "/none".into() };
+        let programs = Programs { wasm: "/none".into(), oci: "/none".into(), holds_workers: false };
         let (events, mut heard) = mpsc::channel(8);
         let shims = Shims::new(Arc::new(disk), programs, events);
         let looks = tokio::spawn(async move { shims.look_after(&shim).await });

@@ -125,7 +125,7 @@ pub(super) mod tests {
     pub(crate) fn agent(disk: Disk) -> Agent {
         let (events, _) = mpsc::channel(8);
         let (disk, nowhere) = (Arc::new(disk), PathBuf::from("/nonexistent"));
-        let programs = Programs { wasm: nowhere.clone(), oci: nowhere };
+        let programs = Programs { wasm: nowhere.clone(), oci: nowhere, holds_workers: false };
         let address = "127.0.0.1".parse().unwrap();
         Agent::new(Parts {
             shims: Shims::new(disk.clone(), programs, events.clone()),

@@ -31,7 +31,7 @@ fn agent(data: &std::path::Path) -> Agent {
     let (disk, _) = Disk::open(data).unwrap();
     let disk = Arc::new(disk);
     let (events, _) = mpsc::channel(8);
-    let programs = Programs { wasm: "/none".into(), oci: "/none".into() };
+    let programs = Programs { wasm: "/none".into(), oci: "/none".into(), holds_workers: false };
     let address = "127.0.0.1".parse().unwrap();
     let preparer = Preparer {
         disk: disk.clone(),

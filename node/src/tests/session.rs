@@ -18,7 +18,7 @@ async fn a_node_says_what_it_is() {
     assert_eq!(facts.taints[0].to_string(), "gpu=yes:no-schedule");
     assert_eq!(facts.allocatable.scalars["gpu"], brig_api::Milli(4_000));
     assert!(facts.allocatable.cpu.0 > 0 && facts.allocatable.memory.0 > 0);
-    assert!(facts.runtimes.is_empty(), "no shim is there");
+    assert_eq!(facts.runtimes, [brig_api::unit_spec::Runtime::Wasm], "the other shim is not there");
     assert!(!facts.boot_id.is_empty());
 }
 

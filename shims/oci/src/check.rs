@@ -13,7 +13,7 @@ use crate::helper;
 use crate::rootfs::RootFs;
 use crate::seccomp::Profile;
 use crate::spec::CGROUP_PARENT;
-use crate::sys;
+use crate::{sys, worker};
 
 /// How long a check may take, in seconds.
 const CHECK_SECONDS: i64 = 10;
@@ -27,6 +27,9 @@ pub(crate) struct Report {
     pub(crate) is_usable: bool,
     /// Why not, each a sentence with the way out.
     pub(crate) problems: Vec<String>,
+    /// Why wasm shims can't be run in containers with users of their own although containers can be run; nothing when they
+    /// can.
+    pub(crate) no_workers: Vec<String>,
 }
 
 /// Tries everything that a container needs. Overlays are tried in `dir`.
@@ -39,7 +42,13 @@ pub(crate) fn check(dir: &Path) -> Report {
         problems.push("containers need root: run the node as root".to_owned());
     }
     problems.extend(Profile::compile().err().map(|error| error.to_string()));
-    Report { is_usable: problems.is_empty(), problems }
+    let no_workers = match problems.as_slice() {
+        [] => {
+            worker::try_namespaces(dir).err().map(|failure| failure.message).into_iter().collect()
+        }
+        problems => problems.to_vec(),
+    };
+    Report { is_usable: problems.is_empty(), problems, no_workers }
 }
 
 fn cgroups() -> Result<(), String> {

@@ -28,6 +28,15 @@ pub(crate) struct Stdio {
     pub(crate) stderr: OwnedFd,
 }
 
+/// What becomes of the container's first process when the shim dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It goes on, until somebody cleans up.
+    Later,
+    /// It dies, too.
+    WithShim,
+}
+
 /// Where a shim keeps what the library needs.
 #[derive(Debug)]
 pub(crate) struct Directories {
@@ -71,13 +80,14 @@ pub(crate) fn create_and_start(
     directories: &Directories,
     spec: &Spec,
     launch: (Program, Profile),
+    end: End,
     stdio: &Stdio,
     report: &Arc<OwnedFd>,
 ) -> Result<Pid, Failure> {
     spec.save(directories.bundle.join("config.json"))
         .map_err(|error| Failure::create(format!("writing the runtime spec: {error}")))?;
     let (program, profile) = launch;
-    let executor = Launcher { program, profile, report: Arc::clone(report) };
+    let executor = Launcher { program, profile, end, report: Arc::clone(report) };
     let keep = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd(), report.as_fd()];
     let pid = helper::run("setting up the container", CREATE_SECONDS, &keep, || {
         let copy = |fd: &OwnedFd| fd.try_clone();
@@ -125,11 +135,20 @@ fn describe(error: &anyhow::Error) -> Failure {
 struct Launcher {
     program: Program,
     profile: Profile,
+    end: End,
     report: Arc<OwnedFd>,
 }
 
 impl Executor for Launcher {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        if self.end == End::WithShim {
+            let signal = Some(rustix::process::Signal::KILL);
+            if let Err(error) = rustix::process::set_parent_process_death_signal(signal) {
+                let failure = Failure::system("tying the program to its shim", error);
+                program::report(&self.report, &failure);
+                sys::exit_now(failure.code)
+            }
+        }
         let failure = match self.profile.apply() {
             Ok(()) => self.program.execute(),
             Err(error) => Failure::create(error.to_string()),

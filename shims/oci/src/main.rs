@@ -23,10 +23,12 @@ mod rootfs;
 mod seccomp;
 mod shim;
 mod signal;
+mod sockets;
 mod spec;
 mod sys;
 mod task;
 mod user;
+mod worker;
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -40,6 +42,7 @@ use anyhow::Context;
 const LOG_FILTER: &str = "warn,brig_shim_oci=info,libcgroups=error,libcontainer=error";
 
 const USAGE: &str = "usage: brig-shim-oci --dir DIR          serve one container; the listening socket is standard input
+       brig-shim-oci --dir DIR worker   run a wasm shim in a container; the listening socket is standard input
        brig-shim-oci cleanup --dir DIR  remove what a killed shim left
        brig-shim-oci check [--dir DIR]  say as JSON whether containers can run here
        brig-shim-oci --version
@@ -67,6 +70,10 @@ fn main() -> ExitCode {
 fn run(args: &[&str]) -> anyhow::Result<ExitCode> {
     match args {
         ["--dir", dir] => serve(Path::new(dir)).map(|()| ExitCode::SUCCESS),
+        ["--dir", dir, "worker"] => {
+            let context = || format!("running the wasm shim of {dir} in a container");
+            worker::run(Path::new(dir)).with_context(context).map(|()| ExitCode::SUCCESS)
+        }
         ["cleanup", "--dir", dir] => {
             let context = || format!("cleaning up after the shim in {dir}");
             cleanup::clean_up(Path::new(dir)).with_context(context).map(|()| ExitCode::SUCCESS)

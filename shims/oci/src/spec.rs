@@ -7,18 +7,21 @@ use std::path::PathBuf;
 
 use brig_api::lifecycle::Reason;
 use brig_shim::message::{BindMount, Limits, StartOci, StartTask};
+use brig_shim::worker::Worker;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
-    LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder,
-    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
-    UserBuilder,
+    Capabilities, Capability, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxIdMappingBuilder, LinuxMemoryBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
+    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
 use crate::capabilities;
+use crate::cgroup::Hierarchies;
 use crate::failure::Failure;
 use crate::program::PATH_DEFAULT;
+use crate::rootfs::host_name;
 use crate::user::Identity;
 
 /// The version of the runtime spec that is written.
@@ -35,6 +38,10 @@ const CPU_PERIOD_US: u64 = 100_000;
 const CPU_QUOTA_US_MIN: u64 = 1_000;
 /// Open files of a container, where the host allows so many.
 pub(crate) const OPEN_FILES_MAX: u64 = 65_536;
+/// The first of the users that containers get, how many each gets, and how many ranges there are.
+const USERS_FIRST: u32 = 1 << 30;
+const USERS_COUNT: u32 = 1 << 16;
+const USERS_RANGES: u32 = 1 << 14;
 /// /dev/shm, as container engines have it.
 const SHM_SIZE: &str = "size=67108864";
 
@@ -67,6 +74,119 @@ pub(crate) struct Host {
     pub(crate) limits_swap: bool,
     /// Directories below /sys/fs/cgroup that the library mounts (none with the unified hierarchy).
     pub(crate) cgroup_directories: Vec<String>,
+}
+
+impl Host {
+    /// This machine.
+    pub(crate) fn of_this_machine(hierarchies: &Hierarchies) -> Self {
+        let limits_swap = hierarchies.is_unified()
+            || hierarchies
+                .mount_points()
+                .any(|mount| mount.join("memory.memsw.limit_in_bytes").exists());
+        let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        Self {
+            open_files_max: open_files.unwrap_or(OPEN_FILES_MAX),
+            limits_swap,
+            cgroup_directories: hierarchies.names_in_container(),
+        }
+    }
+}
+
+/// The users of a container in a user namespace of its own: from 0 on inside, from `first` on outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Users {
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+}
+
+impl Users {
+    /// One of the ranges that containers get. They lie above those that a machine gives to its own users
+    /// (`/etc/subuid`), and below what signed numbers can't say.
+    pub(crate) fn numbered(number: u32) -> Self {
+        Self { first: USERS_FIRST + number % USERS_RANGES * USERS_COUNT, count: USERS_COUNT }
+    }
+}
+
+/// Makes the spec of a container for a wasm shim: a root that holds what was mounted there, and a capability over the files
+/// that it was given, whose owners may be others.
+pub(crate) fn build_worker(
+    worker: &Worker,
+    users: Users,
+    host: &Host,
+    cgroup: &str,
+    root: &std::path::Path,
+) -> Result<Spec, OciSpecError> {
+    let mount = |kind: &str, at: &str, options: &[&str]| {
+        let options = options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>();
+        MountBuilder::default().typ(kind).destination(at).source(kind).options(options).build()
+    };
+    let mounts = vec![
+        mount("proc", "/proc", &["nosuid", "noexec", "nodev"])?,
+        mount("tmpfs", "/dev", &["nosuid", "noexec", "mode=755", "size=64k"])?,
+    ];
+    let granted: Capabilities = [Capability::DacOverride, Capability::Fowner].into();
+    let mut capability_sets = LinuxCapabilitiesBuilder::default()
+        .bounding(granted.clone())
+        .effective(granted.clone())
+        .permitted(granted)
+        .build()?;
+    capability_sets.set_inheritable(None);
+    capability_sets.set_ambient(None);
+    let rlimit =
+        |kind, limit: u64| PosixRlimitBuilder::default().typ(kind).hard(limit).soft(limit).build();
+    let process = ProcessBuilder::default()
+        .terminal(false)
+        .user(UserBuilder::default().uid(0_u32).gid(0_u32).build()?)
+        .args(worker.args.clone())
+        .env(vec![format!("PATH={PATH_DEFAULT}"), "HOME=/".to_owned()])
+        .cwd("/")
+        .capabilities(capability_sets)
+        .rlimits(vec![
+            rlimit(PosixRlimitType::RlimitNofile, OPEN_FILES_MAX.min(host.open_files_max))?,
+            rlimit(PosixRlimitType::RlimitCore, 0)?,
+        ])
+        .no_new_privileges(true)
+        .build()?;
+    let namespaces = [
+        LinuxNamespaceType::User,
+        LinuxNamespaceType::Network,
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Mount,
+        LinuxNamespaceType::Cgroup,
+    ];
+    let namespaces = namespaces
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .collect::<Result<Vec<_>, _>>()?;
+    let ids = LinuxIdMappingBuilder::default()
+        .container_id(0_u32)
+        .host_id(users.first)
+        .size(users.count)
+        .build()?;
+    let resources = match &worker.limits {
+        Some(limits) => resources(limits, host)?,
+        None => LinuxResourcesBuilder::default().devices(vec![no_device()?]).build()?,
+    };
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces)
+        .uid_mappings(vec![ids])
+        .gid_mappings(vec![ids])
+        .resources(resources)
+        .cgroups_path(format!("{CGROUP_PARENT}/{cgroup}"))
+        .masked_paths(MASKED_PATHS.map(str::to_owned))
+        .readonly_paths(READ_ONLY_PATHS.map(str::to_owned))
+        .build()?;
+    linux.set_rootfs_propagation(Some("private".to_owned()));
+    SpecBuilder::default()
+        .version(OCI_VERSION)
+        .root(RootBuilder::default().path(root).readonly(true).build()?)
+        .process(process)
+        .hostname(host_name(&worker.title))
+        .mounts(mounts)
+        .linux(linux)
+        .build()
 }
 
 /// Everything that the spec of one container is made of.
@@ -197,15 +317,17 @@ fn resources(limits: &Limits, host: &Host) -> Result<LinuxResources, OciSpecErro
         cpu = cpu.quota(signed(quota.max(CPU_QUOTA_US_MIN))).period(CPU_PERIOD_US);
     }
     let pids = LinuxPidsBuilder::default().limit(i64::from(limits.pids.max(PIDS_MIN))).build()?;
-    // Deny all devices; the library adds null, zero and their like.
-    let no_device =
-        LinuxDeviceCgroupBuilder::default().allow(false).access("rwm".to_owned()).build()?;
     LinuxResourcesBuilder::default()
         .memory(memory.build()?)
         .cpu(cpu.build()?)
         .pids(pids)
-        .devices(vec![no_device])
+        .devices(vec![no_device()?])
         .build()
+}
+
+/// Denies all devices; the library adds null, zero and their like.
+fn no_device() -> Result<LinuxDeviceCgroup, OciSpecError> {
+    LinuxDeviceCgroupBuilder::default().allow(false).access("rwm".to_owned()).build()
 }
 
 /// Cpu shares: 1024 for a whole core, within what the kernel takes.

@@ -14,7 +14,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
 use crate::cgroup::{self, Cgroups, Hierarchies};
-use crate::container::{self, Directories, Stdio};
+use crate::container::{self, Directories, End, Stdio};
 use crate::exec::Target;
 use crate::failure::Failure;
 use crate::program::Program;
@@ -117,7 +117,7 @@ impl Task {
             start,
             program,
             identity: &identity,
-            host: &host(&hierarchies),
+            host: &Host::of_this_machine(&hierarchies),
             host_name: &host_name,
             cgroup: &cgroup,
             root: root.path(),
@@ -133,6 +133,7 @@ impl Task {
             &directories,
             &spec,
             launched,
+            End::Later,
             &pipes.stdio,
             &pipes.report_end,
         )?;
@@ -377,19 +378,6 @@ impl How {
                 (code, Some(Reason::Signalled), Some(format!("ended by signal {number} ({name})")))
             }
         }
-    }
-}
-
-fn host(hierarchies: &Hierarchies) -> Host {
-    let limits_swap = hierarchies.is_unified()
-        || hierarchies
-            .mount_points()
-            .any(|mount| mount.join("memory.memsw.limit_in_bytes").exists());
-    let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    Host {
-        open_files_max: open_files.unwrap_or(spec::OPEN_FILES_MAX),
-        limits_swap,
-        cgroup_directories: hierarchies.names_in_container(),
     }
 }
 

@@ -16,3 +16,4 @@ pub mod log;
 pub mod mapped;
 pub mod message;
 pub mod tree;
+pub mod worker;

@@ -8,6 +8,8 @@
 //!   abstract sockets reach nobody outside. The compiler opens no file at all. (A shim is handed the directories of its
 //!   guests later, so that rules about paths can't be made for it; its container shows it no others.)
 
+mod network;
+
 use anyhow::Context;
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, Ruleset,
@@ -50,6 +52,8 @@ pub(crate) fn for_serving() -> anyhow::Result<()> {
     let handled =
         make_bitflags!(AccessFs::{Execute | MakeBlock | MakeChar | MakeFifo | MakeSock | IoctlDev});
     landlock(handled, BitFlags::EMPTY)?;
+    rustix::thread::set_no_new_privs(true)?;
+    network::hand_over()?;
     seccomp(true)
 }
 

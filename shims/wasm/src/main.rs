@@ -40,6 +40,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use brig_shim::worker::Libraries;
 use options::{Options, ShimOptions};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Ok(Options::Shim(options)) => run_shim(options),
         Ok(Options::Transform(settings)) => compiler::transform(settings),
         Ok(Options::Compatibility) => compiler::print_compatibilities(),
+        Ok(Options::Libraries) => print_libraries().context("looking for its libraries"),
         Ok(Options::Export(job)) => compiler::export(&job).context("giving compiled code away"),
         Ok(Options::Import(job)) => compiler::import(&job).context("taking compiled code"),
         Ok(Options::Help) => options::print_help().context("writing help"),
@@ -73,6 +75,15 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is::<options::WrongUse>() { 2 } else { 1 })
         }
     }
+}
+
+fn print_libraries() -> anyhow::Result<()> {
+    let program = std::env::current_exe()?;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let libraries = Libraries::mapped_in(&maps, &program);
+    let mut stdout = std::io::stdout().lock();
+    serde_json::to_writer(&mut stdout, &libraries)?;
+    Ok(std::io::Write::flush(&mut stdout)?)
 }
 
 fn run_shim(options: ShimOptions) -> anyhow::Result<()> {

@@ -21,6 +21,7 @@ Runs wasm tasks. The node agent starts it.
 Usage: brig-shim-wasm --dir DIR --cache CACHE [--isolation unit] [--idle-ms N]   with a listening unix socket as standard input
        brig-shim-wasm compile --module FILE --digest SHA256 --cache CACHE [--isolation unit]
        brig-shim-wasm compatibility     says what is compiled for
+       brig-shim-wasm libraries         says what files it is run from
        brig-shim-wasm export --digest SHA256 --compatibility NAME --cache CACHE   compiled code to standard output
        brig-shim-wasm import --digest SHA256 --compatibility NAME --cache CACHE   compiled code from standard input
 
@@ -41,6 +42,8 @@ pub(crate) enum Options {
     Transform(Settings),
     /// Say what is compiled for.
     Compatibility,
+    /// Say what this program is run from.
+    Libraries,
     /// Write compiled code to standard output.
     Export(CodeJob),
     /// Take compiled code from standard input.
@@ -134,7 +137,7 @@ impl Options {
             "" => &["--dir", "--cache", "--isolation", "--idle-ms"],
             "compile" => &["--module", "--digest", "--cache", "--isolation"],
             "transform" => &["--concurrency", "--isolation"],
-            "compatibility" => &[],
+            "compatibility" | "libraries" => &[],
             "export" | "import" => &["--digest", "--compatibility", "--cache"],
             other => return Err(WrongUse(format!("unknown command `{other}`"))),
         };
@@ -151,6 +154,7 @@ impl Options {
                 isolation: values.isolation()?,
             }),
             "compatibility" => Self::Compatibility,
+            "libraries" => Self::Libraries,
             "export" => Self::Export(values.code_job()?),
             "import" => Self::Import(values.code_job()?),
             _ => Self::Shim(ShimOptions {
