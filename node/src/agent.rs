@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brig_api::session::{Assignment, FromNode};
-use brig_api::unit_spec::Runtime;
 use brig_api::{ResourceName, UnitId};
 use brig_shim::message::{FromShim, Request, StartTask, StopSignal, TaskKey, TaskState, TaskView};
 use tokio::sync::{mpsc, watch};
@@ -222,7 +221,7 @@ impl Agent {
                 for key in lost {
                     self.judge(shim, &key);
                 }
-                if let ShimId::Oci(key) = shim
+                if let Some(key) = shim.only_task()
                     && !self.is_current(key)
                 {
                     self.collect(key.clone(), shim.clone());
@@ -235,10 +234,9 @@ impl Agent {
     /// over does no harm to other namespaces; and a key becomes the name of a folder.
     fn is_of(&self, shim: &ShimId, key: &TaskKey) -> bool {
         let is_of = match plan::parse_key(key) {
-            Some((unit, ..)) => match (self.units.get(&unit), shim) {
-                (Some(unit), shim) => unit.shim_of(key) == *shim,
-                (None, ShimId::Oci(own)) => own == key,
-                (None, ShimId::Wasm(_)) => true,
+            Some((unit, ..)) => match (self.units.get(&unit), shim.only_task()) {
+                (Some(unit), _) => unit.shim_of(key) == *shim,
+                (None, only) => only.is_none_or(|only| only == key),
             },
             None => false,
         };
@@ -468,10 +466,13 @@ impl Unit {
     }
 
     fn shim_of(&self, key: &TaskKey) -> ShimId {
-        let runtime = plan::parse_key(key).and_then(|(_, name, _)| {
-            let task = self.assignment.template.tasks.iter().find(|task| task.name == name)?;
-            Some(task.program.runtime())
+        let namespace = &self.assignment.namespace;
+        let task = plan::parse_key(key).and_then(|(_, name, _)| {
+            self.assignment.template.tasks.iter().find(|task| task.name == name)
         });
-        ShimId::of(&self.assignment.namespace, runtime.unwrap_or(Runtime::Wasm), key)
+        task.map_or_else(
+            || ShimId::Wasm(namespace.clone()),
+            |task| ShimId::of(namespace, &task.program, key),
+        )
     }
 }

@@ -13,7 +13,8 @@
 //!   logs/ID/TASK.log              and TASK.log.1 …, of wasm tasks
 //!   keyvalue/                     what wasm programs keep by wasi:keyvalue
 //! DATA/shims/wasm/NAMESPACE/      the socket and the log of a shim
-//! DATA/shims/oci/KEY/             of another
+//! DATA/shims/wasm-unit/NAMESPACE/KEY/  of one that has a single task
+//! DATA/shims/oci/KEY/             of that of a container
 //! DATA/wasm-cache/                compiled modules
 //! DATA/artifacts/                 what was fetched
 //! ```
@@ -115,7 +116,7 @@ impl Disk {
             // the agent may reach them. Nor what units are told and say.
             std::fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(failed)?;
         }
-        for dir in ["shims/wasm", "shims/oci"] {
+        for dir in ["shims/wasm", "shims/wasm-unit", "shims/oci"] {
             std::fs::create_dir_all(root.join(dir)).map_err(failed)?;
         }
         let secrets = secrets_dir(&root);
@@ -174,7 +175,9 @@ impl Disk {
     #[must_use]
     pub fn task(&self, shim: &ShimId, key: &TaskKey) -> PathBuf {
         match shim {
-            ShimId::Wasm(namespace) => self.namespace(namespace).join("tasks").join(&key.0),
+            ShimId::Wasm(namespace) | ShimId::WasmUnit(namespace, _) => {
+                self.namespace(namespace).join("tasks").join(&key.0)
+            }
             ShimId::Oci(_) => self.root.join("tasks").join(&key.0),
         }
     }
@@ -221,6 +224,9 @@ impl Disk {
     pub fn shim(&self, shim: &ShimId) -> PathBuf {
         match shim {
             ShimId::Wasm(namespace) => self.root.join("shims/wasm").join(folder_name(namespace)),
+            ShimId::WasmUnit(namespace, key) => {
+                self.root.join("shims/wasm-unit").join(folder_name(namespace)).join(&key.0)
+            }
             ShimId::Oci(key) => self.root.join("shims/oci").join(&key.0),
         }
     }
@@ -234,7 +240,18 @@ impl Disk {
             .into_iter()
             .filter_map(|name| NamespacePath::new(name.replace('.', "/")).ok().map(ShimId::Wasm));
         let oci = names(&self.root.join("shims/oci"))?.into_iter().map(TaskKey).map(ShimId::Oci);
-        Ok(wasm.chain(oci).collect())
+        Ok(wasm.chain(self.unit_shims()?).chain(oci).collect())
+    }
+
+    fn unit_shims(&self) -> io::Result<Vec<ShimId>> {
+        let mut shims = Vec::new();
+        let folder = self.root.join("shims/wasm-unit");
+        for name in names(&folder)? {
+            let Ok(namespace) = NamespacePath::new(name.replace('.', "/")) else { continue };
+            let keys = names(&folder.join(name))?.into_iter().map(TaskKey);
+            shims.extend(keys.map(|key| ShimId::WasmUnit(namespace.clone(), key)));
+        }
+        Ok(shims)
     }
 
     /// Every run of a task that has a directory, and the shim that it belongs to.
@@ -251,6 +268,11 @@ impl Disk {
             let shim = ShimId::Wasm(namespace.clone());
             let keys = names_if_there(&self.namespace(&namespace).join("tasks"))?;
             tasks.extend(keys.into_iter().map(|key| (shim.clone(), TaskKey(key))));
+        }
+        for shim in self.unit_shims()? {
+            if let Some(key) = shim.only_task().cloned() {
+                tasks.insert((shim, key));
+            }
         }
         Ok(tasks)
     }
@@ -270,6 +292,8 @@ impl Disk {
     pub fn remove_task(&self, shim: &ShimId, key: &TaskKey) -> io::Result<()> {
         if let ShimId::Oci(_) = shim {
             tree::remove(&self.scratch(key))?;
+        }
+        if shim.only_task().is_some() {
             tree::remove(&self.shim(shim))?;
         }
         // Last: as long as it is there, the run is known to have been.

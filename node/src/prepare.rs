@@ -14,7 +14,7 @@ use brig_api::ResourceName;
 use brig_api::lifecycle::Reason;
 use brig_api::placement::{TaskGrants, devices_variable};
 use brig_api::session::Assignment;
-use brig_api::unit_spec::{EnvValue, PIDS_DEFAULT, Program, Task, WasmProgram};
+use brig_api::unit_spec::{EnvValue, Isolation, PIDS_DEFAULT, Program, Task, WasmProgram};
 use brig_shim::message::{
     HttpLimits, KeyValueStore, Limits, StartProgram, StartTask, StartWasm, TaskKey, WasmWorld,
 };
@@ -71,7 +71,7 @@ impl Preparer {
         let runtime = task.program.runtime();
         let fetched = self.programs.fetch(&assignment.namespace, reference, runtime).await?;
         let key = TaskKey::new(&assignment.unit, &task.name, run);
-        let shim = ShimId::of(&assignment.namespace, runtime, &key);
+        let shim = ShimId::of(&assignment.namespace, &task.program, &key);
         let ports = ports(task, grants)?;
         let mut env = environment(assignment, task, grants, &ports)?;
         let user = match (&task.program, &fetched) {
@@ -83,10 +83,14 @@ impl Preparer {
         let mounts = self.mounts(assignment, task, &user)?;
         let program = match (&task.program, fetched) {
             (Program::Wasm(wasm), Fetched::Wasm { path, digest }) => {
-                let compatibility = self.compiled.ready(&path, &digest, wasm.isolation).await?;
+                // A request that takes too long is cut off, which only a program that can be interrupted allows.
+                let isolation =
+                    if wasm.http.is_some() { Isolation::Namespace } else { wasm.isolation };
+                let compatibility = self.compiled.ready(&path, &digest, isolation).await?;
                 StartProgram::Wasm(StartWasm {
                     digest,
                     compatibility,
+                    isolation,
                     args: arguments(wasm),
                     http: wasm.http.as_ref().map(|http| {
                         let port = http.port.or_else(|| still_free(self.address, last_port?));

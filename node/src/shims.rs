@@ -12,9 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use brig_api::NamespacePath;
-use brig_api::unit_spec::Runtime;
+use brig_api::unit_spec::{Isolation, Program};
 use brig_shim::client::{self, ClientError, Connected, ShimClient};
-use brig_shim::message::{FromShim, Request, TaskKey, TaskView};
+use brig_shim::message::{
+    FromShim, Limits, Request, StartProgram, StartTask, StartWasm, TaskKey, TaskView, WasmWorld,
+};
 use brig_shim::worker::{Libraries, Worker};
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
@@ -27,6 +29,10 @@ const CLEANUP_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest wait for a program to say what it is run from.
 const LIBRARIES_WAIT: Duration = Duration::from_secs(30);
+/// Memory of a shim with one task, besides what its program takes.
+const SHIM_MEMORY_BYTES: u64 = 64 << 20;
+/// Threads of such a shim: those of its event loops, one for each core, and those that wait for disks.
+const SHIM_THREADS_MAX: u32 = 512;
 /// Clean-ups at a time: after a boot there is one for every container that ran.
 const CLEANUPS_MAX: usize = 4;
 /// Wait before a shim is looked for again, when it can't be said whether it is there.
@@ -37,16 +43,29 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub enum ShimId {
     /// Runs the wasm of a namespace.
     Wasm(NamespacePath),
+    /// Runs one wasm task, which is isolated from the others of its namespace.
+    WasmUnit(NamespacePath, TaskKey),
     /// Runs one container.
     Oci(TaskKey),
 }
 
 impl ShimId {
     /// The shim of a run of a task.
-    pub(crate) fn of(namespace: &NamespacePath, runtime: Runtime, key: &TaskKey) -> Self {
-        match runtime {
-            Runtime::Wasm => Self::Wasm(namespace.clone()),
-            Runtime::Oci => Self::Oci(key.clone()),
+    pub(crate) fn of(namespace: &NamespacePath, program: &Program, key: &TaskKey) -> Self {
+        match program {
+            Program::Wasm(wasm) if wasm.isolation == Isolation::Unit => {
+                Self::WasmUnit(namespace.clone(), key.clone())
+            }
+            Program::Wasm(_) => Self::Wasm(namespace.clone()),
+            Program::Oci(_) => Self::Oci(key.clone()),
+        }
+    }
+
+    /// The run that a shim is for, if it is for one alone; such a shim ends with it.
+    pub(crate) fn only_task(&self) -> Option<&TaskKey> {
+        match self {
+            Self::Wasm(_) => None,
+            Self::WasmUnit(_, key) | Self::Oci(key) => Some(key),
         }
     }
 }
@@ -109,13 +128,17 @@ impl Shims {
     }
 
     /// The connection to a shim; the shim is started when it is not there.
-    pub(crate) async fn client_or_start(&self, shim: &ShimId) -> Result<ShimClient, ClientError> {
-        self.client(shim, true).await
+    pub(crate) async fn client_or_start(
+        &self,
+        shim: &ShimId,
+        start: &StartTask,
+    ) -> Result<ShimClient, ClientError> {
+        self.client(shim, Some(start)).await
     }
 
     /// The connection to a shim that is there.
     pub(crate) async fn client_if_there(&self, shim: &ShimId) -> Result<ShimClient, ClientError> {
-        self.client(shim, false).await
+        self.client(shim, None).await
     }
 
     /// Is there a connection now?
@@ -138,7 +161,7 @@ impl Shims {
         let slot = self.slot(shim);
         let mut held = slot.lock().await;
         loop {
-            match self.connect(shim, &mut held, false).await {
+            match self.connect(shim, &mut held, None).await {
                 Ok(_) => return,
                 Err(ClientError::Gone(error)) if !is_absence(&error) => {
                     // Of this agent, not of the shim: too many open files, for one.
@@ -156,16 +179,16 @@ impl Shims {
         self.tell(shim, ShimEvent::Gone).await;
     }
 
-    /// Lets a shim forget a task whose exit is recorded. That of a container ends then; when it is dead already, what
+    /// Lets a shim forget a task whose exit is recorded. One that has no other ends then; when it is dead already, what
     /// it left is cleaned up: after this its directory goes, and with that all knowledge of its cgroups.
     pub(crate) async fn dismiss(&self, shim: &ShimId, task: TaskKey) {
         let client = self.client_if_there(shim).await;
-        if let (ShimId::Oci(_), Err(_)) = (shim, &client) {
+        if let (Some(_), Err(_)) = (shim.only_task(), &client) {
             self.clean_up(shim).await;
         }
         let Ok(client) = client else { return };
         let mut requests = vec![Request::Remove { task }];
-        if let ShimId::Oci(_) = shim {
+        if shim.only_task().is_some() {
             requests.push(Request::Shutdown);
         }
         for request in requests {
@@ -185,17 +208,22 @@ impl Shims {
         self.lock().keys().cloned().collect()
     }
 
-    async fn client(&self, shim: &ShimId, may_start: bool) -> Result<ShimClient, ClientError> {
+    /// With `start` the shim is started for that task when it is not there.
+    async fn client(
+        &self,
+        shim: &ShimId,
+        start: Option<&StartTask>,
+    ) -> Result<ShimClient, ClientError> {
         let slot = self.slot(shim);
         let mut held = slot.lock().await;
-        self.connect(shim, &mut held, may_start).await
+        self.connect(shim, &mut held, start).await
     }
 
     async fn connect(
         &self,
         shim: &ShimId,
         held: &mut Option<ShimClient>,
-        may_start: bool,
+        start: Option<&StartTask>,
     ) -> Result<ShimClient, ClientError> {
         if let Some(client) = held.as_ref().filter(|client| !client.is_closed()) {
             return Ok(client.clone());
@@ -203,8 +231,8 @@ impl Shims {
         let dir = self.inner.disk.shim(shim);
         let connected = match client::connect(&dir).await {
             Ok(connected) => connected,
-            Err(ClientError::Gone(error)) if may_start && is_absence(&error) => {
-                self.start(shim, &dir).await?;
+            Err(ClientError::Gone(error)) if start.is_some() && is_absence(&error) => {
+                self.start(shim, &dir, start).await?;
                 client::connect(&dir).await?
             }
             Err(error) => return Err(error),
@@ -236,19 +264,26 @@ impl Shims {
         let _ = self.inner.events.send(Event::Shim(shim.clone(), event)).await;
     }
 
-    async fn start(&self, shim: &ShimId, dir: &Path) -> io::Result<()> {
+    async fn start(&self, shim: &ShimId, dir: &Path, start: Option<&StartTask>) -> io::Result<()> {
         std::fs::create_dir_all(dir)?;
         let programs = &self.inner.programs;
         let (name, outcome) = match shim {
-            ShimId::Wasm(namespace) if programs.holds_workers => {
-                self.worker(namespace, dir).await?.write(dir)?;
+            ShimId::WasmUnit(..) if !programs.holds_workers => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "`isolation: unit` needs a container for the program, and this node has none (its log says why): \
+                     place the unit on a node whose attribute `brig.wasm-isolation` is `container`",
+                ));
+            }
+            ShimId::Wasm(_) | ShimId::WasmUnit(..) if programs.holds_workers => {
+                self.worker(shim, dir, start).await?.write(dir)?;
                 let outcome = match self.sealed_oci().await {
                     Ok(sealed) => client::spawn(&sealed, dir, &[OsStr::new("worker")]),
                     Err(error) => Err(error),
                 };
                 (&programs.oci, outcome)
             }
-            ShimId::Wasm(namespace) => {
+            ShimId::Wasm(namespace) | ShimId::WasmUnit(namespace, _) => {
                 self.inner.disk.make_namespace(namespace)?;
                 let cache = self.inner.disk.wasm_cache();
                 let arguments = [OsStr::new("--cache"), cache.as_os_str()];
@@ -264,9 +299,14 @@ impl Shims {
         })
     }
 
-    /// What the shim of a namespace is in its container: the program with its libraries, the code that was compiled, and
-    /// the namespace's own folders.
-    async fn worker(&self, namespace: &NamespacePath, dir: &Path) -> io::Result<Worker> {
+    /// What a wasm shim is in its container: the program with its libraries, the code that was compiled, and its
+    /// namespace's own folders; of one for a single task, that task's.
+    async fn worker(
+        &self,
+        shim: &ShimId,
+        dir: &Path,
+        start: Option<&StartTask>,
+    ) -> io::Result<Worker> {
         let Inner { disk, programs, libraries, .. } = &*self.inner;
         let Libraries { loader, files } =
             libraries.get_or_try_init(|| libraries_of(&programs.wasm)).await?;
@@ -281,16 +321,29 @@ impl Shims {
         }
         args.push(text(&programs.wasm));
         args.extend(["--dir".to_owned(), text(dir), "--cache".to_owned(), text(&cache)]);
+        let (namespace, name, writable, limits) = match (shim, start) {
+            (ShimId::WasmUnit(namespace, key), Some(start)) => {
+                if let StartProgram::Wasm(StartWasm { isolation, .. }) = &start.program {
+                    args.extend(["--isolation".to_owned(), isolation.as_str().to_owned()]);
+                }
+                (namespace, key.0.clone(), own_folders(start)?, Some(with_room(start.limits)))
+            }
+            (ShimId::WasmUnit(namespace, _) | ShimId::Wasm(namespace), _) => {
+                let name = format!("wasm.{}", folder_name(namespace));
+                (namespace, name, disk.make_namespace(namespace)?.into(), None)
+            }
+            (ShimId::Oci(_), _) => return Err(io::ErrorKind::Unsupported.into()),
+        };
         let mut readable = vec![programs.wasm.clone(), cache];
         readable.extend(files.iter().cloned());
         Ok(Worker {
-            name: format!("wasm.{}", folder_name(namespace)),
+            name,
             title: format!("wasm-{}", folder_name(namespace)),
             users: number_of(namespace),
             args,
             readable,
-            writable: disk.make_namespace(namespace)?.into(),
-            limits: None,
+            writable,
+            limits,
         })
     }
 
@@ -335,6 +388,28 @@ impl Shims {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ShimId, Slot>> {
         self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The folders of a task alone; what it keeps is the namespace's.
+fn own_folders(start: &StartTask) -> io::Result<Vec<PathBuf>> {
+    let mut folders = vec![start.dir.clone()];
+    folders.extend(start.log.path.parent().map(Path::to_owned));
+    if let StartProgram::Wasm(StartWasm {
+        world: WasmWorld { keyvalue: Some(store), .. }, ..
+    }) = &start.program
+    {
+        folders.extend(store.file.parent().map(Path::to_owned));
+    }
+    for folder in &folders {
+        std::fs::create_dir_all(folder)?;
+    }
+    Ok(folders)
+}
+
+/// A task's limits, with room for the shim round it; what the program takes is limited by the shim.
+fn with_room(limits: Limits) -> Limits {
+    let memory_bytes = limits.memory_bytes.saturating_add(SHIM_MEMORY_BYTES);
+    Limits { memory_bytes, pids: SHIM_THREADS_MAX, ..limits }
 }
 
 /// Asks a program which files it is run from.

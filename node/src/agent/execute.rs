@@ -186,7 +186,7 @@ impl Agent {
         let (shims, disk, events) = (self.shims.clone(), self.disk.clone(), self.events.clone());
         tokio::spawn(async move {
             shims.dismiss(&shim, key.clone()).await;
-            if matches!(shim, ShimId::Oci(_)) {
+            if shim.only_task().is_some() {
                 shims.forget(&shim);
             }
             remove_task(&disk, &shim, &key).await;
@@ -249,7 +249,7 @@ async fn start_in_shim(
 ) -> StartOutcome {
     let failed =
         |message: String| StartOutcome::Refused(Fault { reason: Reason::CreateFailed, message });
-    let client = match shims.client_or_start(shim).await {
+    let client = match shims.client_or_start(shim, &start).await {
         Ok(client) => client,
         Err(error) => {
             let source = std::error::Error::source(&error).map(ToString::to_string);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use brig_api::NamespacePath;
+use brig_api::unit_spec::Runtime;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use brig_api::lifecycle::Reason;
 use brig_api::request::ExecRequest;
 use brig_api::unit_spec::{
-    Clocks, HTTP_CONCURRENT_DEFAULT, HTTP_TIMEOUT_MS_DEFAULT, HttpServing, InstanceReuse,
+    Clocks, HTTP_CONCURRENT_DEFAULT, HTTP_TIMEOUT_MS_DEFAULT, HttpServing, InstanceReuse, Isolation,
 };
 use brig_api::usage::Usage;
 use brig_api::{Digest, NamespacePath};
@@ -190,6 +190,8 @@ pub struct StartWasm {
     pub digest: Digest,
     /// What its code in the cache was compiled for: see [`crate::code`].
     pub compatibility: String,
+    /// What kind of shim the code is for. One for a single unit can't interrupt it.
+    pub isolation: Isolation,
     /// `argv[0]`, then the arguments.
     pub args: Vec<String>,
     /// Serve `wasi:http` on this address; several tasks of a service share one port (SO_REUSEPORT).

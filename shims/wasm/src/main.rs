@@ -110,7 +110,7 @@ fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
         .build()?;
     let turns = turns::Turns::new(guests.metrics().num_workers());
     let stores = keyvalue::Stores::default();
-    let machine = Arc::new(task::Machine { programs, stores, turns });
+    let machine = Arc::new(task::Machine { programs, stores, turns, isolation: options.isolation });
     let tasks = tasks::Tasks::new(machine, guests.handle().clone());
     tracing::info!(dir = %options.dir.display(), "serving");
     control.block_on(async {

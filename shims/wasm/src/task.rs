@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brig_api::lifecycle::Reason;
+use brig_api::unit_spec::Isolation;
 use brig_api::usage::Usage;
 use brig_shim::message::{StartTask, StartWasm, TaskUsage};
 use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
@@ -25,11 +26,16 @@ use crate::turns::Turns;
 /// Most bytes that a component may pass to its host in one call.
 const CALL_BYTES_MAX: usize = 16 << 20;
 
+/// Time that a task has to come to its end when nothing interrupts it. Those that wait for something need none.
+const OVERDUE: Duration = Duration::from_millis(20);
+
 /// What all tasks of a shim share.
 pub(crate) struct Machine {
     pub(crate) programs: Programs,
     pub(crate) stores: Stores,
     pub(crate) turns: Arc<Turns>,
+    /// With `Unit`, there is one task, nothing interrupts it, and the process ends with it.
+    pub(crate) isolation: Isolation,
 }
 
 /// What can be seen and asked of a task from outside while it runs.
@@ -37,26 +43,44 @@ pub(crate) struct Control {
     pub(crate) stop: Arc<Stop>,
     meter: Arc<Meter>,
     memory: Arc<MemoryAccount>,
+    isolation: Isolation,
 }
 
 impl Control {
-    pub(crate) fn new(start: &StartTask, is_server: bool) -> Self {
+    pub(crate) fn new(start: &StartTask, is_server: bool, isolation: Isolation) -> Self {
+        // Its cgroup holds a task of its own to its limit.
+        let cpu_limit_milli = match isolation {
+            Isolation::Namespace => start.limits.cpu_limit_milli,
+            Isolation::Unit => 0,
+        };
         Self {
             stop: Arc::new(Stop::new(is_server)),
-            meter: Meter::new(start.limits.cpu_limit_milli, start.limits.cpu_request_milli),
+            isolation,
+            meter: Meter::new(cpu_limit_milli, start.limits.cpu_request_milli),
             memory: MemoryAccount::new(start.limits.memory_bytes),
         }
     }
 
     pub(crate) fn usage(&self) -> TaskUsage {
         let used = Usage {
-            cpu_ns: self.meter.used_ns(),
+            cpu_ns: match self.isolation {
+                Isolation::Namespace => self.meter.used_ns(),
+                // What runs without a pause is not metered before it ends.
+                Isolation::Unit => process_cpu_ns(),
+            },
             memory_byte_s: self.memory.byte_s(),
             memory_peak_bytes: self.memory.peak(),
             throttled_ns: self.meter.throttled_ns(),
         };
         TaskUsage { used, memory_bytes: self.memory.now() }
     }
+}
+
+/// The processor time of this process, in nanoseconds.
+fn process_cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let ns = i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
+    u64::try_from(ns).unwrap_or(0)
 }
 
 /// A task that has been set up.
@@ -85,6 +109,9 @@ impl Task {
     ) -> Store<T> {
         let mut store = Store::new(&self.rig.engine, host);
         store.limiter(limiter);
+        if self.control.isolation == Isolation::Unit {
+            return store;
+        }
         let (slice, stop) = (Arc::clone(slice), Arc::clone(&self.control.stop));
         store.epoch_deadline_callback(move |_| -> wasmtime::Result<UpdateDeadline> {
             if stop.is_cut() {
@@ -237,6 +264,25 @@ pub(crate) async fn run(
             log.dropped_bytes()
         ));
     }
+    outcome
+}
+
+/// Waits until a task that nothing interrupts must end all the same, and has had its time to.
+pub(crate) async fn overdue(control: &Control, deadline_ms: Option<u64>) -> Outcome {
+    let deadline = async {
+        match deadline_ms {
+            Some(deadline_ms) => {
+                tokio::time::sleep(Duration::from_millis(deadline_ms)).await;
+                Outcome::deadline(deadline_ms)
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let outcome = tokio::select! {
+        () = control.stop.cut() => Outcome::stopped(control.stop.code()),
+        outcome = deadline => outcome,
+    };
+    tokio::time::sleep(OVERDUE).await;
     outcome
 }
 

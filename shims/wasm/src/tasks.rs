@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use brig_api::lifecycle::Reason;
+use brig_api::unit_spec::Isolation;
 use brig_shim::exit::ExitRecord;
 use brig_shim::frame::FRAME_BYTES_MAX;
 use brig_shim::message::{
@@ -32,6 +33,8 @@ const MESSAGE_BYTES_MIN: usize = FRAME_BYTES_MAX / TASKS_MAX - VIEW_BYTES_MAX;
 const _: () = assert!(MESSAGE_BYTES_MIN >= 256);
 /// Events that a slow connection may lag behind; then it is closed, and hears the rest at its next hello.
 const EVENTS_KEPT: usize = 4_096;
+/// Time to tell an agent of an exit before the process ends.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 /// How often an exit that could not be written (a full disk) is tried again.
 const EXIT_RETRY: Duration = Duration::from_secs(1);
 
@@ -89,11 +92,14 @@ impl Tasks {
         if table.contains_key(&start.key) {
             return Reply::Done;
         }
+        if self.machine.isolation == Isolation::Unit && !table.is_empty() {
+            return refused(None, "this shim is for one task, and has had it");
+        }
         if table.len() >= TASKS_MAX {
             let message = format!("this shim has {TASKS_MAX} tasks, it takes no more on");
             return refused(Some(Reason::CreateFailed), &message);
         }
-        let control = Arc::new(Control::new(&start, wasm.http.is_some()));
+        let control = Arc::new(Control::new(&start, wasm.http.is_some(), self.machine.isolation));
         let entry = Entry { state: TaskState::Starting, control: Arc::clone(&control) };
         table.insert(start.key.clone(), entry);
         self.count.send_replace(table.len());
@@ -105,6 +111,7 @@ impl Tasks {
             move |http| tasks.running(key, http)
         };
         let given = HandedOver::of(&start, given);
+        let deadline_ms = wasm.deadline_ms;
         let guest = self.guests.spawn(task::run(
             Arc::clone(&self.machine),
             Arc::clone(&control),
@@ -113,12 +120,27 @@ impl Tasks {
             given,
             running,
         ));
+        let is_alone = self.machine.isolation == Isolation::Unit;
         tokio::spawn(async move {
-            let outcome = guest.await.unwrap_or_else(|error| {
-                tracing::error!(task = %key.0, error = %error, "running a task panicked");
-                Outcome::host_failed(&error.to_string())
-            });
-            tasks.ended(key, dir, &control, outcome).await;
+            let ended = tokio::select! {
+                biased;
+                outcome = guest => Some(outcome.unwrap_or_else(|error| {
+                    tracing::error!(task = %key.0, error = %error, "running a task panicked");
+                    Outcome::host_failed(&error.to_string())
+                })),
+                outcome = task::overdue(&control, deadline_ms), if is_alone => {
+                    tasks.ended(key.clone(), dir.clone(), &control, outcome).await;
+                    None
+                }
+            };
+            match ended {
+                Some(outcome) => tasks.ended(key, dir, &control, outcome).await,
+                // Its thread computes on, and nothing but the end of the process ends that. Its exit is recorded.
+                None => {
+                    tokio::time::sleep(LAST_WORDS).await;
+                    std::process::exit(0)
+                }
+            }
         });
         Reply::Done
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use brig_api::unit_spec::Isolation;
 use brig_api::usage::Usage;
 use brig_api::{Digest, NamespacePath};
 use brig_shim::client::{Connected, ShimClient, connect};
@@ -71,6 +72,7 @@ impl Shim {
         Ok(StartWasm {
             compatibility: compile(bin, cache, module, &digest)?,
             digest,
+            isolation: Isolation::Namespace,
             args: vec!["bench".to_owned()],
             http: None,
             http_limits: HttpLimits::default(),

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +18,8 @@ use brig_shim::message::{
     FromShim, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, StartTask, StopSignal, TaskKey,
     TaskUsage, TaskView, ToShim,
 };
+use rustix::net::sockopt;
+use rustix::process::Pid;
 
 /// How long a test waits for something that must come; generous, for loaded machines and unoptimised builds.
 pub(crate) const WAIT: Duration = Duration::from_secs(120);
@@ -41,16 +44,30 @@ impl ShimProcess {
 
     /// A connection that has said hello.
     pub(crate) fn connect(&self) -> ShimClient {
-        let mut client = self.connect_silently();
-        client.hello();
-        client
+        loop {
+            let mut client = self.connect_silently();
+            client.hello();
+            // Until the shim has come up, this process is the one that listens.
+            let peer = sockopt::socket_peercred(&client.stream).expect("a local socket").pid;
+            if peer == rustix::process::getpid() {
+                continue;
+            }
+            client.owners = user_namespace(peer);
+            return client;
+        }
     }
 
     /// A connection on which nothing was said yet.
     pub(crate) fn connect_silently(&self) -> ShimClient {
         let stream = UnixStream::connect(self.dir.join(SOCKET_NAME)).expect("the shim listens");
         stream.set_read_timeout(Some(WAIT)).expect("a time-out can be set");
-        ShimClient { stream, decoder: Decoder::default(), next_id: 1, events: VecDeque::new() }
+        ShimClient {
+            stream,
+            decoder: Decoder::default(),
+            next_id: 1,
+            events: VecDeque::new(),
+            owners: None,
+        }
     }
 
     /// Kills it as a crash would.
@@ -68,6 +85,11 @@ impl Drop for ShimProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // What looks after a container leaves its cgroup when it is killed.
+        if self.dir.join("worker.json").exists() {
+            let mut command = Command::new(shim_binary("brig-shim-oci"));
+            let _ = command.arg("cleanup").arg("--dir").arg(&self.dir).status();
+        }
     }
 }
 
@@ -77,6 +99,15 @@ pub(crate) struct ShimClient {
     decoder: Decoder,
     next_id: u64,
     events: VecDeque<FromShim>,
+    /// The shim's user namespace, if it is not this process's.
+    owners: Option<OwnedFd>,
+}
+
+fn user_namespace(process: Pid) -> Option<OwnedFd> {
+    let open = |whose: &str| std::fs::File::open(format!("/proc/{whose}/ns/user")).unwrap();
+    let (ours, theirs) = (open("self"), open(&process.as_raw_nonzero().to_string()));
+    let is_same = ours.metadata().unwrap().ino() == theirs.metadata().unwrap().ino();
+    (!is_same).then(|| theirs.into())
 }
 
 impl ShimClient {
@@ -134,7 +165,7 @@ impl ShimClient {
 
     pub(crate) fn start(&mut self, task: &StartTask) {
         // As the agent does: what can't be opened is an end, too.
-        let handed_over = match handover::open(task, None) {
+        let handed_over = match handover::open(task, self.owners.as_ref().map(AsFd::as_fd)) {
             Ok(handed_over) => handed_over,
             Err(Refusal { reason, message }) => {
                 let (task, usage) = (task.key.clone(), Usage::default());

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use brig_api::Digest;
 use brig_api::lifecycle::Reason;
 use brig_api::logline::Stream;
+use brig_api::unit_spec::Isolation;
 use brig_api::usage::Usage;
 use brig_shim::code::Refusal;
 use brig_shim::exit::ExitRecord;
@@ -28,6 +29,7 @@ pub(crate) fn guest(name: &str, args: &[&str]) -> StartWasm {
     StartWasm {
         compatibility: compile(&cache(), &module, &digest).expect("it can be compiled"),
         digest,
+        isolation: Isolation::Namespace,
         args: std::iter::once(name).chain(args.iter().copied()).map(str::to_owned).collect(),
         http: None,
         http_limits: HttpLimits::default(),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use brig_api::Digest;
+use brig_api::unit_spec::Isolation;
 use brig_shim::code::{CompileAnswer, Refusal};
 use brig_shim::message::{HttpLimits, StartProgram, StartWasm, WasmWorld};
 use sha2::Digest as _;
@@ -43,8 +44,19 @@ pub(crate) fn cache() -> PathBuf {
 
 /// Compiles as the agent has it done; what for.
 pub(crate) fn compile(cache: &Path, module: &Path, digest: &Digest) -> Result<String, Refusal> {
+    compile_for(Isolation::Namespace, cache, module, digest)
+}
+
+/// The same for shims of another kind.
+pub(crate) fn compile_for(
+    isolation: Isolation,
+    cache: &Path,
+    module: &Path,
+    digest: &Digest,
+) -> Result<String, Refusal> {
     let mut command = Command::new(shim_binary("brig-shim-wasm"));
     command.arg("compile").arg("--module").arg(module).args(["--digest", digest.as_str()]);
+    command.args(["--isolation", isolation.as_str()]);
     let output = command.arg("--cache").arg(cache).output().expect("the compiler starts");
     let answer: CompileAnswer = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
         panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))
@@ -69,6 +81,7 @@ pub(crate) fn try_wasm(module: &Path, bytes: &[u8]) -> Result<StartWasm, Refusal
     Ok(StartWasm {
         compatibility: compile(&cache(), module, &digest)?,
         digest,
+        isolation: Isolation::Namespace,
         args: std::iter::once("program").chain(ARGS).map(str::to_owned).collect(),
         http: None,
         http_limits: HttpLimits::default(),
@@ -184,3 +197,84 @@ const READ_ALL: &str = "
         (br $again))))";
 
 contract_of_shims!(Wasm);
+
+/// The contract holds for a shim with a single task, too: each case has one.
+mod alone {
+    use super::*;
+    use crate::shim_client::wait_until;
+    use crate::shim_contract::Fixture;
+    use brig_api::lifecycle::Reason;
+    use brig_shim::message::{StartTask, StopSignal};
+
+    struct Alone;
+
+    impl Runtime for Alone {
+        fn start_shim(&self, _: &Path, dir: &Path) -> ShimProcess {
+            start(&cache(), dir, &["--isolation", "unit"])
+        }
+
+        fn program(&self, base: &Path, does: &Does) -> StartProgram {
+            let StartProgram::Wasm(mut program) = Wasm.program(base, does) else {
+                unreachable!("it is wasm")
+            };
+            program.isolation = Isolation::Unit;
+            let module = base.join("program.wasm");
+            let compatibility = compile_for(Isolation::Unit, &cache(), &module, &program.digest);
+            program.compatibility = compatibility.expect("it can be compiled");
+            StartProgram::Wasm(program)
+        }
+    }
+
+    contract_of_shims!(Alone;
+        the_exit_code_is_reported_and_on_disk
+        both_streams_arrive_in_the_log
+        a_task_that_is_asked_to_end_ends_without_blame
+        starting_twice_runs_once
+        tasks_outlive_the_agents_connection
+        an_exit_while_nobody_is_connected_is_not_lost
+        memory_beyond_the_limit_ends_the_task
+        arguments_and_variables_arrive_and_no_others
+        a_shim_without_tasks_ends_when_told
+    );
+
+    fn spinner() -> (Fixture, StartTask) {
+        let fixture = Fixture::new(&Alone);
+        let task = fixture.task_that(&Alone, &Does::Spin);
+        (fixture, task)
+    }
+
+    #[test]
+    fn a_spinner_that_nothing_interrupts_ends_with_its_process() {
+        let (mut fixture, task) = spinner();
+        let mut client = fixture.shim.connect();
+        client.start(&task);
+        wait_until("it computes", || client.usage(&task.key).used.cpu_ns > 50_000_000);
+        client.stop(&task.key, StopSignal::Kill);
+        let record = client.wait_exited(&task.key);
+        assert_eq!((record.code, record.reason), (137, None), "{record:?}");
+        assert!(record.usage.cpu_ns > 50_000_000, "{record:?}");
+        fixture.shim.wait_for_end();
+    }
+
+    #[test]
+    fn a_deadline_ends_it_too() {
+        let (mut fixture, mut task) = spinner();
+        let StartProgram::Wasm(program) = &mut task.program else { unreachable!("it is wasm") };
+        program.deadline_ms = Some(50);
+        let mut client = fixture.shim.connect();
+        client.start(&task);
+        let record = client.wait_exited(&task.key);
+        assert_eq!((record.code, record.reason), (124, Some(Reason::DeadlineExceeded)));
+        fixture.shim.wait_for_end();
+    }
+
+    #[test]
+    fn there_is_one_task_and_no_other() {
+        let fixture = Fixture::new(&Alone);
+        let mut client = fixture.shim.connect();
+        client.start(&fixture.task_that(&Alone, &Does::Sleep));
+        let second = fixture.task("second", Alone.program(fixture.base.path(), &Does::Exit(0)));
+        let refused = client.request(brig_shim::message::Request::Start(Box::new(second)));
+        assert!(matches!(refused, brig_shim::message::Reply::Refused { .. }), "{refused:?}");
+    }
+}

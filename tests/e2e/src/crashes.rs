@@ -37,7 +37,7 @@ fn an_exit_while_the_agent_is_dead_is_reported_once() {
     cluster.wait_for_state("short", "running");
     cluster.node.as_mut().unwrap().kill();
     // It ends in the meantime; the new agent learns it from the disk.
-    let tasks = cluster.data.join("node/tasks");
+    let tasks = cluster.data.join("node/namespaces/default/tasks");
     cluster.wait("the exit to be on disk", || {
         let mut runs = std::fs::read_dir(&tasks).into_iter().flatten().filter_map(Result::ok);
         runs.any(|run| run.path().join("exit.json").exists())
@@ -58,14 +58,20 @@ fn a_killed_wasm_shim_is_replaced_and_its_units_restarted() {
     let cluster = Cluster::dev();
     cluster.ok(&["deploy", &guest("web.wasm"), "--http", "--name", "web"]);
     cluster.wait_for_service("web", 1);
-    let shims = cluster.shims("wasm");
-    assert_eq!(shims.len(), 1);
-    kill_process(shims[0], Signal::KILL).unwrap();
-    cluster.wait("a restart", || {
-        cluster.units_of("web").first().is_some_and(|unit| unit["restarts"] == 1)
-    });
-    let endpoint = cluster.wait_for_service("web", 1).remove(0);
-    cluster.wait("an answer", || crate::harness::try_get(&endpoint).is_ok());
+    // The shim, and the process that looks after its container where it has one.
+    let processes = cluster.shims("wasm").len();
+    assert_eq!(processes, if has_containers() { 2 } else { 1 });
+    for killed in 0..processes {
+        let shims = cluster.shims("wasm");
+        kill_process(shims[killed], Signal::KILL).unwrap();
+        cluster.wait("a restart", || {
+            cluster.units_of("web").first().is_some_and(|unit| unit["restarts"] == killed + 1)
+        });
+        let endpoint = cluster.wait_for_service("web", 1).remove(0);
+        cluster.wait("an answer", || crate::harness::try_get(&endpoint).is_ok());
+        let left = cluster.shims("wasm");
+        assert!(left.len() == processes && !shims.iter().any(|shim| left.contains(shim)));
+    }
 }
 
 #[test]

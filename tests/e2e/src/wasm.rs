@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Cluster, get, guest};
+use crate::harness::{Cluster, get, guest, has_containers};
 
 #[test]
 fn cpython_with_its_standard_library_computes_and_uses_sqlite() {
@@ -168,4 +168,37 @@ fn units_of_one_service_share_a_port() {
         "{endpoints:?}"
     );
     assert_eq!(get(&endpoints[0]).0, 200);
+}
+
+#[test]
+fn an_isolated_program_has_a_process_to_itself() {
+    let cluster = Cluster::dev();
+    cluster.ok(&["push", &guest("probe.wasm"), "probe:1"]);
+    let apply = |name: &str, args: &str| {
+        cluster.apply(&format!(
+            "kind: unit\nname: {name}\nunit:\n  restart: never\n  resources: {{cpu: 100m, memory: 64Mi}}\n  \
+             wasm: {{artifact: 'probe:1', args: [{args}], isolation: unit}}\n"
+        ));
+    };
+    if !has_containers() {
+        apply("lone", "sleep, '1'");
+        cluster.wait_for_state("lone", "failed");
+        assert!(cluster.ok(&["describe", "unit", "lone"]).contains("brig.wasm-isolation"));
+        return;
+    }
+    apply("first", "sleep, '600000'");
+    apply("second", "sleep, '600000'");
+    cluster.wait_for_state("first", "running");
+    cluster.wait_for_state("second", "running");
+    // For each its shim, and the process that looks after its container.
+    assert_eq!(cluster.shims("wasm-unit").len(), 4);
+    assert_eq!(cluster.shims("wasm").len(), 0);
+    cluster.ok(&["stop", "first"]);
+    cluster.wait_for_state("first", "stopped");
+    cluster.wait("its shim to be gone", || cluster.shims("wasm-unit").len() == 2);
+    assert_eq!(cluster.units_of("second")[0]["restarts"], 0);
+
+    apply("greedy", "eat, '1000'");
+    cluster.wait_for_state("greedy", "failed");
+    assert!(cluster.ok(&["describe", "unit", "greedy"]).contains("OutOfMemory"));
 }
