@@ -191,7 +191,7 @@ pub enum Runtime {
     Oci,
 }
 
-/// A WASI program: a core module (preview 1), a `wasi:cli/command` or a `wasi:http/proxy` component.
+/// A WASI program: a core module (preview 1), or a component that is a command or an http service.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WasmProgram {

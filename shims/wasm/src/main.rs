@@ -12,6 +12,7 @@ mod engine;
 mod host;
 mod hosts;
 mod http_guest;
+mod http_handler;
 mod http_server;
 mod instances;
 mod interfaces;
