@@ -118,6 +118,7 @@ impl Preparer {
             key,
             env,
             mounts,
+            stdin: task.stdin,
             program,
         })
     }

@@ -38,6 +38,9 @@ pub struct UnitSpec {
     /// Short form: directories and files from outside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Short form: the task's standard input stays open.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stdin: bool,
     /// Long form: several tasks, freely mixed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskSpec>,
@@ -101,6 +104,9 @@ pub struct TaskSpec {
     /// Directories and files from outside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Its standard input stays open for whoever attaches; without this it is empty. For wasm commands.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stdin: bool,
     /// A sidecar is stopped when the unit's other tasks have ended.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sidecar: bool,
@@ -164,6 +170,9 @@ pub struct Task {
     /// Directories and files from outside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Its standard input stays open for whoever attaches; without this it is empty. For wasm commands.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stdin: bool,
     /// A sidecar is stopped when the unit's other tasks have ended.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sidecar: bool,

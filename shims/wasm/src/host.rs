@@ -14,6 +14,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::clock::CoarseClock;
 use crate::hosts::AllowedHosts;
+use crate::input::{Input, Reader};
 use crate::keyvalue;
 use crate::memory::{MemoryAccount, MemoryExceeded, MemoryLimiter};
 use crate::outcome::Refusal;
@@ -32,6 +33,7 @@ pub(crate) struct Grants {
     args: Vec<String>,
     env: Vec<(String, String)>,
     mounts: Vec<BindMount>,
+    input: Option<Arc<Input>>,
     log: Arc<TaskLog>,
     outgoing: Outgoing,
     sockets: Arc<Sockets>,
@@ -46,6 +48,7 @@ impl Grants {
         start: &StartTask,
         wasm: &StartWasm,
         log: &Arc<TaskLog>,
+        input: Option<&Arc<Input>>,
         stores: &keyvalue::Stores,
     ) -> Self {
         let allowed = Arc::new(AllowedHosts::new(&wasm.allow_hosts));
@@ -53,6 +56,7 @@ impl Grants {
             args: wasm.args.clone(),
             env: start.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             mounts: start.mounts.clone(),
+            input: input.map(Arc::clone),
             log: Arc::clone(log),
             outgoing: Outgoing::new(&allowed, log),
             sockets: Sockets::new(&allowed, &wasm.world.ports, log),
@@ -98,6 +102,9 @@ impl Grants {
             .stdout(LogStream::new(&self.log, Stream::Stdout))
             .stderr(LogStream::new(&self.log, Stream::Stderr))
             .max_random_size(RANDOM_BYTES_MAX);
+        if let Some(input) = &self.input {
+            wasi.stdin(Reader(Arc::clone(input)));
+        }
         self.sockets.grant(&mut wasi);
         if self.clocks == Clocks::Coarse {
             wasi.wall_clock(CoarseClock).monotonic_clock(CoarseClock);

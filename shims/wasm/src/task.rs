@@ -11,6 +11,7 @@ use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 
 use crate::host::{ComponentHost, CoreHost, Grants};
 use crate::http_server;
+use crate::input::Input;
 use crate::keyvalue::Stores;
 use crate::memory::MemoryAccount;
 use crate::meter::{Meter, Slice};
@@ -34,6 +35,8 @@ pub(crate) struct Machine {
 /// What can be seen and asked of a task from outside while it runs.
 pub(crate) struct Control {
     pub(crate) stop: Arc<Stop>,
+    /// None of a task whose standard input is empty.
+    pub(crate) input: Option<Arc<Input>>,
     meter: Arc<Meter>,
     memory: Arc<MemoryAccount>,
 }
@@ -42,6 +45,7 @@ impl Control {
     pub(crate) fn new(start: &StartTask, is_server: bool) -> Self {
         Self {
             stop: Arc::new(Stop::new(is_server)),
+            input: start.stdin.then(Arc::default),
             meter: Meter::new(start.limits.cpu_limit_milli, start.limits.cpu_request_milli),
             memory: MemoryAccount::new(start.limits.memory_bytes),
         }
@@ -243,7 +247,7 @@ async fn set_up(
     })?;
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;
-    let grants = Grants::new(start, wasm, &log, &machine.stores);
+    let grants = Grants::new(start, wasm, &log, control.input.as_ref(), &machine.stores);
     let (rig, turns) = (ready.rig.clone(), Arc::clone(&machine.turns));
     Ok((Task { rig, turns, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
 }

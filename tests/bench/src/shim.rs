@@ -105,6 +105,7 @@ impl Shim {
                 pids: 1,
             },
             mounts: Vec::new(),
+            stdin: false,
             program: StartProgram::Wasm(program),
         };
         self.client.request(Request::Start(Box::new(start))).await?;

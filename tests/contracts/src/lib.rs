@@ -8,4 +8,5 @@ mod store_contract;
 mod wasm_http;
 mod wasm_programs;
 mod wasm_shim;
+mod wasm_stdin;
 mod wasm_world;
