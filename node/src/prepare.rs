@@ -124,6 +124,7 @@ impl Preparer {
             key,
             env,
             mounts,
+            stdin: task.stdin,
             program,
         })
     }

@@ -33,6 +33,9 @@ const LIBRARIES_WAIT: Duration = Duration::from_secs(30);
 const SHIM_MEMORY_BYTES: u64 = 64 << 20;
 /// Threads of such a shim: those of its event loops, one for each core, and those that wait for disks.
 const SHIM_THREADS_MAX: u32 = 512;
+/// How often, and after how long, it is tried again to seal a program that is busy.
+const SEAL_TRIES_MAX: u32 = 100;
+const SEAL_AGAIN: Duration = Duration::from_millis(10);
 /// Clean-ups at a time: after a boot there is one for every container that ran.
 const CLEANUPS_MAX: usize = 4;
 /// Wait before a shim is looked for again, when it can't be said whether it is there.
@@ -442,13 +445,22 @@ fn is_absence(error: &io::Error) -> bool {
 }
 
 fn seal(program: &Path) -> io::Result<OwnedFd> {
-    let mut source = File::open(program)?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut copy = File::from(rustix::fs::memfd_create("brig-shim-oci", flags)?);
-    io::copy(&mut source, &mut copy)?;
+    // Not by `io::copy`: what the kernel copies for itself may hold on to pages, and then nothing is sealed.
+    io::Write::write_all(&mut copy, &std::fs::read(program)?)?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&copy, seals)?;
-    Ok(copy.into())
+    let mut tries = 0;
+    loop {
+        match rustix::fs::fcntl_add_seals(&copy, seals) {
+            // Somebody else does for a moment: whoever makes large pages of small ones, for one.
+            Err(rustix::io::Errno::BUSY) if tries < SEAL_TRIES_MAX => {
+                tries += 1;
+                std::thread::sleep(SEAL_AGAIN);
+            }
+            outcome => return outcome.map(|()| copy.into()).map_err(io::Error::from),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Serves logs and exec on WebSockets of their own, so that a slow reader holds up nothing else.
+//! Serves logs, exec and attach on WebSockets of their own, so that a slow reader holds up nothing else.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use brig_api::request::{ExecRequest, LogQuery};
 use brig_api::stdio::StdioFrame;
 use brig_api::{Code, Problem, ResourceName};
-use brig_shim::client::{self, ClientError, ExecReader, ExecStream, ExecWriter};
+use brig_shim::client::{self, ClientError, StdioReader, StdioStream, StdioWriter};
 use brig_shim::message::TaskKey;
 use futures::stream::SplitStream;
 use futures::{SinkExt as _, StreamExt as _};
@@ -41,8 +41,8 @@ pub(crate) struct LogSource {
     pub is_over: watch::Receiver<bool>,
 }
 
-/// A task in which to run another program.
-pub(crate) struct ExecTarget {
+/// A task whose shim carries streams: its own, or those of another program in it.
+pub(crate) struct StdioTarget {
     /// The state directory of the task's shim.
     pub shim_dir: PathBuf,
     pub key: TaskKey,
@@ -163,16 +163,31 @@ async fn until_closed(read: &mut SplitStream<Socket>) {
 /// A [`Problem`] when the program can't be started or the stream can't be opened.
 pub(crate) async fn serve_exec(
     place: &Place,
-    target: ExecTarget,
+    target: StdioTarget,
     request: ExecRequest,
 ) -> Result<(), Problem> {
     let started = client::exec(&target.shim_dir, target.key, request).await;
-    let stream = started.map_err(|error| match error {
-        ClientError::Refused { message, .. } => Problem::new(Code::WrongState, message),
-        other => Problem::new(Code::Unavailable, format!("the task's shim: {other}")),
-    })?;
+    let stream = started.map_err(refused_by_shim)?;
     relay(connect(place).await?, stream).await;
     Ok(())
+}
+
+/// Passes a task's standard input on.
+///
+/// # Errors
+/// A [`Problem`] when nothing can be sent to the task or the stream can't be opened.
+pub(crate) async fn serve_attach(place: &Place, target: StdioTarget) -> Result<(), Problem> {
+    let attached = client::attach(&target.shim_dir, target.key).await;
+    let stream = attached.map_err(refused_by_shim)?;
+    relay(connect(place).await?, stream).await;
+    Ok(())
+}
+
+fn refused_by_shim(error: ClientError) -> Problem {
+    match error {
+        ClientError::Refused { message, .. } => Problem::new(Code::WrongState, message),
+        other => Problem::new(Code::Unavailable, format!("the task's shim: {other}")),
+    }
 }
 
 async fn connect(place: &Place) -> Result<Socket, Problem> {
@@ -183,7 +198,7 @@ async fn connect(place: &Place) -> Result<Socket, Problem> {
 }
 
 /// Both directions at once: neither holds up the other.
-async fn relay(socket: Socket, stream: ExecStream) {
+async fn relay(socket: Socket, stream: StdioStream) {
     let (reader, writer) = stream.split();
     let (write, read) = socket.split();
     tokio::select! {
@@ -193,7 +208,7 @@ async fn relay(socket: Socket, stream: ExecStream) {
 }
 
 async fn from_program(
-    mut reader: ExecReader,
+    mut reader: StdioReader,
     mut write: futures::stream::SplitSink<Socket, Message>,
 ) {
     loop {
@@ -214,7 +229,7 @@ async fn from_program(
 }
 
 /// Ends only when the client is gone; bytes that are no frame end it too.
-async fn to_program(mut read: SplitStream<Socket>, mut writer: ExecWriter) {
+async fn to_program(mut read: SplitStream<Socket>, mut writer: StdioWriter) {
     while let Some(Ok(message)) = read.next().await {
         match message {
             Message::Binary(bytes) => {

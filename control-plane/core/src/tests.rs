@@ -83,6 +83,7 @@ fn template(request: Resources, program: Program) -> UnitTemplate {
         resources: request,
         env: BTreeMap::new(),
         mounts: Vec::new(),
+        stdin: false,
         sidecar: false,
     };
     UnitTemplate {

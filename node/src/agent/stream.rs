@@ -7,7 +7,7 @@ use brig_api::{Code, Problem, ResourceName, UnitId};
 use super::{Agent, Unit};
 use crate::disk::Disk;
 use crate::plan::TaskSeen;
-use crate::streams::{ExecTarget, LogSource, Place, serve_exec, serve_logs};
+use crate::streams::{LogSource, Place, StdioTarget, serve_attach, serve_exec, serve_logs};
 
 impl Agent {
     pub(super) fn open_stream(
@@ -36,8 +36,11 @@ impl Agent {
                 .and_then(|unit| unit.log_source(&self.disk, query.task.as_ref()))
                 .map(|source| Served::Logs(source, query)),
             StreamRequest::Exec(exec) => unit
-                .and_then(|unit| unit.exec_target(&self.disk, &exec))
+                .and_then(|unit| unit.stdio_target(&self.disk, exec.task.as_ref()))
                 .map(|target| Served::Exec(target, exec)),
+            StreamRequest::Attach(attach) => unit
+                .and_then(|unit| unit.stdio_target(&self.disk, attach.task.as_ref()))
+                .map(Served::Attach),
         };
         let served = match found {
             Ok(served) => served,
@@ -47,6 +50,7 @@ impl Agent {
             let outcome = match served {
                 Served::Logs(source, query) => serve_logs(&place, source, &query).await,
                 Served::Exec(target, exec) => serve_exec(&place, target, exec).await,
+                Served::Attach(target) => serve_attach(&place, target).await,
             };
             if let Err(problem) = outcome {
                 tracing::warn!(problem = %problem, "a stream could not be opened");
@@ -58,7 +62,8 @@ impl Agent {
 
 enum Served {
     Logs(LogSource, brig_api::request::LogQuery),
-    Exec(ExecTarget, ExecRequest),
+    Exec(StdioTarget, ExecRequest),
+    Attach(StdioTarget),
 }
 
 impl Unit {
@@ -79,11 +84,15 @@ impl Unit {
         Ok(LogSource { dirs, tasks, is_over: self.is_over.subscribe() })
     }
 
-    fn exec_target(&self, disk: &Disk, exec: &ExecRequest) -> Result<ExecTarget, Problem> {
+    fn stdio_target(
+        &self,
+        disk: &Disk,
+        task: Option<&ResourceName>,
+    ) -> Result<StdioTarget, Problem> {
         let tasks = &self.assignment.template.tasks;
         let first = || tasks.iter().find(|task| !task.sidecar).map(|task| task.name.clone());
-        let Some(task) = exec.task.clone().or_else(first) else {
-            return Err(Problem::new(Code::NotFound, "the unit has no task to run that in"));
+        let Some(task) = task.cloned().or_else(first) else {
+            return Err(Problem::new(Code::NotFound, "the unit has no task for that"));
         };
         self.check_task(&task)?;
         if !matches!(self.tasks.get(&task), Some(TaskSeen::Running { .. })) {
@@ -95,7 +104,7 @@ impl Unit {
             return Err(Problem::new(Code::WrongState, why));
         }
         let key = self.key(&task);
-        Ok(ExecTarget { shim_dir: disk.shim(&self.shim_of(&key)), key })
+        Ok(StdioTarget { shim_dir: disk.shim(&self.shim_of(&key)), key })
     }
 
     fn check_task(&self, name: &ResourceName) -> Result<(), Problem> {

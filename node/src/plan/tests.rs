@@ -25,6 +25,7 @@ fn task(text: &str, sidecar: bool) -> Task {
         limits: Resources::default(),
         env: BTreeMap::new(),
         mounts: vec![],
+        stdin: false,
         sidecar,
     }
 }

@@ -129,9 +129,14 @@ async fn serve(
     let mut bytes = [0; 4096];
     loop {
         while let Some(ToShim { id, request }) = decoder.next_message().unwrap() {
-            if let Request::Exec { exec, .. } = request {
+            let streams = match &request {
+                Request::Exec { exec, .. } => Some(exec.command.clone()),
+                Request::Attach { task } => Some(vec![task.0.clone()]),
+                _ => None,
+            };
+            if let Some(greeting) = streams {
                 send(&mut stream, &FromShim::Reply { id, reply: Reply::Done }).await;
-                echo(stream, exec.command).await;
+                echo(stream, greeting).await;
                 return;
             }
             let reply = answer(request, &tasks, &asked);
@@ -172,7 +177,7 @@ fn answer(request: Request, tasks: &Tasks, asked: &mpsc::UnboundedSender<Asked>)
         Request::Shutdown => {
             let _ = asked.send(Asked::Shutdown);
         }
-        Request::Usage { .. } | Request::Exec { .. } => {}
+        Request::Usage { .. } | Request::Exec { .. } | Request::Attach { .. } => {}
     }
     Reply::Done
 }
@@ -184,11 +189,11 @@ async fn send(stream: &mut UnixStream, message: &FromShim) {
     let _ = stream.write_all(&bytes).await;
 }
 
-/// Says its command, repeats its input, and ends with code 4 when that ends.
-async fn echo(mut stream: UnixStream, command: Vec<String>) {
+/// Says its greeting, repeats its input, and ends with code 4 when that ends.
+async fn echo(mut stream: UnixStream, greeting: Vec<String>) {
     let mut decoder = Decoder::default();
     let mut bytes = [0; 4096];
-    let mut out = vec![StdioFrame::Stderr(command.join(" ").into_bytes())];
+    let mut out = vec![StdioFrame::Stderr(greeting.join(" ").into_bytes())];
     loop {
         for frame in out.drain(..) {
             let mut bytes = Vec::new();

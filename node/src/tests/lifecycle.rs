@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use brig_api::lifecycle::{Reason, UnitState};
-use brig_api::request::{ExecRequest, LogQuery};
+use brig_api::request::{AttachRequest, ExecRequest, LogQuery};
 use brig_api::session::{FromNode, StreamRequest, ToNode};
 use brig_api::stdio::StdioFrame;
 use brig_api::{Code, Digest, NamespacePath, NodeName, Resources, UnitId};
@@ -184,7 +184,7 @@ async fn a_program_that_can_not_be_fetched_is_tried_again_and_a_missing_shim_is_
 }
 
 #[tokio::test]
-async fn logs_are_followed_until_the_unit_ends_and_exec_is_relayed() {
+async fn logs_are_followed_until_the_unit_ends_and_exec_and_attach_are_relayed() {
     let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::new().await);
     let mut shim = FakeShim::new(dir.path());
     let _agent = Running::start(config(dir.path(), &server));
@@ -216,6 +216,15 @@ async fn logs_are_followed_until_the_unit_ends_and_exec_is_relayed() {
     frame = terminal.binary().await.map(|bytes| StdioFrame::decode(&bytes).unwrap());
     assert_eq!(frame, Some(StdioFrame::Exit(4)));
     assert_eq!(terminal.binary().await, None);
+
+    session.say(&open("s5", StreamRequest::Attach(AttachRequest::default()))).await;
+    let mut input = server.accept().await;
+    frame = input.binary().await.map(|bytes| StdioFrame::decode(&bytes).unwrap());
+    assert_eq!(frame, Some(StdioFrame::Stderr(start.key.0.clone().into_bytes())));
+    input.send_binary(StdioFrame::Stdin(vec![]).encode()).await;
+    frame = input.binary().await.map(|bytes| StdioFrame::decode(&bytes).unwrap());
+    assert_eq!(frame, Some(StdioFrame::Exit(4)));
+    assert_eq!(input.binary().await, None);
 
     log.write(3, brig_api::logline::Stream::Stdout, b"last\n");
     shim.exit(&start.key, 0);

@@ -205,6 +205,17 @@ pub struct ExecRequest {
     pub terminal: Option<crate::stdio::TerminalSize>,
 }
 
+/// Body of a first text message on `GET …/units/{name}/attach` (a WebSocket); then frames of [`crate::stdio`]: input to
+/// the program, and how it ended. Its output is in its log. Closing the connection leaves the program waiting for more;
+/// the end of its input is an empty frame.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttachRequest {
+    /// The task; the first that is no sidecar when none is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<ResourceName>,
+}
+
 /// Query of `GET /v1/{kinds}`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::object::{NodeFacts, UnitStatus};
 use crate::placement::Grants;
-use crate::request::{ExecRequest, LogQuery};
+use crate::request::{AttachRequest, ExecRequest, LogQuery};
 use crate::unit_spec::{UnitTemplate, is_default};
 use crate::usage::{Usage, UsageReport};
 use crate::{NamespacePath, NodeName, PlanSequence, ResourceName, UnitId};
@@ -246,6 +246,8 @@ pub enum StreamRequest {
     Logs(LogQuery),
     /// Binary messages, each a [`crate::stdio::StdioFrame`].
     Exec(ExecRequest),
+    /// The same, of the task's own standard input.
+    Attach(AttachRequest),
 }
 
 #[cfg(test)]

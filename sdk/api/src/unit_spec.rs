@@ -38,6 +38,9 @@ pub struct UnitSpec {
     /// Short form: directories and files from outside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Short form: the task's standard input stays open.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stdin: bool,
     /// Long form: several tasks, freely mixed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskSpec>,
@@ -101,6 +104,9 @@ pub struct TaskSpec {
     /// Directories and files from outside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Its standard input stays open for whoever attaches; without this it is empty. For wasm commands.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stdin: bool,
     /// A sidecar is stopped when the unit's other tasks have ended.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sidecar: bool,
@@ -164,6 +170,9 @@ pub struct Task {
     /// Directories and files from outside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Its standard input stays open for whoever attaches; without this it is empty. For wasm commands.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stdin: bool,
     /// A sidecar is stopped when the unit's other tasks have ended.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sidecar: bool,
@@ -191,7 +200,7 @@ pub enum Runtime {
     Oci,
 }
 
-/// A WASI program: a core module (preview 1), a `wasi:cli/command` or a `wasi:http/proxy` component.
+/// A WASI program: a core module (preview 1), or a component that is a command or an http service.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WasmProgram {

@@ -336,11 +336,12 @@ fn check_tasks(spec: UnitSpec, faults: &mut Faults) -> Option<Vec<Task>> {
     let has_short_fields = spec.resources.is_some()
         || spec.limits.is_some()
         || !spec.env.is_empty()
-        || !spec.mounts.is_empty();
+        || !spec.mounts.is_empty()
+        || spec.stdin;
     if !spec.tasks.is_empty() && (is_short || has_short_fields) {
         faults.add(
             "",
-            "has both `tasks` and fields of the short form (wasm, oci, resources, limits, env, mounts): move them into a task",
+            "has both `tasks` and fields of the short form (wasm, oci, resources, limits, env, mounts, stdin): move them into a task",
         );
         return None;
     }
@@ -353,6 +354,7 @@ fn check_tasks(spec: UnitSpec, faults: &mut Faults) -> Option<Vec<Task>> {
             limits: spec.limits,
             env: spec.env,
             mounts: spec.mounts,
+            stdin: spec.stdin,
             sidecar: false,
         };
         return Some(vec![check_task(task, faults)?]);
@@ -417,8 +419,26 @@ fn check_task(spec: TaskSpec, faults: &mut Faults) -> Option<Task> {
     for (index, mount) in spec.mounts.iter().enumerate() {
         faults.within(format!("mounts[{index}]"), |faults| check_mount(mount, faults));
     }
-    let TaskSpec { name, env, mounts, sidecar, .. } = spec;
-    Some(Task { name, program, resources, limits, env, mounts, sidecar })
+    if spec.stdin {
+        check_stdin(&program, faults);
+    }
+    let TaskSpec { name, env, mounts, stdin, sidecar, .. } = spec;
+    Some(Task { name, program, resources, limits, env, mounts, stdin, sidecar })
+}
+
+fn check_stdin(program: &Program, faults: &mut Faults) {
+    match program {
+        Program::Wasm(WasmProgram { http: Some(_), .. }) => faults.add(
+            "stdin",
+            "is for a command; a program with `http` answers requests and reads no standard input: leave one of them out",
+        ),
+        Program::Wasm(_) => {}
+        Program::Oci(_) => faults.add(
+            "stdin",
+            "is for wasm commands; a container's standard input is empty: leave it out, and run what wants input with \
+             `brig exec --interactive`",
+        ),
+    }
 }
 
 /// What is not named (or named as nothing) is as in `defaults`.
@@ -575,6 +595,9 @@ mod tests {
             ("{wasm: {artifact: a}, oci: {image: b}}", "unit: needs exactly one"),
             ("{wasm: {artifact: a}, tasks: [{name: t, wasm: {artifact: a}}]}", "both `tasks` and"),
             ("{wasm: {artifact: 'A B'}}", "unit.wasm.artifact: `A B`"),
+            ("{wasm: {artifact: a, http: {}}, stdin: true}", "unit.stdin: is for a command"),
+            ("{oci: {image: a}, stdin: true}", "unit.stdin: is for wasm commands"),
+            ("{tasks: [{name: t, wasm: {artifact: a}}], stdin: true}", "both `tasks` and fields"),
             ("{wasm: {artifact: a, http: {port: 0}}}", "unit.wasm.http.port"),
             ("{wasm: {artifact: a, http: {max_concurrent: 0}}}", "unit.wasm.http.max_concurrent"),
             ("{wasm: {artifact: a, http: {max_concurrent: 1001}}}", "from 1 to 1000"),

@@ -216,7 +216,7 @@ pub struct WasmFacts {
 pub enum Misfit {
     /// There is nothing to start.
     #[error(
-        "it is a library: {0}. Build it as a program: a module with `_start`, or a component that exports wasi:cli/run or wasi:http/incoming-handler"
+        "it is a library: {0}. Build it as a program: a module with `_start`, or a component that exports wasi:cli/run or a handler of wasi:http"
     )]
     Library(String),
     /// It wants what no node has.
@@ -224,11 +224,6 @@ pub enum Misfit {
         "it imports {0}, which nothing provides: a wasm unit finds WASI and nothing else. Build it without that import"
     )]
     NotProvided(String),
-    /// It serves requests by a version that no node has.
-    #[error(
-        "http services of WASI 0.3 are not served yet: build it for wasi:http/incoming-handler of WASI 0.2 (a wasi:http/proxy component)"
-    )]
-    HttpP3,
     /// It serves requests, and nobody asked it to.
     #[error(
         "it is an http service (it exports a handler of wasi:http): write `http: {{}}` beside `artifact`, or deploy it with --http"
@@ -236,7 +231,7 @@ pub enum Misfit {
     NeedsHttp,
     /// It was asked to serve requests, and can't.
     #[error(
-        "`http` was asked for, but it is no http service ({0}): leave `http` out, or build a component that exports wasi:http/incoming-handler"
+        "`http` was asked for, but it is no http service ({0}): leave `http` out, or build a component that exports wasi:http/incoming-handler or wasi:http/handler"
     )]
     NoHttp(&'static str),
     /// It begins larger than it may become.
@@ -263,7 +258,6 @@ impl WasmFacts {
         match self.kind {
             WasmKind::Library => found.push(Misfit::Library(self.exports_told())),
             WasmKind::Unknown => {}
-            WasmKind::HttpP3 => found.push(Misfit::HttpP3),
             kind if kind.is_http() && !has_http => found.push(Misfit::NeedsHttp),
             kind if !kind.is_http() && has_http => found.push(Misfit::NoHttp(kind.words())),
             _ => {}
@@ -367,7 +361,7 @@ mod tests {
         for (facts, has_http, says) in [
             (facts(Library, &[], 0), false, "library"),
             (facts(HttpP2, &[], 0), false, "`http: {}`"),
-            (facts(HttpP3, &[], 0), true, "not served yet"),
+            (facts(HttpP3, &[], 0), false, "`http: {}`"),
             (facts(CommandP2, &[], 0), true, "command, WASI 0.2"),
             (facts(CommandP1, &["env.log"], 0), false, "`env.log`"),
             (facts(CommandP2, &["wasi:nn/graph@0.2.0"], 0), false, "wasi:nn/graph"),
@@ -387,6 +381,7 @@ mod tests {
             (facts(CommandP1, &["wasi_snapshot_preview1.fd_write"], 1 << 20), false),
             (facts(CommandP2, &["wasi:cli/stdout@0.2.6"], 0), false),
             (facts(HttpP2, &["wasi:http/types@0.2.0"], 0), true),
+            (facts(HttpP3, &["wasi:http/types@0.3.0"], 0), true),
             (facts(Unknown, &[], 0), false),
             (facts(Unknown, &[], 0), true),
         ] {

@@ -105,6 +105,8 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Run a command inside a running container
     Exec(Exec),
+    /// Send a running unit its standard input; its output is in `brig logs`
+    Attach(Attach),
     /// Say why a unit is where it is, or is nowhere yet
     Why(Why),
     /// Show what happened
@@ -223,6 +225,9 @@ pub(crate) struct Run {
     /// Do not wait: print the unit's name
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Pass standard input on, which is empty otherwise (wasm); with --detach keep it open for `brig attach`
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
     /// Name of the unit [default: made from the artifact's]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<ResourceName>,
@@ -400,6 +405,15 @@ pub(crate) struct Exec {
     /// The command
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// To this task [default: the first]
+    #[arg(long, value_name = "TASK")]
+    pub(crate) task: Option<ResourceName>,
+    /// The unit; it was started by `brig run --interactive`, or has `stdin: true`
+    pub(crate) unit: String,
 }
 
 #[derive(Debug, Args)]

@@ -1,21 +1,26 @@
-//! Follows a unit from its creation to its end: output as it comes, why it waits, signals passed on, its exit code.
+//! Follows a unit from its creation to its end: input if it wants some, output as it comes, why it waits, signals passed on, its exit code.
 
 use std::io::Write;
+use std::pin::Pin;
 use std::time::Duration;
 
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::logline::Stream;
 use brig_api::object::{Object, Unit};
-use brig_api::request::LogQuery;
+use brig_api::request::{AttachRequest, LogQuery};
 use brig_api::{Kind, NamespacePath};
 use brig_client::{Client, ClientError, LogStream, TaskLine, WatchFilter, WatchStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::commands::exec::pass_on;
 use crate::failure::{FAILED, Failure};
 use crate::say;
 
 /// How long output may trickle in after the unit has ended.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long it takes until one is told that input can't be passed on: of a unit that has just ended nobody wants to know.
+const INPUT_FAILS_AFTER: Duration = Duration::from_secs(2);
 
 /// What a unit came to.
 struct End {
@@ -39,9 +44,9 @@ pub(crate) struct Attended {
     pub(crate) was_left: bool,
 }
 
-/// Shows a unit's output until it has ended.
-pub(crate) async fn to_the_end(client: &Client, unit: &Unit) -> Attended {
-    match follow(client, unit).await {
+/// Shows a unit's output until it has ended; passes standard input on to it, if it takes that.
+pub(crate) async fn to_the_end(client: &Client, unit: &Unit, has_input: bool) -> Attended {
+    match follow(client, unit, has_input).await {
         Ok(Followed::Ended(end)) => Attended { outcome: outcome(&end), was_left: false },
         Ok(Followed::Left(code)) => Attended { outcome: Err(Failure::exit(code)), was_left: true },
         Err(failure) => Attended { outcome: Err(failure), was_left: false },
@@ -55,7 +60,7 @@ pub(crate) async fn signalled() -> std::io::Result<u8> {
     Ok(either(&mut interrupt, &mut terminate).await)
 }
 
-async fn follow(client: &Client, unit: &Unit) -> Result<Followed, Failure> {
+async fn follow(client: &Client, unit: &Unit, has_input: bool) -> Result<Followed, Failure> {
     let filter = WatchFilter { kind: Some(Kind::Unit), namespace: Some(unit.namespace.clone()) };
     let mut watch = client.watch(filter, unit.meta.revision);
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -65,6 +70,8 @@ async fn follow(client: &Client, unit: &Unit) -> Result<Followed, Failure> {
     let mut are_logs_done = false;
     let mut signal_code = None;
     let mut told = Told::default();
+    let mut input = Input(None);
+    let mut waits_for_input = has_input;
     loop {
         tokio::select! {
             // Output first: what was written before the end is shown before the end is told.
@@ -88,6 +95,13 @@ async fn follow(client: &Client, unit: &Unit) -> Result<Followed, Failure> {
                     return Ok(Followed::Ended(Box::new(End { unit: newest, signal_code })));
                 }
                 told.tell(&newest);
+                if waits_for_input && newest.status.state == UnitState::Running {
+                    waits_for_input = false;
+                    input = Input(Some(Box::pin(pass_input(client, unit))));
+                }
+            }
+            failure = input.failed() => {
+                say(&format!("no more input for {}: {}", unit.name, failure.message));
             }
             code = either(&mut interrupt, &mut terminate) => {
                 if signal_code.is_some() {
@@ -101,6 +115,40 @@ async fn follow(client: &Client, unit: &Unit) -> Result<Followed, Failure> {
             }
         }
     }
+}
+
+/// What passes standard input on, once the unit runs.
+struct Input<'a>(Option<Pin<Box<dyn Future<Output = Failure> + Send + 'a>>>);
+
+impl Input<'_> {
+    /// Ends when it can't be passed on, and then never again.
+    async fn failed(&mut self) -> Failure {
+        let Some(passing) = &mut self.0 else { return std::future::pending().await };
+        let failure = passing.await;
+        self.0 = None;
+        failure
+    }
+}
+
+async fn pass_input(client: &Client, unit: &Unit) -> Failure {
+    let request = AttachRequest::default();
+    let failure = match client.attach(&unit.namespace, unit.name.as_str(), &request).await {
+        Ok(stream) => {
+            let (mut reader, writer) = stream.split();
+            tokio::select! {
+                failure = pass_on(writer, true) => failure,
+                // Its last frame: how the unit ended is told by its status.
+                end = reader.next() => match end {
+                    Ok(Some(_)) => std::future::pending().await,
+                    Ok(None) => Failure::new(FAILED, "the connection ended"),
+                    Err(error) => error.into(),
+                },
+            }
+        }
+        Err(error) => error.into(),
+    };
+    tokio::time::sleep(INPUT_FAILS_AFTER).await;
+    failure
 }
 
 async fn either(interrupt: &mut Signal, terminate: &mut Signal) -> u8 {

@@ -4,7 +4,7 @@ mod apply;
 mod artifacts;
 mod ask;
 mod consequences;
-mod exec;
+pub(crate) mod exec;
 mod inspect;
 mod list;
 mod logs;
@@ -43,6 +43,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Describe(arguments) => ask::describe(&session, &arguments).await,
         Command::Logs(arguments) => logs::logs(&session, &arguments).await,
         Command::Exec(arguments) => exec::exec(&session, arguments).await,
+        Command::Attach(arguments) => exec::attach(&session, arguments).await,
         Command::Why(arguments) => ask::why(&session, &arguments).await,
         Command::Events(arguments) => ask::events(&session, &arguments).await,
         Command::Sql(arguments) => ask::sql(&session, &arguments).await,

@@ -14,15 +14,15 @@
 mod api;
 mod compiled;
 mod error;
-mod exec;
 mod http;
 mod logs;
 pub mod registry;
+mod stdio;
 mod watch;
 
 pub use api::EventQuery;
 pub use error::ClientError;
-pub use exec::{ExecReader, ExecStream, ExecWriter};
 pub use http::Client;
 pub use logs::{LogStream, TaskLine};
+pub use stdio::{StdioReader, StdioStream, StdioWriter};
 pub use watch::{WatchFilter, WatchStream};

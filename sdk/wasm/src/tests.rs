@@ -38,6 +38,8 @@ fn a_kind_is_told_by_what_is_exported() {
         (&["wasi:cli/run@0.3.0", "wasi:cli/run@0.2.0"], WasmKind::CommandP2),
         (&["wasi:http/incoming-handler@0.2.0", "wasi:cli/run@0.2.0"], WasmKind::HttpP2),
         (&["wasi:http/handler@0.3.0"], WasmKind::HttpP3),
+        (&["wasi:http/handler@0.3.0", "wasi:cli/run@0.2.0"], WasmKind::HttpP3),
+        (&["wasi:http/handler@0.3.0", "wasi:http/incoming-handler@0.2.0"], WasmKind::HttpP2),
         (&["wasi:http/incoming-handler@0.4.0", "acme:lib/math@1.0.0"], WasmKind::Library),
     ] {
         assert_eq!(component(exports, &[]).kind, kind, "{exports:?}");

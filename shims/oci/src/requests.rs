@@ -155,6 +155,9 @@ impl Shim {
                     Reply::Done
                 }
             },
+            Request::Attach { .. } => {
+                refused("a container's standard input is empty: nothing can be sent to it")
+            }
             Request::Hello { .. } | Request::Start(_) | Request::Exec { .. } => {
                 refused("not answered here")
             }

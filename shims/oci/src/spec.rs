@@ -403,6 +403,7 @@ mod tests {
             log: LogTarget { path: "/log".into(), bytes_max: 1, files_kept: 0 },
             env: BTreeMap::from([("PASSWORD".to_owned(), "secret".to_owned())]),
             limits: Limits { cpu_request_milli: 250, cpu_limit_milli: 500, memory_bytes, pids: 1 },
+            stdin: false,
             mounts: vec![BindMount { source: "/srv".into(), at: "/data".into(), read_only: true }],
             program: StartProgram::Oci(program),
         }

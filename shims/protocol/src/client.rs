@@ -291,9 +291,9 @@ async fn read_messages(
     }
 }
 
-/// A program that runs in a container by exec.
+/// The streams of a program: of one that exec has started, or of a task.
 #[derive(Debug)]
-pub struct ExecStream {
+pub struct StdioStream {
     stream: UnixStream,
     decoder: Decoder,
 }
@@ -302,31 +302,47 @@ pub struct ExecStream {
 ///
 /// # Errors
 /// [`ClientError`]
-pub async fn exec(dir: &Path, task: TaskKey, exec: ExecRequest) -> Result<ExecStream, ClientError> {
+pub async fn exec(
+    dir: &Path,
+    task: TaskKey,
+    exec: ExecRequest,
+) -> Result<StdioStream, ClientError> {
+    open(dir, Request::Exec { task, exec }).await
+}
+
+/// Opens a task's standard input, over a connection of its own.
+///
+/// # Errors
+/// [`ClientError`]
+pub async fn attach(dir: &Path, task: TaskKey) -> Result<StdioStream, ClientError> {
+    open(dir, Request::Attach { task }).await
+}
+
+async fn open(dir: &Path, request: Request) -> Result<StdioStream, ClientError> {
     let (mut stream, mut decoder) = dial(dir).await?;
     let hello = Request::Hello { version: PROTOCOL_VERSION };
     ask(&mut stream, &mut decoder, hello).await?;
-    ask(&mut stream, &mut decoder, Request::Exec { task, exec }).await?;
-    Ok(ExecStream { stream, decoder })
+    ask(&mut stream, &mut decoder, request).await?;
+    Ok(StdioStream { stream, decoder })
 }
 
-impl ExecStream {
+impl StdioStream {
     /// Takes the stream apart into what comes from the program and what goes to it.
     #[must_use]
-    pub fn split(self) -> (ExecReader, ExecWriter) {
+    pub fn split(self) -> (StdioReader, StdioWriter) {
         let (read, write) = self.stream.into_split();
-        (ExecReader { read, decoder: self.decoder }, ExecWriter { write, bytes: Vec::new() })
+        (StdioReader { read, decoder: self.decoder }, StdioWriter { write, bytes: Vec::new() })
     }
 }
 
 /// What comes from the program.
 #[derive(Debug)]
-pub struct ExecReader {
+pub struct StdioReader {
     read: OwnedReadHalf,
     decoder: Decoder,
 }
 
-impl ExecReader {
+impl StdioReader {
     /// The next frame; None when the shim has closed the connection. Safe to cancel.
     ///
     /// # Errors
@@ -349,12 +365,12 @@ impl ExecReader {
 
 /// What goes to the program.
 #[derive(Debug)]
-pub struct ExecWriter {
+pub struct StdioWriter {
     write: OwnedWriteHalf,
     bytes: Vec<u8>,
 }
 
-impl ExecWriter {
+impl StdioWriter {
     /// Sends a frame.
     ///
     /// # Errors

@@ -2,9 +2,9 @@
 //!
 //! The agent sends [`ToShim`], the shim answers each with [`FromShim::Reply`] of the same `id`, and sends
 //! [`FromShim::Exited`] and [`FromShim::Running`] to every connection by itself. Requests are idempotent: starting
-//! a task that is there, signalling or removing one that has ended, all succeed. After [`Request::Exec`] was
-//! answered with [`Reply::Done`] the connection carries [`brig_api::stdio`] frames and nothing else; so an exec
-//! has a connection of its own.
+//! a task that is there, signalling or removing one that has ended, all succeed. After [`Request::Exec`] or
+//! [`Request::Attach`] was answered with [`Reply::Done`] the connection carries [`brig_api::stdio`] frames and nothing
+//! else; so each has a connection of its own.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -67,6 +67,13 @@ pub enum Request {
         /// What.
         exec: ExecRequest,
     },
+    /// Send a task its standard input: one connection at a time, and only to a task with [`StartTask::stdin`]. An empty
+    /// frame is the end of the input; a connection that is closed leaves the program waiting for the next one. No more is
+    /// read than the program takes, but for a buffer. The last frame says how the task ended. Container shims refuse it.
+    Attach {
+        /// Which.
+        task: TaskKey,
+    },
     /// Forget an ended task; its directory is the agent's again. A shim without tasks that has forgotten its last
     /// one ends by itself after a while.
     Remove {
@@ -122,6 +129,9 @@ pub struct StartTask {
     pub limits: Limits,
     /// Files from outside.
     pub mounts: Vec<BindMount>,
+    /// Its standard input is open, and what [`Request::Attach`] sends; else it is empty.
+    #[serde(default)]
+    pub stdin: bool,
     /// What runs.
     pub program: StartProgram,
 }

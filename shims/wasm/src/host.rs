@@ -15,6 +15,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::clock::CoarseClock;
 use crate::hosts::AllowedHosts;
+use crate::input::{Input, Reader};
 use crate::keyvalue;
 use crate::memory::{MemoryAccount, MemoryExceeded, MemoryLimiter};
 use crate::outcome::{Refusal, refusal};
@@ -34,6 +35,7 @@ pub(crate) struct Grants {
     env: Vec<(String, String)>,
     /// Each with the directory that was handed over for it.
     mounts: Vec<(BindMount, OwnedFd)>,
+    input: Option<Arc<Input>>,
     log: Arc<TaskLog>,
     outgoing: Outgoing,
     sockets: Arc<Sockets>,
@@ -49,6 +51,7 @@ impl Grants {
         wasm: &StartWasm,
         directories: Vec<OwnedFd>,
         log: &Arc<TaskLog>,
+        input: Option<&Arc<Input>>,
         stores: &keyvalue::Stores,
     ) -> Self {
         let allowed = Arc::new(AllowedHosts::new(&wasm.allow_hosts));
@@ -56,6 +59,7 @@ impl Grants {
             args: wasm.args.clone(),
             env: start.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             mounts: start.mounts.iter().cloned().zip(directories).collect(),
+            input: input.map(Arc::clone),
             log: Arc::clone(log),
             outgoing: Outgoing::new(&allowed, log),
             sockets: Sockets::new(&allowed, &wasm.world.ports, log),
@@ -101,6 +105,9 @@ impl Grants {
             .stdout(LogStream::new(&self.log, Stream::Stdout))
             .stderr(LogStream::new(&self.log, Stream::Stderr))
             .max_random_size(RANDOM_BYTES_MAX);
+        if let Some(input) = &self.input {
+            wasi.stdin(Reader(Arc::clone(input)));
+        }
         self.sockets.grant(&mut wasi);
         if self.clocks == Clocks::Coarse {
             wasi.wall_clock(CoarseClock).monotonic_clock(CoarseClock);

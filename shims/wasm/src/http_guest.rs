@@ -17,10 +17,9 @@ use hyper::header::CONTENT_LENGTH;
 use hyper::{Method, Request, Response, Uri};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::task::TaskTracker;
-use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
-use wasmtime_wasi_http::{Error, WasiHttpView};
+use wasmtime_wasi_http::{Error, WasiBody};
 
+use crate::http_handler::{Answer, Answered};
 use crate::instances::{Instance, Instances};
 use crate::outcome::Outcome;
 
@@ -29,7 +28,6 @@ const AFTER_RESPONSE_MAX: Duration = Duration::from_secs(60);
 /// Most parts of a response that are taken from a guest which has ended: its channel holds two and the trailers.
 const PARTS_TAKEN_MAX: usize = 4;
 
-type GuestResponse = Result<Response<HyperOutgoingBody>, ErrorCode>;
 /// How a call ended, and the instance that it was in, if that may go on.
 type Ended = (Outcome, Option<Instance>);
 
@@ -42,7 +40,7 @@ pub(crate) enum Given {
     /// A response that has begun.
     Response(Response<GuestBody>),
     /// An error in place of a response.
-    Error(ErrorCode),
+    Error(Error),
     /// It ended without either.
     Nothing(Outcome),
 }
@@ -102,12 +100,18 @@ pub(crate) async fn respond(
         }
     })
     .await;
+    if let (Some(Ok(Answer { taken: Some(_), .. })), None) = (&response, &ended) {
+        // A function of WASI 0.3 that has no more to do than to write its body ends in the poll after the one that it
+        // returns in: then the client is told the body's length.
+        ended = std::future::poll_fn(|context| Poll::Ready(run.poll(context))).await;
+    }
     match response {
-        Some(Ok(response)) => {
+        Some(Ok(Answer { response, taken })) => {
             let names_length = response.headers().contains_key(CONTENT_LENGTH);
             let mut response = response.map(|body| GuestBody {
                 parts: VecDeque::new(),
                 rest: Some(body),
+                taken,
                 names_length,
                 run,
             });
@@ -116,11 +120,11 @@ pub(crate) async fn respond(
             }
             Given::Response(response)
         }
-        Some(Err(code)) => {
+        Some(Err(error)) => {
             if let Some((_, Some(instance))) = ended {
                 run.instances.put_back(instance);
             }
-            Given::Error(code)
+            Given::Error(error)
         }
         None => Given::Nothing(ended.map_or_else(|| Outcome::exited(0), |(outcome, _)| outcome)),
     }
@@ -149,7 +153,7 @@ fn note_end(instances: &Instances, title: &Title, outcome: &Outcome) {
 async fn call(
     instances: Arc<Instances>,
     request: Request<Incoming>,
-    sender: oneshot::Sender<GuestResponse>,
+    sender: oneshot::Sender<Answered>,
 ) -> Ended {
     let idle = instances.idle();
     let slice = instances.slice(idle.as_ref());
@@ -162,15 +166,10 @@ async fn call(
                 Err(outcome) => return outcome,
             },
         };
-        let Instance { store, proxy, .. } = &mut instance;
-        let called = async {
-            let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
-            let response = store.data_mut().http().new_response_outparam(sender)?;
-            proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, response).await
-        };
-        match called.await {
-            Ok(()) => {
-                after = Some(instance);
+        let Instance { store, handler, .. } = &mut instance;
+        match handler.call(store, request, sender).await {
+            Ok(takes_another) => {
+                after = takes_another.then_some(instance);
                 Outcome::exited(0)
             }
             Err(error) => instances.task().outcome_of(&error),
@@ -185,7 +184,9 @@ pub(crate) struct GuestBody {
     /// Taken from the guest when it ended; sent first.
     parts: VecDeque<Result<Frame<Bytes>, Error>>,
     /// What the guest still writes; None when it has finished.
-    rest: Option<HyperOutgoingBody>,
+    rest: Option<WasiBody>,
+    /// Told when the client has taken all of it.
+    taken: Option<oneshot::Sender<()>>,
     /// Is its length told by the guest's own header? Then that is what the client is held to.
     names_length: bool,
     run: GuestRun,
@@ -219,8 +220,15 @@ impl GuestBody {
         let part = std::task::ready!(Pin::new(rest).poll_frame(context));
         if part.is_none() {
             self.rest = None;
+            self.all_taken();
         }
         Poll::Ready(part)
+    }
+
+    fn all_taken(&mut self) {
+        if let Some(taken) = self.taken.take() {
+            let _ = taken.send(()); // else the guest does not ask
+        }
     }
 }
 
@@ -231,7 +239,12 @@ impl Drop for GuestBody {
         if tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        let (is_whole, permit) = (self.rest.is_none(), self.run.permit.take());
+        // Nobody asks for the end of a body whose length was told and that is all there.
+        let is_whole = self.rest.as_ref().is_none_or(|rest| rest.size_hint().exact() == Some(0));
+        if is_whole {
+            self.all_taken();
+        }
+        let permit = self.run.permit.take();
         let (instances, title) = (Arc::clone(&self.run.instances), self.run.title.clone());
         self.run.running.spawn(async move {
             let _permit = permit;

@@ -21,10 +21,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::Error;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
-use crate::host::ComponentHost;
 use crate::http_guest::{Given, GuestBody, Title, respond};
+use crate::http_handler::HandlerPre;
 use crate::instances::Instances;
 use crate::outcome::{Outcome, refusal};
 use crate::stop::Stop;
@@ -55,7 +54,7 @@ struct Server {
 /// Serves until it is asked to end, and finishes what it has.
 pub(crate) async fn run(
     task: Arc<Task>,
-    pre: &ProxyPre<ComponentHost>,
+    pre: &Arc<HandlerPre>,
     socket: OwnedFd,
     limits: HttpLimits,
     on_running: impl FnOnce(Option<SocketAddr>) + Send,
@@ -63,7 +62,7 @@ pub(crate) async fn run(
     let stop = Arc::clone(&task.control.stop);
     // The deadline of a request includes the wait for its response.
     let wait_ms = task.deadline_ms.unwrap_or(u64::MAX).min(limits.timeout_ms);
-    let instances = Instances::new(task, pre.clone(), limits.reuse);
+    let instances = Instances::new(task, Arc::clone(pre), limits.reuse);
     let room = tokio::select! {
         biased;
         () = stop.asked() => return Outcome::stopped(stop.code()),
@@ -202,8 +201,8 @@ impl Server {
         let guest = respond(instances, running, request, permit);
         Ok(match tokio::time::timeout(self.wait, guest).await {
             Ok(Given::Response(response)) => response.map(ServedBody::Guest),
-            Ok(Given::Error(code)) => {
-                self.note(&format!("{title}: the program answered with an error: {code}"));
+            Ok(Given::Error(error)) => {
+                self.note(&format!("{title}: the program answered with an error: {error}"));
                 plain(StatusCode::BAD_GATEWAY, "the program answered with an error")
             }
             Ok(Given::Nothing(outcome)) => self.failed(&title, &outcome),

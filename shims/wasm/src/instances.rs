@@ -12,9 +12,9 @@ use brig_api::unit_spec::InstanceReuse;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use wasmtime::Store;
-use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 
 use crate::host::ComponentHost;
+use crate::http_handler::{Handler, HandlerPre};
 use crate::meter::Slice;
 use crate::outcome::Outcome;
 use crate::task::Task;
@@ -22,7 +22,7 @@ use crate::task::Task;
 /// One instance, while nobody or one request has it.
 pub(crate) struct Instance {
     pub(crate) store: Store<ComponentHost>,
-    pub(crate) proxy: Proxy,
+    pub(crate) handler: Handler,
     /// Every poll of a request in this instance is charged here.
     slice: Arc<Slice>,
     requests: u32,
@@ -31,7 +31,7 @@ pub(crate) struct Instance {
 /// Where requests get their instances.
 pub(crate) struct Instances {
     task: Arc<Task>,
-    pre: ProxyPre<ComponentHost>,
+    pre: Arc<HandlerPre>,
     reuse: Option<InstanceReuse>,
     idle: Mutex<Idle>,
     /// Told when the first instance becomes idle while nobody looks after them.
@@ -49,7 +49,7 @@ impl Instances {
     /// None yet.
     pub(crate) fn new(
         task: Arc<Task>,
-        pre: ProxyPre<ComponentHost>,
+        pre: Arc<HandlerPre>,
         reuse: Option<InstanceReuse>,
     ) -> Arc<Self> {
         let reuse = reuse.filter(|reuse| reuse.max_requests > 1);
@@ -82,8 +82,8 @@ impl Instances {
     /// A fresh instance.
     pub(crate) async fn create(&self, slice: &Arc<Slice>) -> Result<Instance, Outcome> {
         let mut store = self.task.component_store(slice)?;
-        match self.pre.instantiate_async(&mut store).await {
-            Ok(proxy) => Ok(Instance { store, proxy, slice: Arc::clone(slice), requests: 0 }),
+        match self.pre.instantiate(&mut store).await {
+            Ok(handler) => Ok(Instance { store, handler, slice: Arc::clone(slice), requests: 0 }),
             Err(error) => Err(self.task.outcome_of_instantiation(&error)),
         }
     }

@@ -69,6 +69,8 @@ const NAMES_MAX: usize = 20;
 pub(crate) struct Exports {
     /// `wasi:http/incoming-handler@0.2.x`
     pub(crate) has_http: bool,
+    /// `wasi:http/handler@0.3.x`
+    pub(crate) has_async_http: bool,
     /// `wasi:cli/run@0.2.x`
     pub(crate) has_command: bool,
     /// `wasi:cli/run@0.3.x`
@@ -94,6 +96,7 @@ impl Exports {
         };
         Self {
             has_http: has("wasi:http/incoming-handler", VERSION),
+            has_async_http: has("wasi:http/handler", VERSION_ASYNC),
             has_command: has("wasi:cli/run", VERSION),
             has_async_command: has("wasi:cli/run", VERSION_ASYNC),
             names,
@@ -102,22 +105,18 @@ impl Exports {
 
     /// Is there anything to run?
     pub(crate) fn check(&self) -> Result<(), Refusal> {
-        if self.has_http || self.has_command || self.has_async_command {
+        let has_http = self.has_http || self.has_async_http;
+        if has_http || self.has_command || self.has_async_command {
             return Ok(());
         }
-        let is_newer = self.names.iter().any(|name| name.starts_with("wasi:http/handler@0.3"));
-        let way_out = if is_newer {
-            "http services of WASI 0.3 are not served yet: build a wasi:http/proxy component of WASI 0.2"
-        } else {
-            "build it as a wasi:cli/command or wasi:http/proxy component"
-        };
         let exports =
             if self.names.is_empty() { "nothing".to_owned() } else { self.names.join(", ") };
         Err(refusal(
             Reason::InvalidArtifact,
             format!(
-                "the component is no program: it exports {exports}, expected wasi:cli/run of WASI 0.2 or 0.3, or \
-                 wasi:http/incoming-handler of WASI 0.2; {way_out}"
+                "the component is no program: it exports {exports}, expected wasi:cli/run of WASI 0.2 or 0.3, \
+                 wasi:http/incoming-handler of 0.2, or wasi:http/handler of 0.3; build it as a command or an http \
+                 service"
             ),
         ))
     }
@@ -212,9 +211,10 @@ mod tests {
         let newer = exports(&["wasi:cli/run@0.3.0"]);
         assert!(newer.has_async_command && !newer.has_command);
         assert!(exports(&["wasi:http/incoming-handler@0.2.0"]).has_http);
+        assert!(exports(&["wasi:http/handler@0.3.2"]).has_async_http);
         for (names, says) in [
             (&[][..], "nothing"),
-            (&["wasi:http/handler@0.3.0"], "not served yet"),
+            (&["wasi:http/handler@0.4.0"], "wasi:http/handler@0.4.0"),
             (&["team:lib/math"], "team:lib/math"),
         ] {
             let refusal = exports(names).check().unwrap_err();

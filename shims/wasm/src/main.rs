@@ -5,6 +5,7 @@
 //!                        control runtime │  guests' runtime: host, meter, memory, http_server, outgoing
 //! ```
 
+mod attached;
 mod clock;
 mod code_store;
 mod compiler;
@@ -12,7 +13,9 @@ mod engine;
 mod host;
 mod hosts;
 mod http_guest;
+mod http_handler;
 mod http_server;
+mod input;
 mod instances;
 mod interfaces;
 mod keyvalue;

@@ -24,6 +24,9 @@ use crate::output::TaskLog;
 const CONNECTIONS_MAX: usize = 64;
 /// Longest wait for a connection, and for each next part of an answer, where the guest names none.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Largest part of a body that a guest of WASI 0.3 hands over at a time. It is in the shim's memory until it is sent, and
+/// not more than the guest is charged for that.
+const BODY_PART_BYTES_MAX: usize = 32 << 10;
 /// Addresses that are tried for a name.
 const ADDRESSES_MAX: usize = 4;
 
@@ -138,6 +141,10 @@ impl Outgoing {
 }
 
 impl WasiHttpHooks for Outgoing {
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_PART_BYTES_MAX
+    }
+
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,

@@ -17,10 +17,12 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p3::bindings::CommandPre as AsyncCommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::code_store::{BinaryKind, CodeStore, SealedCode};
 use crate::engine::{self, Concurrency, Settings};
 use crate::host::{ComponentHost, CoreHost};
+use crate::http_handler::HandlerPre;
 use crate::interfaces::{
     Exports, imports_keyvalue, missing_component_imports, missing_core_imports,
 };
@@ -39,8 +41,8 @@ pub(crate) enum Program {
     Command(CommandPre<ComponentHost>),
     /// A `wasi:cli/command` component of WASI 0.3.
     AsyncCommand(AsyncCommandPre<ComponentHost>),
-    /// A `wasi:http/proxy` component.
-    Http(ProxyPre<ComponentHost>),
+    /// A `wasi:http/proxy` component of WASI 0.2, or a `wasi:http/service` of 0.3.
+    Http(Arc<HandlerPre>),
 }
 
 /// A program and what it needs at least.
@@ -223,11 +225,13 @@ impl Side {
             missing_component_imports(engine, component).unwrap_or_else(|| unlinkable(&error))
         })?;
         let program = if exports.has_http {
-            ProxyPre::new(pre).map(Program::Http)
-        } else if exports.has_async_command {
-            AsyncCommandPre::new(pre).map(Program::AsyncCommand)
-        } else {
+            ProxyPre::new(pre).map(|pre| Program::Http(Arc::new(HandlerPre::Proxy(pre))))
+        } else if exports.has_async_http {
+            ServicePre::new(pre).map(|pre| Program::Http(Arc::new(HandlerPre::Service(pre))))
+        } else if exports.has_command {
             CommandPre::new(pre).map(Program::Command)
+        } else {
+            AsyncCommandPre::new(pre).map(Program::AsyncCommand)
         };
         let program = program.map_err(|error| unlinkable(&error))?;
         let memory_min = component.resources_required().as_ref().map_or(0, memory_min);
@@ -242,7 +246,7 @@ impl Ready {
         match (&self.program, wasm.http) {
             (Program::Http(_), None) => Err(refusal(
                 Reason::InvalidArtifact,
-                "the component is an http service (it exports wasi:http/incoming-handler): ask for `http` in \
+                "the component is an http service (it exports a handler of wasi:http): ask for `http` in \
                  its spec, or deploy it with --http",
             )),
             _ if self.uses_keyvalue && wasm.world.keyvalue.is_none() => Err(refusal(
@@ -253,8 +257,8 @@ impl Ready {
             (Program::Core(_) | Program::Command(_) | Program::AsyncCommand(_), Some(_)) => {
                 Err(refusal(
                     Reason::InvalidArtifact,
-                    "`http` was asked for, but the program does not export wasi:http/incoming-handler: leave `http` \
-                 out, or build a wasi:http/proxy component",
+                    "`http` was asked for, but the program does not export wasi:http/incoming-handler or \
+                     wasi:http/handler: leave `http` out, or build a component that does",
                 ))
             }
             _ if self.memory_min.saturating_add(GUEST_BYTES) > memory_limit => {

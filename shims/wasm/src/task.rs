@@ -13,6 +13,7 @@ use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 
 use crate::host::{ComponentHost, CoreHost, Grants};
 use crate::http_server;
+use crate::input::Input;
 use crate::keyvalue::Stores;
 use crate::memory::MemoryAccount;
 use crate::meter::{Meter, Slice};
@@ -41,6 +42,8 @@ pub(crate) struct Machine {
 /// What can be seen and asked of a task from outside while it runs.
 pub(crate) struct Control {
     pub(crate) stop: Arc<Stop>,
+    /// None of a task whose standard input is empty.
+    pub(crate) input: Option<Arc<Input>>,
     meter: Arc<Meter>,
     memory: Arc<MemoryAccount>,
     isolation: Isolation,
@@ -56,6 +59,7 @@ impl Control {
         Self {
             stop: Arc::new(Stop::new(is_server)),
             isolation,
+            input: start.stdin.then(Arc::default),
             meter: Meter::new(cpu_limit_milli, start.limits.cpu_request_milli),
             memory: MemoryAccount::new(start.limits.memory_bytes),
         }
@@ -302,7 +306,8 @@ async fn set_up(
     })?;
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;
-    let grants = Grants::new(start, wasm, directories, &log, &machine.stores);
+    let input = control.input.as_ref();
+    let grants = Grants::new(start, wasm, directories, &log, input, &machine.stores);
     let (rig, turns) = (ready.rig.clone(), Arc::clone(&machine.turns));
     Ok((Task { rig, turns, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use brig_api::lifecycle::Reason;
+use brig_api::stdio::StdioFrame;
 use brig_api::unit_spec::Isolation;
 use brig_shim::exit::ExitRecord;
 use brig_shim::frame::FRAME_BYTES_MAX;
@@ -21,6 +22,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::clock::now_ms;
 use crate::engine::GUESTS_MAX;
+use crate::input::Attachment;
 use crate::outcome::{Outcome, cut};
 use crate::task::{self, Control, HandedOver, Machine};
 
@@ -151,6 +153,29 @@ impl Tasks {
             entry.control.stop.ask(how);
         }
         Reply::Done
+    }
+
+    /// The sender of a task's standard input; the answer where there can't be one.
+    pub(crate) fn attach(&self, key: &TaskKey) -> Result<Attachment, Reply> {
+        let table = self.table();
+        let running = table.get(key).filter(|e| !matches!(e.state, TaskState::Exited(_)));
+        let Some(entry) = running else {
+            return Err(refused(None, "the task does not run: nothing can be sent to it"));
+        };
+        let Some(input) = &entry.control.input else {
+            let message = "the task's standard input is empty: it runs without `stdin: true`";
+            return Err(refused(None, message));
+        };
+        input.attach().map_err(|occupied| refused(None, &occupied.to_string()))
+    }
+
+    /// How a task ended, for the one who sends its input; None while it runs.
+    pub(crate) fn end_of(&self, key: &TaskKey) -> Option<StdioFrame> {
+        match self.table().get(key).map(|entry| &entry.state) {
+            Some(TaskState::Exited(record)) => Some(StdioFrame::Exit(record.code)),
+            Some(_) => None,
+            None => Some(StdioFrame::Failed("the task has ended and was removed".to_owned())),
+        }
     }
 
     /// What tasks use or have used, from after that key on.

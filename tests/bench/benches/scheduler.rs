@@ -219,6 +219,7 @@ fn template(cpu: u64, memory: u64) -> Result<Arc<UnitTemplate>> {
         resources: request,
         env: BTreeMap::new(),
         mounts: Vec::new(),
+        stdin: false,
         sidecar: false,
     };
     Ok(Arc::new(UnitTemplate {

@@ -110,6 +110,7 @@ impl Shim {
                 pids: 1,
             },
             mounts: Vec::new(),
+            stdin: false,
             program: StartProgram::Wasm(program),
         };
         let handed_over = handover::open(&start, self.client.owners())?;

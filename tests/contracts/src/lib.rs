@@ -8,5 +8,6 @@ mod store_contract;
 mod wasm_http;
 mod wasm_programs;
 mod wasm_shim;
+mod wasm_stdin;
 mod wasm_worker;
 mod wasm_world;

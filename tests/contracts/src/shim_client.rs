@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use brig_api::stdio::StdioFrame;
 use brig_api::usage::Usage;
 use brig_shim::code::Refusal;
 use brig_shim::exit::ExitRecord;
-use brig_shim::frame::{Decoder, encode_message};
+use brig_shim::frame::{Decoder, encode, encode_message};
 use brig_shim::handover;
 use brig_shim::message::{
     FromShim, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, StartTask, StopSignal, TaskKey,
@@ -240,6 +241,46 @@ impl ShimClient {
             let count = self.stream.read(&mut buffer)?;
             anyhow::ensure!(count > 0, "the shim closed the connection");
             self.decoder.push(&buffer[..count]);
+        }
+    }
+}
+
+/// A connection that carries frames of standard streams.
+pub(crate) struct StdioClient {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl StdioClient {
+    /// After a request for it was answered.
+    pub(crate) fn of(client: ShimClient) -> Self {
+        let (stream, decoder) = client.into_stdio();
+        Self { stream, decoder }
+    }
+
+    /// False when the shim takes nothing more for a while.
+    pub(crate) fn try_send(&mut self, frame: &StdioFrame, wait: Duration) -> bool {
+        let mut bytes = Vec::new();
+        encode(&frame.encode(), &mut bytes).expect("it fits a frame");
+        self.stream.set_write_timeout(Some(wait)).expect("a time-out can be set");
+        self.stream.write_all(&bytes).is_ok()
+    }
+
+    pub(crate) fn send(&mut self, frame: &StdioFrame) {
+        assert!(self.try_send(frame, WAIT), "the shim takes {frame:?}");
+    }
+
+    /// The next frame; None at the end.
+    pub(crate) fn next(&mut self) -> Option<StdioFrame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().expect("a frame") {
+                return Some(StdioFrame::decode(&frame).expect("a frame of a standard stream"));
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes).expect("the shim answers in time") {
+                0 => return None,
+                count => self.decoder.push(&bytes[..count]),
+            }
         }
     }
 }

@@ -83,6 +83,7 @@ impl Fixture {
                 pids: 64,
             },
             mounts: Vec::new(),
+            stdin: false,
             program,
         }
     }

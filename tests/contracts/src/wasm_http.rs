@@ -1,4 +1,5 @@
-//! `wasi:http` services: requests, their limits, and instances that answer several of them.
+//! `wasi:http` services of WASI 0.2 and 0.3: requests, their limits, and instances that answer several of them. What holds
+//! for both is tried with a guest of each.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,6 +13,52 @@ use crate::shim_contract::{Fixture, output};
 use crate::wasm_programs::guest;
 use crate::wasm_shim::Wasm;
 
+/// The service of WASI 0.3.
+const MODERN_WEB: &str = "modern-web.wasm";
+
+/// Two modules with a test for each case: with a service of WASI 0.2, and with one of 0.3 that has the same routes.
+macro_rules! on_both {
+    ($($case:ident),* $(,)?) => {
+        mod wasi_0_2 {
+            $(#[test]
+            fn $case() {
+                super::$case("web.wasm");
+            })*
+        }
+        mod wasi_0_3 {
+            $(#[test]
+            fn $case() {
+                super::$case(super::MODERN_WEB);
+            })*
+        }
+    };
+}
+
+on_both!(
+    an_http_service_answers_each_request_with_a_fresh_instance,
+    a_request_that_names_no_host_is_its_clients_fault,
+    a_request_beyond_the_memory_limit_fails_alone,
+    a_request_beyond_its_deadline_is_cut_off,
+    a_request_whose_client_has_gone_does_not_run_on,
+    what_runs_on_after_its_client_has_gone_still_counts_as_running,
+    outgoing_requests_reach_allowed_hosts_only,
+    a_service_that_is_asked_to_end_finishes_what_it_has,
+    a_service_that_does_not_end_is_killed,
+    an_instance_is_fresh_unless_reuse_is_asked_for,
+    an_instance_answers_as_many_requests_as_it_may,
+    requests_of_one_connection_share_an_instance_too,
+    an_instance_that_trapped_answers_500_says_where_and_is_not_used_again,
+    an_instance_whose_client_left_it_is_not_used_again,
+    memory_of_an_idle_instance_counts_until_its_time_is_over,
+    processor_time_is_charged_in_every_request_of_an_instance,
+    an_idle_instance_makes_room_for_a_request_that_needs_its_memory,
+    bodies_are_streamed_both_ways_and_the_instance_is_used_again,
+    requests_beyond_the_limit_wait_for_their_turn,
+    a_response_that_does_not_begin_in_time_is_given_up,
+    idle_instances_do_not_keep_a_service_that_is_asked_to_end,
+    requests_are_answered_side_by_side,
+);
+
 /// An http service that runs.
 struct Service {
     fixture: Fixture,
@@ -21,10 +68,10 @@ struct Service {
 }
 
 impl Service {
-    fn start(change: impl FnOnce(&mut StartWasm)) -> Self {
+    fn start(web: &str, change: impl FnOnce(&mut StartWasm)) -> Self {
         let fixture = Fixture::new(&Wasm);
         let mut client = fixture.shim.connect();
-        let mut wasm = guest("web.wasm", &[]);
+        let mut wasm = guest(web, &[]);
         wasm.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         change(&mut wasm);
         let mut task = fixture.task("web", StartProgram::Wasm(wasm));
@@ -71,9 +118,8 @@ fn unchunked(mut body: &str) -> String {
     whole
 }
 
-#[test]
-fn an_http_service_answers_each_request_with_a_fresh_instance() {
-    let service = Service::start(|_| ());
+fn an_http_service_answers_each_request_with_a_fresh_instance(web: &str) {
+    let service = Service::start(web, |_| ());
     assert_eq!(service.get("/"), (200, "Hello from shop-1!\n".to_owned()));
     assert_eq!(service.get("/status/418").0, 418);
     let large = "0123456789abcdef".repeat(1 << 14);
@@ -82,9 +128,8 @@ fn an_http_service_answers_each_request_with_a_fresh_instance() {
     assert_eq!(service.get("/eat?mib=16").0, 200);
 }
 
-#[test]
-fn a_request_that_names_no_host_is_its_clients_fault() {
-    let service = Service::start(|_| ());
+fn a_request_that_names_no_host_is_its_clients_fault(web: &str) {
+    let service = Service::start(web, |_| ());
     for head in ["GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\nhost: \u{fc}\r\n\r\n"] {
         let mut stream = TcpStream::connect(service.address).unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();
@@ -96,18 +141,16 @@ fn a_request_that_names_no_host_is_its_clients_fault() {
     assert_eq!(service.notes(), "", "the program is not to blame");
 }
 
-#[test]
-fn a_request_beyond_the_memory_limit_fails_alone() {
-    let service = Service::start(|_| ());
+fn a_request_beyond_the_memory_limit_fails_alone(web: &str) {
+    let service = Service::start(web, |_| ());
     let (status, _) = service.get("/eat?mib=500");
     assert_eq!(status, 503);
     wait_until("the log says why", || service.notes().contains("64Mi"));
     assert_eq!(service.get("/").0, 200);
 }
 
-#[test]
-fn a_request_beyond_its_deadline_is_cut_off() {
-    let service = Service::start(|wasm| wasm.deadline_ms = Some(300));
+fn a_request_beyond_its_deadline_is_cut_off(web: &str) {
+    let service = Service::start(web, |wasm| wasm.deadline_ms = Some(300));
     let spinning = std::thread::spawn({
         let address = service.address;
         move || ask(address, "GET", "/spin", "").0
@@ -116,9 +159,8 @@ fn a_request_beyond_its_deadline_is_cut_off() {
     assert_eq!(spinning.join().unwrap(), 504);
 }
 
-#[test]
-fn a_request_whose_client_has_gone_does_not_run_on() {
-    let mut service = Service::start(|_| ());
+fn a_request_whose_client_has_gone_does_not_run_on(web: &str) {
+    let mut service = Service::start(web, |_| ());
     let mut stream = TcpStream::connect(service.address).unwrap();
     stream.write_all(b"GET /spin HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
     wait_until("the request runs", || service.client.usage(&service.task.key).memory_bytes > 0);
@@ -127,9 +169,8 @@ fn a_request_whose_client_has_gone_does_not_run_on() {
     assert_eq!(service.get("/").0, 200);
 }
 
-#[test]
-fn what_runs_on_after_its_client_has_gone_still_counts_as_running() {
-    let service = Service::start(|wasm| {
+fn what_runs_on_after_its_client_has_gone_still_counts_as_running(web: &str) {
+    let service = Service::start(web, |wasm| {
         wasm.http_limits.max_concurrent = 1;
         wasm.http_limits.timeout_ms = 200;
     });
@@ -144,8 +185,7 @@ fn what_runs_on_after_its_client_has_gone_still_counts_as_running() {
     }
 }
 
-#[test]
-fn outgoing_requests_reach_allowed_hosts_only() {
+fn outgoing_requests_reach_allowed_hosts_only(web: &str) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -155,7 +195,7 @@ fn outgoing_requests_reach_allowed_hosts_only() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello");
         }
     });
-    let service = Service::start(|wasm| wasm.allow_hosts = vec![format!("127.0.0.1:{port}")]);
+    let service = Service::start(web, |wasm| wasm.allow_hosts = vec![format!("127.0.0.1:{port}")]);
     let (status, body) = service.get(&format!("/fetch?url=http://127.0.0.1:{port}/"));
     assert!(status == 200 && body.contains("hello"), "{status} {body}");
     let (status, _) = service.get("/fetch?url=http://127.0.0.1:1/");
@@ -163,9 +203,8 @@ fn outgoing_requests_reach_allowed_hosts_only() {
     assert!(service.notes().contains("127.0.0.1:1") && service.notes().contains("allow_hosts"));
 }
 
-#[test]
-fn a_service_that_is_asked_to_end_finishes_what_it_has() {
-    let mut service = Service::start(|_| ());
+fn a_service_that_is_asked_to_end_finishes_what_it_has(web: &str) {
+    let mut service = Service::start(web, |_| ());
     assert_eq!(service.get("/").0, 200);
     service.client.stop(&service.task.key, StopSignal::Terminate);
     let record = service.client.wait_exited(&service.task.key);
@@ -173,9 +212,8 @@ fn a_service_that_is_asked_to_end_finishes_what_it_has() {
     assert!(TcpStream::connect(service.address).is_err(), "nothing listens any more");
 }
 
-#[test]
-fn a_service_that_does_not_end_is_killed() {
-    let mut service = Service::start(|_| ());
+fn a_service_that_does_not_end_is_killed(web: &str) {
+    let mut service = Service::start(web, |_| ());
     let spinning = std::thread::spawn({
         let address = service.address;
         move || {
@@ -196,8 +234,13 @@ fn a_service_that_does_not_end_is_killed() {
 }
 
 /// Starts a service that reuses its instances.
-fn reusing(max_requests: u32, idle_ms: u64, change: impl FnOnce(&mut StartWasm)) -> Service {
-    Service::start(|wasm| {
+fn reusing(
+    web: &str,
+    max_requests: u32,
+    idle_ms: u64,
+    change: impl FnOnce(&mut StartWasm),
+) -> Service {
+    Service::start(web, |wasm| {
         wasm.http_limits.reuse = Some(InstanceReuse { max_requests, idle_ms });
         change(wasm);
     })
@@ -213,10 +256,15 @@ struct Held {
 
 impl Held {
     fn begin(service: &Service) -> Self {
+        Self::begin_at(service, "/echo")
+    }
+
+    /// At a route that sends back what it is sent.
+    fn begin_at(service: &Service, path: &str) -> Self {
         let mut stream = TcpStream::connect(service.address).unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();
-        let head = "POST /echo HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n";
-        stream.write_all(head.as_bytes()).unwrap();
+        write!(stream, "POST {path} HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n")
+            .unwrap();
         let mut held = Self { answer: BufReader::new(stream) };
         held.send("first");
         while held.line() != "" {}
@@ -249,24 +297,21 @@ impl Held {
     }
 }
 
-#[test]
-fn an_instance_is_fresh_unless_reuse_is_asked_for() {
-    let service = Service::start(|_| ());
+fn an_instance_is_fresh_unless_reuse_is_asked_for(web: &str) {
+    let service = Service::start(web, |_| ());
     for _ in 0..3 {
         assert_eq!(service.get("/count"), (200, "1\n".to_owned()));
     }
 }
 
-#[test]
-fn an_instance_answers_as_many_requests_as_it_may() {
-    let service = reusing(3, HOUR_MS, |_| ());
+fn an_instance_answers_as_many_requests_as_it_may(web: &str) {
+    let service = reusing(web, 3, HOUR_MS, |_| ());
     let counts: Vec<_> = (0..7).map(|_| service.get("/count").1).collect();
     assert_eq!(counts, ["1\n", "2\n", "3\n", "1\n", "2\n", "3\n", "1\n"]);
 }
 
-#[test]
-fn requests_of_one_connection_share_an_instance_too() {
-    let service = reusing(100, HOUR_MS, |_| ());
+fn requests_of_one_connection_share_an_instance_too(web: &str) {
+    let service = reusing(web, 100, HOUR_MS, |_| ());
     let mut stream = BufReader::new(TcpStream::connect(service.address).unwrap());
     stream.get_ref().set_read_timeout(Some(WAIT)).unwrap();
     for count in 1..=3 {
@@ -288,9 +333,8 @@ fn requests_of_one_connection_share_an_instance_too() {
     }
 }
 
-#[test]
-fn an_instance_that_trapped_answers_500_says_where_and_is_not_used_again() {
-    let service = reusing(100, HOUR_MS, |_| ());
+fn an_instance_that_trapped_answers_500_says_where_and_is_not_used_again(web: &str) {
+    let service = reusing(web, 100, HOUR_MS, |_| ());
     assert_eq!(service.get("/count").1, "1\n");
     assert_eq!(service.get("/count").1, "2\n");
     assert_eq!(service.get("/trap").0, 500);
@@ -301,9 +345,8 @@ fn an_instance_that_trapped_answers_500_says_where_and_is_not_used_again() {
     assert_eq!(service.get("/count").1, "1\n");
 }
 
-#[test]
-fn an_instance_whose_client_left_it_is_not_used_again() {
-    let mut service = reusing(100, HOUR_MS, |_| ());
+fn an_instance_whose_client_left_it_is_not_used_again(web: &str) {
+    let mut service = reusing(web, 100, HOUR_MS, |_| ());
     assert_eq!(service.get("/count").1, "1\n");
     let before = service.client.usage(&service.task.key).used.cpu_ns;
     let mut stream = TcpStream::connect(service.address).unwrap();
@@ -316,21 +359,19 @@ fn an_instance_whose_client_left_it_is_not_used_again() {
     assert_eq!(service.get("/count").1, "1\n");
 }
 
-#[test]
-fn memory_of_an_idle_instance_counts_until_its_time_is_over() {
-    let mut service = reusing(100, HOUR_MS, |_| ());
+fn memory_of_an_idle_instance_counts_until_its_time_is_over(web: &str) {
+    let mut service = reusing(web, 100, HOUR_MS, |_| ());
     assert_eq!(service.get("/keep?mib=20").0, 200);
     assert!(service.client.usage(&service.task.key).memory_bytes > 20 << 20);
-    let mut service = reusing(100, 50, |_| ());
+    let mut service = reusing(web, 100, 50, |_| ());
     assert_eq!(service.get("/keep?mib=20").0, 200);
     wait_until("it is gone", || service.client.usage(&service.task.key).memory_bytes == 0);
     assert_eq!(service.get("/count").1, "1\n");
     wait_until("the next, too", || service.client.usage(&service.task.key).memory_bytes == 0);
 }
 
-#[test]
-fn processor_time_is_charged_in_every_request_of_an_instance() {
-    let mut service = reusing(100, HOUR_MS, |_| ());
+fn processor_time_is_charged_in_every_request_of_an_instance(web: &str) {
+    let mut service = reusing(web, 100, HOUR_MS, |_| ());
     let mut before = 0;
     for _ in 0..3 {
         assert_eq!(service.get("/eat?mib=8").0, 200);
@@ -340,9 +381,8 @@ fn processor_time_is_charged_in_every_request_of_an_instance() {
     }
 }
 
-#[test]
-fn an_idle_instance_makes_room_for_a_request_that_needs_its_memory() {
-    let service = reusing(100, HOUR_MS, |_| ());
+fn an_idle_instance_makes_room_for_a_request_that_needs_its_memory(web: &str) {
+    let service = reusing(web, 100, HOUR_MS, |_| ());
     let held = Held::begin(&service);
     assert_eq!(service.get("/keep?mib=30").0, 200, "in a second instance");
     held.finish();
@@ -350,9 +390,8 @@ fn an_idle_instance_makes_room_for_a_request_that_needs_its_memory() {
     assert_eq!(service.get("/eat?mib=40").0, 200);
 }
 
-#[test]
-fn bodies_are_streamed_both_ways_and_the_instance_is_used_again() {
-    let service = reusing(100, HOUR_MS, |_| ());
+fn bodies_are_streamed_both_ways_and_the_instance_is_used_again(web: &str) {
+    let service = reusing(web, 100, HOUR_MS, |_| ());
     let mut held = Held::begin(&service);
     for text in ["second", "third"] {
         held.send(text);
@@ -362,9 +401,8 @@ fn bodies_are_streamed_both_ways_and_the_instance_is_used_again() {
     assert_eq!(service.get("/count").1, "2\n");
 }
 
-#[test]
-fn requests_beyond_the_limit_wait_for_their_turn() {
-    let service = Service::start(|wasm| {
+fn requests_beyond_the_limit_wait_for_their_turn(web: &str) {
+    let service = Service::start(web, |wasm| {
         wasm.http_limits.max_concurrent = 1;
         wasm.http_limits.timeout_ms = 3_000;
     });
@@ -374,21 +412,59 @@ fn requests_beyond_the_limit_wait_for_their_turn() {
     assert_eq!(service.get("/").0, 200);
 }
 
-#[test]
-fn a_response_that_does_not_begin_in_time_is_given_up() {
-    let mut service = Service::start(|wasm| wasm.http_limits.timeout_ms = 3_000);
+fn a_response_that_does_not_begin_in_time_is_given_up(web: &str) {
+    let mut service = Service::start(web, |wasm| wasm.http_limits.timeout_ms = 3_000);
     assert_eq!(service.get("/spin").0, 504);
     wait_until("its guest is gone", || service.client.usage(&service.task.key).memory_bytes == 0);
     assert!(service.notes().contains("GET /spin: no response within 3s"), "{}", service.notes());
 }
 
-#[test]
-fn idle_instances_do_not_keep_a_service_that_is_asked_to_end() {
-    let mut service = reusing(100, HOUR_MS, |_| ());
+fn idle_instances_do_not_keep_a_service_that_is_asked_to_end(web: &str) {
+    let mut service = reusing(web, 100, HOUR_MS, |_| ());
     assert_eq!(service.get("/count").1, "1\n");
     let held = Held::begin(&service);
     service.client.stop(&service.task.key, StopSignal::Terminate);
     held.finish();
     let record = service.client.wait_exited(&service.task.key);
     assert_eq!((record.code, record.reason), (0, None));
+}
+
+fn requests_are_answered_side_by_side(web: &str) {
+    let service = Service::start(web, |_| ());
+    let mut held: Vec<_> = (0..20).map(|_| Held::begin(&service)).collect();
+    for (index, held) in held.iter_mut().enumerate() {
+        held.send(&format!("{index}"));
+    }
+    for (index, held) in held.iter_mut().enumerate() {
+        assert_eq!(held.chunk(), format!("{index}"));
+    }
+    held.into_iter().for_each(Held::finish);
+}
+
+#[test]
+fn an_error_in_place_of_a_response_is_told() {
+    let service = Service::start(MODERN_WEB, |_| ());
+    assert_eq!(service.get("/fail").0, 502);
+    wait_until("the log says why", || {
+        service.notes().contains("GET /fail: the program answered with an error: ")
+    });
+}
+
+#[test]
+fn a_body_that_is_handed_on_flows_after_its_guest_has_ended() {
+    let mut service = Service::start(MODERN_WEB, |_| ());
+    let mut held = Held::begin_at(&service, "/pass");
+    wait_until("the guest has ended", || service.client.usage(&service.task.key).memory_bytes == 0);
+    for text in ["second", "third"] {
+        held.send(text);
+        assert_eq!(held.chunk(), text);
+    }
+    held.finish();
+}
+
+#[test]
+fn a_service_learns_how_its_response_was_sent() {
+    let service = Service::start(MODERN_WEB, |_| ());
+    assert_eq!(service.get("/told"), (200, "listen\n".to_owned()));
+    wait_until("it was told", || service.notes().contains("sent: Ok"));
 }

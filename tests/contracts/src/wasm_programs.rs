@@ -150,6 +150,24 @@ fn a_component_that_returns_is_a_command() {
 }
 
 #[test]
+fn of_two_versions_of_wasi_the_older_one_runs() {
+    let record = run_text(
+        r#"(component
+           (core module $m
+             (func (export "run") (result i32) i32.const 0)
+             (func (export "run-later") (result i32) unreachable))
+           (core instance $i (instantiate $m))
+           (func $run (result (result)) (canon lift (core func $i "run")))
+           (func $later async (result (result)) (canon lift (core func $i "run-later")))
+           (instance $e (export "run" (func $run)))
+           (instance $l (export "run" (func $later)))
+           (export "wasi:cli/run@0.2.0" (instance $e))
+           (export "wasi:cli/run@0.3.0" (instance $l)))"#,
+    );
+    assert_eq!(record.code, 0, "{record:?}");
+}
+
+#[test]
 fn memory_that_begins_beyond_the_limit_is_refused_with_both_figures() {
     let record = run_text(r#"(module (memory 2048) (func (export "_start")))"#);
     assert_refused(&record, Reason::LimitTooSmall, &["128Mi", "64Mi"]);

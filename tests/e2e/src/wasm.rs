@@ -50,6 +50,32 @@ fn quickjs_evaluates_and_passes_its_exit_code_on() {
 }
 
 #[test]
+fn input_reaches_a_program_that_is_run_with_it_and_no_other() {
+    let cluster = Cluster::dev();
+    let text: String = (0..20_000).map(|line| format!("line {line}\n")).collect();
+    for name in ["probe.wasm", "probe-component.wasm", "modern.wasm"] {
+        let ran = cluster.with_input(&["run", "-i", "--rm", &guest(name), "--", "stdin"], &text);
+        assert_eq!((ran.code, ran.stdout.as_str()), (0, text.as_str()), "{name}: {}", ran.stderr);
+    }
+    let probe = guest("probe.wasm");
+    let ran = cluster.with_input(&["run", "--rm", &probe, "--", "stdin"], "unasked\n");
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:#?}");
+    // One that does not wait for its input is not waited for.
+    let ran = cluster.with_input(&["run", "-i", "--rm", &guest("hello.wasm")], "unread\n");
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "Hello, world!\n"), "{ran:#?}");
+
+    cluster.brig(&["run", "-d", "-i", "--name", "later", &probe, "--", "stdin"]);
+    cluster.wait_for_state("later", "running");
+    let sent = cluster.with_input(&["attach", "later"], "later\n");
+    assert_eq!(sent.code, 0, "{sent:#?}");
+    assert_eq!(cluster.ok(&["logs", "later"]), "later\n");
+    cluster.brig(&["attach", "later"]).fails(1, &["not running"]);
+    cluster.brig(&["run", "-d", "--name", "deaf", &probe, "--", "sleep", "3600000"]);
+    cluster.wait_for_state("deaf", "running");
+    cluster.brig(&["attach", "deaf"]).fails(1, &["`stdin: true`"]);
+}
+
+#[test]
 fn a_program_gets_its_arguments_environment_and_directories_and_nothing_else() {
     let cluster = Cluster::dev();
     let folder = tempfile::tempdir().unwrap();
@@ -183,7 +209,7 @@ fn an_isolated_program_has_a_process_to_itself() {
     if !has_containers() {
         apply("lone", "sleep, '1'");
         cluster.wait_for_state("lone", "failed");
-        assert!(cluster.ok(&["describe", "unit", "lone"]).contains("brig.wasm-isolation"));
+        assert!(cluster.ok(&["describe", "unit/lone"]).contains("brig.wasm-isolation"));
         return;
     }
     apply("first", "sleep, '600000'");
@@ -196,9 +222,9 @@ fn an_isolated_program_has_a_process_to_itself() {
     cluster.ok(&["stop", "first"]);
     cluster.wait_for_state("first", "stopped");
     cluster.wait("its shim to be gone", || cluster.shims("wasm-unit").len() == 2);
-    assert_eq!(cluster.units_of("second")[0]["restarts"], 0);
+    assert_eq!(cluster.unit("second")["restarts"], 0);
 
     apply("greedy", "eat, '1000'");
     cluster.wait_for_state("greedy", "failed");
-    assert!(cluster.ok(&["describe", "unit", "greedy"]).contains("OutOfMemory"));
+    assert!(cluster.ok(&["describe", "unit/greedy"]).contains("OutOfMemory"));
 }

@@ -200,6 +200,7 @@ fn task(random: &mut Random, request: Resources) -> anyhow::Result<Task> {
         resources: request,
         env: BTreeMap::new(),
         mounts,
+        stdin: false,
         sidecar: false,
     })
 }

@@ -52,7 +52,7 @@ pub(super) async fn admit(app: &App, drafts: Vec<Draft>) -> Answer<Vec<Manifest>
 /// The field of a task that a misfit is about.
 fn misfit_field(misfit: &Misfit) -> &'static str {
     match misfit {
-        Misfit::Library(_) | Misfit::HttpP3 | Misfit::NotProvided(_) => "wasm.artifact",
+        Misfit::Library(_) | Misfit::NotProvided(_) => "wasm.artifact",
         Misfit::NeedsHttp | Misfit::NoHttp(_) => "wasm.http",
         Misfit::Memory { .. } => "resources.memory",
     }

@@ -1,14 +1,15 @@
-//! Exec: a client's WebSocket and a node's, joined.
+//! Exec and attach: a client's WebSocket and a node's, joined.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use brig_api::lifecycle::UnitState;
 use brig_api::object::Unit;
-use brig_api::request::ExecRequest;
+use brig_api::request::{AttachRequest, ExecRequest};
 use brig_api::session::StreamRequest;
+use brig_api::unit_spec::Task;
 use brig_api::{Code, NamespacePath, ResourceName};
 use futures::{SinkExt, StreamExt};
 
@@ -21,7 +22,8 @@ use crate::problem::{Answer, Failure};
 use crate::route::{Operation, Routes};
 
 pub(super) fn routes() -> Routes {
-    Routes::default().add(
+    Routes::default()
+    .add(
         Operation::get(
             "/v1/namespaces/{namespace}/units/{name}/exec",
             "exec",
@@ -30,6 +32,15 @@ pub(super) fn routes() -> Routes {
         .upgrades("First a text message with an ExecRequest, then binary messages, each a byte for the channel and the payload. A text message from the server is a problem."),
         exec,
     )
+    .add(
+        Operation::get(
+            "/v1/namespaces/{namespace}/units/{name}/attach",
+            "attach",
+            "Send a task its standard input",
+        )
+        .upgrades("First a text message with an AttachRequest, then binary messages, each a byte for the channel and the payload: input to the task, where an empty one is its end; from it how it ended. A text message from the server is a problem."),
+        attach,
+    )
 }
 
 async fn exec(
@@ -37,18 +48,47 @@ async fn exec(
     PathOf((namespace, name)): PathOf<(NamespacePath, ResourceName)>,
     Upgrade(upgrade): Upgrade,
 ) -> Answer<Response> {
-    let unit = object::unit(&app, namespace, &name).await?;
+    let unit = running(&app, namespace, &name, "exec").await?;
+    Ok(join(app, unit, upgrade, exec_asked))
+}
+
+async fn attach(
+    State(app): State<Arc<App>>,
+    PathOf((namespace, name)): PathOf<(NamespacePath, ResourceName)>,
+    Upgrade(upgrade): Upgrade,
+) -> Answer<Response> {
+    let unit = running(&app, namespace, &name, "attach").await?;
+    Ok(join(app, unit, upgrade, attach_asked))
+}
+
+async fn running(
+    app: &App,
+    namespace: NamespacePath,
+    name: &ResourceName,
+    what: &str,
+) -> Answer<Unit> {
+    let unit = object::unit(app, namespace, name).await?;
     if unit.status.state != UnitState::Running {
         let detail = format!(
-            "unit `{name}` is {}, not running: exec needs a running unit",
+            "unit `{name}` is {}, not running: {what} needs a running unit",
             unit.status.state.as_str()
         );
         return Err(Failure::new(Code::WrongState, detail));
     }
+    Ok(unit)
+}
+
+/// Joins a client with a node when the client has said in its first message what it wants.
+fn join(
+    app: Arc<App>,
+    unit: Unit,
+    upgrade: WebSocketUpgrade,
+    asked: fn(&Unit, &str) -> Answer<StreamRequest>,
+) -> Response {
     let upgrade =
         upgrade.max_message_size(EXEC_REQUEST_BYTES_MAX).max_frame_size(EXEC_REQUEST_BYTES_MAX);
-    Ok(upgrade.on_upgrade(async move |mut socket| {
-        match begin(&app, &unit, &mut socket).await {
+    upgrade.on_upgrade(async move |mut socket| {
+        match begin(&app, &unit, &mut socket, asked).await {
             Ok(node) => {
                 tokio::select! {
                     () = splice(socket, node) => {}
@@ -63,22 +103,50 @@ async fn exec(
                 let _ = socket.send(Message::Close(None)).await;
             }
         }
-    }))
+    })
 }
 
-/// Reads what is to be run and opens the stream to the node.
-async fn begin(app: &App, unit: &Unit, socket: &mut WebSocket) -> Answer<WebSocket> {
+/// Reads what is asked for and opens the stream to the node.
+async fn begin(
+    app: &App,
+    unit: &Unit,
+    socket: &mut WebSocket,
+    asked: fn(&Unit, &str) -> Answer<StreamRequest>,
+) -> Answer<WebSocket> {
     let first = tokio::time::timeout(EXEC_REQUEST_TIME_MAX, socket.recv()).await;
     let Ok(Some(Ok(Message::Text(text)))) = first else {
         return Err(Failure::field("", "expected the request as a text message first"));
     };
-    let request: ExecRequest = serde_json::from_str(text.as_str())
+    stream::open(app, unit, asked(unit, text.as_str())?).await
+}
+
+fn exec_asked(unit: &Unit, text: &str) -> Answer<StreamRequest> {
+    let request: ExecRequest = serde_json::from_str(text)
         .map_err(|error| Failure::field("", format!("not a request to run something: {error}")))?;
     if request.command.is_empty() {
         return Err(Failure::field("command", "must name a program"));
     }
     logs::check_task(unit, request.task.as_ref())?;
-    stream::open(app, unit, StreamRequest::Exec(request)).await
+    Ok(StreamRequest::Exec(request))
+}
+
+fn attach_asked(unit: &Unit, text: &str) -> Answer<StreamRequest> {
+    let request: AttachRequest = serde_json::from_str(text)
+        .map_err(|error| Failure::field("", format!("not a request to attach: {error}")))?;
+    logs::check_task(unit, request.task.as_ref())?;
+    let tasks = &unit.template.tasks;
+    let wanted = |task: &&Task| match &request.task {
+        Some(name) => task.name == *name,
+        None => !task.sidecar,
+    };
+    if let Some(task) = tasks.iter().find(wanted).filter(|task| !task.stdin) {
+        let detail = format!(
+            "the standard input of task `{}` is empty: it needs `stdin: true` in its spec, or `brig run --interactive`",
+            task.name
+        );
+        return Err(Failure::new(Code::WrongState, detail));
+    }
+    Ok(StreamRequest::Attach(request))
 }
 
 /// Passes messages on, both ways, until one side is done. Each direction reads only what the other side takes.

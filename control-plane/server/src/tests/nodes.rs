@@ -2,7 +2,7 @@
 
 use brig_api::lifecycle::UnitState;
 use brig_api::object::{Desired, NodeState, Object};
-use brig_api::request::{ExecRequest, LogQuery};
+use brig_api::request::{AttachRequest, ExecRequest, LogQuery};
 use brig_api::session::{FromNode, SESSION_PROTOCOL, StreamRequest, ToNode};
 use brig_api::stdio::StdioFrame;
 use brig_api::{Code, Kind, NamespacePath, Problem, Revision};
@@ -187,6 +187,51 @@ async fn logs_and_exec_go_through_the_node() {
     assert_eq!(exec.next().await.unwrap(), Some(StdioFrame::Exit(3)));
     socket.close(None).await.unwrap();
     assert_eq!(soon("the end", exec.next()).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn input_goes_through_the_node_to_tasks_that_take_some() {
+    let cluster = Cluster::start().await;
+    let (mut node, _) = FakeNode::register(&cluster, "n1").await;
+    for (name, stdin) in [("deaf", false), ("keen", true)] {
+        let program = "{wasm: {artifact: registry.example/app:1}";
+        cluster
+            .apply(&format!("kind: unit\nname: {name}\nunit: {program}, stdin: {stdin}}}\n"))
+            .await;
+        let Some(ToNode::Assign { units }) = node.hear().await else { panic!("an assignment") };
+        assert_eq!(units[0].template.tasks[0].stdin, stdin);
+        node.report(&units[0].unit, UnitState::Running, 1).await;
+        node.acknowledged(&units[0].unit, 1).await;
+    }
+    let attach = async |unit, task: Option<&str>| {
+        let task = task.map(|task| brig_api::ResourceName::new(task).unwrap());
+        let request = AttachRequest { task };
+        cluster.client.attach(&default_namespace(), unit, &request).await.unwrap()
+    };
+    for (unit, task, code, says) in [
+        ("deaf", None, Code::WrongState, "stdin: true"),
+        ("keen", Some("other"), Code::Invalid, "other"),
+    ] {
+        let refused = attach(unit, task).await.next().await.unwrap_err();
+        assert_eq!(refused.code(), Some(code), "{refused}");
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+    let mut input = attach("keen", Some("main")).await;
+    let Some(ToNode::OpenStream { stream, request: StreamRequest::Attach(asked), .. }) =
+        node.hear().await
+    else {
+        panic!("a stream")
+    };
+    assert_eq!(asked.task.as_ref().map(|task| task.as_str()), Some("main"));
+    let mut socket = cluster.socket(&format!("/v1/node-streams/{stream}")).await;
+    for bytes in [b"hi".to_vec(), vec![]] {
+        let frame = StdioFrame::Stdin(bytes);
+        input.send(&frame).await.unwrap();
+        let message = soon("the input", socket.next()).await.unwrap().unwrap();
+        assert_eq!(StdioFrame::decode(&message.into_data()), Ok(frame));
+    }
+    socket.send(Message::binary(StdioFrame::Exit(0).encode())).await.unwrap();
+    assert_eq!(soon("the end", input.next()).await.unwrap(), Some(StdioFrame::Exit(0)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,15 +1,15 @@
-//! `exec`: a command inside a running container, with its streams and, if wanted, a terminal.
+//! `exec`: a command inside a running container, with its streams and, if wanted, a terminal. `attach`: a task's input.
 
 use std::io::{IsTerminal, Write};
 
-use brig_api::request::ExecRequest;
+use brig_api::request::{AttachRequest, ExecRequest};
 use brig_api::stdio::{FRAME_PAYLOAD_BYTES_MAX, StdioFrame, TerminalSize};
-use brig_client::{ExecReader, ExecStream, ExecWriter};
+use brig_client::{StdioReader, StdioStream, StdioWriter};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::arguments::Exec;
+use crate::arguments::{Attach, Exec};
 use crate::failure::{FAILED, Failure};
 
 use super::Session;
@@ -28,7 +28,19 @@ pub(crate) async fn exec(session: &Session<'_>, arguments: Exec) -> Result<(), F
     let raw = if arguments.tty { Some(RawTerminal::enter()?) } else { None };
     let code = relay(stream, arguments.interactive || arguments.tty).await;
     drop(raw);
-    match code? {
+    ended(code?)
+}
+
+/// Ends as the program does; who leaves before leaves it waiting for more.
+pub(crate) async fn attach(session: &Session<'_>, arguments: Attach) -> Result<(), Failure> {
+    let request = AttachRequest { task: arguments.task };
+    let stream =
+        session.client.attach(&session.context.namespace(), &arguments.unit, &request).await?;
+    ended(relay(stream, true).await?)
+}
+
+fn ended(code: i32) -> Result<(), Failure> {
+    match code {
         0 => Ok(()),
         code => Err(Failure::exit(u8::try_from(code).unwrap_or(FAILED))),
     }
@@ -36,7 +48,7 @@ pub(crate) async fn exec(session: &Session<'_>, arguments: Exec) -> Result<(), F
 
 /// Carries frames both ways until the command has ended. Returns its exit code. Both ways at once: while input waits
 /// for a command that waits for its output to be read, somebody has to read it.
-async fn relay(stream: ExecStream, has_input: bool) -> Result<i32, Failure> {
+async fn relay(stream: StdioStream, has_input: bool) -> Result<i32, Failure> {
     let (reader, writer) = stream.split();
     tokio::select! {
         code = receive(reader) => code,
@@ -44,7 +56,7 @@ async fn relay(stream: ExecStream, has_input: bool) -> Result<i32, Failure> {
     }
 }
 
-async fn receive(mut reader: ExecReader) -> Result<i32, Failure> {
+async fn receive(mut reader: StdioReader) -> Result<i32, Failure> {
     loop {
         match reader.next().await? {
             Some(StdioFrame::Stdout(bytes)) => write(std::io::stdout().lock(), &bytes)?,
@@ -60,7 +72,7 @@ async fn receive(mut reader: ExecReader) -> Result<i32, Failure> {
 }
 
 /// Passes input and sizes on; ends only when the input can't be read.
-async fn pass_on(mut writer: ExecWriter, has_input: bool) -> Failure {
+pub(crate) async fn pass_on(mut writer: StdioWriter, has_input: bool) -> Failure {
     let mut input = tokio::io::stdin();
     let mut buffer = vec![0; FRAME_PAYLOAD_BYTES_MAX];
     let mut is_input_open = has_input;

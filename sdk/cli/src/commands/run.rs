@@ -31,6 +31,7 @@ pub(crate) async fn run(session: &Session<'_>, arguments: Run) -> Result<(), Fai
     };
     let mut unit = unit_spec(&program, &arguments.program, arguments.args, None)?;
     unit.restart = Some(RestartPolicy::Never);
+    unit.stdin = arguments.interactive;
     let spec = WrittenUnit {
         name,
         namespace: session.context.namespace(),
@@ -42,7 +43,7 @@ pub(crate) async fn run(session: &Session<'_>, arguments: Run) -> Result<(), Fai
     if arguments.detach {
         return print(&format!("{}\n", unit.name));
     }
-    let attended = attach::to_the_end(&session.client, &unit).await;
+    let attended = attach::to_the_end(&session.client, &unit, arguments.interactive).await;
     // One that the user left goes by itself when it has ended.
     if arguments.rm && !attended.was_left {
         let key = Object::Unit(Box::new(unit)).key();

@@ -1,15 +1,21 @@
 //! A command of WASI 0.3, whose standard library speaks WASI 0.2: both in one component.
 
 use exports::wasi::cli::run::Guest;
+use wasi::cli::stdin::read_via_stream;
 use wasi::cli::stdout::write_via_stream;
 use wasi::clocks::monotonic_clock::wait_for;
 use wasi::sockets::ip_name_lookup::{IpAddress, resolve_addresses};
+use wit_bindgen::StreamResult;
+
+/// Read of standard input at a time.
+const READ_BYTES: usize = 16 << 10;
 
 wit_bindgen::generate!({
     inline: r#"
         package brig:modern;
 
         world modern {
+            import wasi:cli/stdin@0.3.0;
             import wasi:cli/stdout@0.3.0;
             import wasi:clocks/monotonic-clock@0.3.0;
             import wasi:sockets/ip-name-lookup@0.3.0;
@@ -19,6 +25,10 @@ wit_bindgen::generate!({
         package wasi:cli@0.3.0 {
             interface types {
                 enum error-code { io, illegal-byte-sequence, pipe }
+            }
+            interface stdin {
+                use types.{error-code};
+                read-via-stream: func() -> tuple<stream<u8>, future<result<_, error-code>>>;
             }
             interface stdout {
                 use types.{error-code};
@@ -71,6 +81,7 @@ impl Guest for Modern {
                 println!("waited");
             }
             ["say", text] => say(text).await?,
+            ["stdin"] => copy_stdin().await?,
             ["look-up", name] => match resolve_addresses(name.to_owned()).await {
                 Ok(found) => {
                     println!("{}", found.iter().map(address).collect::<Vec<_>>().join(" "))
@@ -86,7 +97,9 @@ impl Guest for Modern {
             },
             ["trap"] => std::process::abort(),
             _ => {
-                eprintln!("usage: modern wait MS | say TEXT | look-up NAME | eat | spin | trap");
+                eprintln!(
+                    "usage: modern wait MS | say TEXT | stdin | look-up NAME | eat | spin | trap"
+                );
                 return Err(());
             }
         }
@@ -102,6 +115,25 @@ async fn say(text: &str) -> Result<(), ()> {
     if !rest.is_empty() {
         return Err(());
     }
+    written.await.map_err(drop)
+}
+
+/// Hands standard input on to standard output as it comes.
+async fn copy_stdin() -> Result<(), ()> {
+    let (mut input, how_it_ended) = read_via_stream();
+    let (mut writer, reader) = wit_stream::new();
+    let written = write_via_stream(reader);
+    loop {
+        let (result, bytes) = input.read(Vec::with_capacity(READ_BYTES)).await;
+        if !writer.write_all(bytes).await.is_empty() {
+            return Err(());
+        }
+        if matches!(result, StreamResult::Dropped) {
+            break;
+        }
+    }
+    drop(writer);
+    how_it_ended.await.map_err(drop)?;
     written.await.map_err(drop)
 }
 

@@ -1,10 +1,11 @@
-//! Runs a command inside a running task and carries its standard streams.
+//! Carries the standard streams of a command inside a running task, or a task's own input.
 
-use brig_api::request::ExecRequest;
+use brig_api::request::{AttachRequest, ExecRequest};
 use brig_api::stdio::StdioFrame;
 use brig_api::{NamespacePath, Problem};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{Sink, SinkExt, Stream, StreamExt};
+use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -17,21 +18,21 @@ use crate::http::{Client, object_path};
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// A command that runs in a task.
+/// The standard streams of a program.
 #[derive(Debug)]
-pub struct ExecStream {
+pub struct StdioStream {
     socket: Socket,
 }
 
-/// What comes from the command.
+/// What comes from the program.
 #[derive(Debug)]
-pub struct ExecReader {
+pub struct StdioReader {
     read: SplitStream<Socket>,
 }
 
-/// What goes to the command.
+/// What goes to the program.
 #[derive(Debug)]
-pub struct ExecWriter {
+pub struct StdioWriter {
     write: SplitSink<Socket, Message>,
 }
 
@@ -45,8 +46,32 @@ impl Client {
         namespace: &NamespacePath,
         unit: &str,
         request: &ExecRequest,
-    ) -> Result<ExecStream, ClientError> {
-        let path = format!("{}/exec", object_path(&unit_key(namespace, unit)));
+    ) -> Result<StdioStream, ClientError> {
+        self.stdio(namespace, unit, "exec", request).await
+    }
+
+    /// Opens the standard input of a task that has one. Its output is in the unit's log; the last frame says how it ended.
+    /// Dropped, the stream leaves the program waiting for more input.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn attach(
+        &self,
+        namespace: &NamespacePath,
+        unit: &str,
+        request: &AttachRequest,
+    ) -> Result<StdioStream, ClientError> {
+        self.stdio(namespace, unit, "attach", request).await
+    }
+
+    async fn stdio(
+        &self,
+        namespace: &NamespacePath,
+        unit: &str,
+        what: &str,
+        request: &impl Serialize,
+    ) -> Result<StdioStream, ClientError> {
+        let path = format!("{}/{what}", object_path(&unit_key(namespace, unit)));
         // `http` becomes `ws`, `https` becomes `wss`.
         let url = format!("ws{}{path}", self.server().strip_prefix("http").unwrap_or_default());
         let mut handshake =
@@ -73,17 +98,17 @@ impl Client {
             .send(Message::text(text))
             .await
             .map_err(|error| ClientError::Broken(Box::new(error)))?;
-        Ok(ExecStream { socket })
+        Ok(StdioStream { socket })
     }
 }
 
-impl ExecStream {
-    /// Takes the stream apart. A command whose output nobody reads takes no more input: who has much of it reads
+impl StdioStream {
+    /// Takes the stream apart. A program whose output nobody reads takes no more input: who has much of it reads
     /// while sending.
     #[must_use]
-    pub fn split(self) -> (ExecReader, ExecWriter) {
+    pub fn split(self) -> (StdioReader, StdioWriter) {
         let (write, read) = self.socket.split();
-        (ExecReader { read }, ExecWriter { write })
+        (StdioReader { read }, StdioWriter { write })
     }
 
     /// Sends input, or a new size of the terminal.
@@ -103,8 +128,8 @@ impl ExecStream {
     }
 }
 
-impl ExecWriter {
-    /// As [`ExecStream::send`].
+impl StdioWriter {
+    /// As [`StdioStream::send`].
     ///
     /// # Errors
     /// [`ClientError::Broken`]
@@ -113,8 +138,8 @@ impl ExecWriter {
     }
 }
 
-impl ExecReader {
-    /// As [`ExecStream::next`].
+impl StdioReader {
+    /// As [`StdioStream::next`].
     ///
     /// # Errors
     /// [`ClientError::Broken`]; a problem that the server sent as text.
