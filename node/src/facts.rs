@@ -80,14 +80,19 @@ fn volumes(host_paths: &[PathBuf]) -> Vec<String> {
 
 async fn runtimes(config: &NodeConfig) -> Vec<Runtime> {
     let mut runtimes = Vec::new();
-    if config.shim_wasm.is_file() {
-        runtimes.push(Runtime::Wasm);
-    } else {
-        tracing::warn!(path = %config.shim_wasm.display(), "no wasm: its shim is not there");
+    let is_wanted = |runtime| config.runtimes.is_empty() || config.runtimes.contains(&runtime);
+    if is_wanted(Runtime::Wasm) {
+        if config.shim_wasm.is_file() {
+            runtimes.push(Runtime::Wasm);
+        } else {
+            tracing::warn!(path = %config.shim_wasm.display(), "no wasm: its shim is not there");
+        }
     }
-    match can_run_containers(&config.shim_oci, &config.data).await {
-        Ok(()) => runtimes.push(Runtime::Oci),
-        Err(why) => tracing::warn!(why, "no containers on this node"),
+    if is_wanted(Runtime::Oci) {
+        match can_run_containers(&config.shim_oci, &config.data).await {
+            Ok(()) => runtimes.push(Runtime::Oci),
+            Err(why) => tracing::warn!(why, "no containers on this node"),
+        }
     }
     runtimes
 }

@@ -52,6 +52,7 @@ pub(crate) fn config(data: &Path, server: &FakeServer) -> NodeConfig {
         taints: vec!["gpu=yes:no-schedule".parse().unwrap()],
         scalars: [("gpu".to_owned(), brig_api::Milli(4_000))].into(),
         host_paths: vec![],
+        runtimes: vec![],
         shim_wasm: "/nonexistent/brig-shim-wasm".into(),
         shim_oci: "/nonexistent/brig-shim-oci".into(),
         stops_units_at_shutdown: false,
