@@ -460,7 +460,7 @@ impl Unit {
     fn shim_of(&self, key: &TaskKey) -> ShimId {
         let runtime = plan::parse_key(key).and_then(|(_, name, _)| {
             let task = self.assignment.template.tasks.iter().find(|task| task.name == name)?;
-            Some(task.program.runtime())
+            Some(task.program().runtime())
         });
         match runtime {
             Some(brig_api::unit_spec::Runtime::Oci) => ShimId::Oci(key.clone()),
