@@ -387,7 +387,7 @@ impl Index {
         if !shape.request.scalars.is_empty() {
             self.nodes.take_devices(node, &shape.request, grants, &self.scalars);
         }
-        let way = shape.way_chosen(&grants.runtimes);
+        let way = shape.way_chosen(grants.runtimes);
         if !way.ports.is_empty() || !grants.ports.is_empty() {
             self.nodes.take_ports(node, slot, &way.ports, shape.port_owner, &grants.ports);
         }
@@ -398,7 +398,7 @@ impl Index {
             self.tenants.charge_firm(tenant, &shape.request);
         }
         self.neighbours.charge(identity, node, &shape.away_terms);
-        self.shapes.charge_artifacts(shape_id, node, &grants.runtimes);
+        self.shapes.charge_artifacts(shape_id, node, grants.runtimes);
         if let Some(key) = family_key(&unit) {
             *self.families.entry(key).or_default() += 1;
         }
@@ -424,7 +424,7 @@ impl Index {
         if !shape.request.scalars.is_empty() {
             self.nodes.return_devices(node, &shape.request, &grants, &self.scalars);
         }
-        let way = shape.way_chosen(&grants.runtimes);
+        let way = shape.way_chosen(grants.runtimes);
         if !way.ports.is_empty() || !grants.ports.is_empty() {
             let fixed = way.ports.iter().map(|port| port.port);
             self.nodes.return_ports(node, slot, fixed.chain(grants.ports.iter().copied()));
@@ -441,7 +441,7 @@ impl Index {
             self.tenants.uncharge_firm(tenant, &shape.request);
         }
         self.neighbours.uncharge(identity, node, &shape.away_terms);
-        self.shapes.uncharge_artifacts(shape_id, node, &grants.runtimes);
+        self.shapes.uncharge_artifacts(shape_id, node, grants.runtimes);
         if let Some(key) = family_key(&unit)
             && let Some(count) = self.families.get_mut(&key)
         {

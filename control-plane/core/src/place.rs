@@ -431,7 +431,7 @@ impl<'p, 'm> Placing<'p, 'm> {
                 .map(|(id, devices)| (index.scalars.name(id).to_owned(), devices))
                 .collect(),
         };
-        Grants { ports, devices, runtimes: way.runtimes.clone() }
+        Grants { ports, devices, runtimes: way.runtimes }
     }
 
     pub(crate) fn accept(
@@ -478,7 +478,7 @@ impl<'p, 'm> Placing<'p, 'm> {
         let mut told: VecDeque<_> = found.iter().filter_map(tell).collect();
         let winner = told.pop_front();
         let (scores, total) = winner.map_or((Vec::new(), 0), |won| (won.scores, won.total));
-        let variants = unit.variants(&grants.runtimes);
+        let variants = unit.variants(grants.runtimes);
         Verdict::Placed { node: name.clone(), scores, total, next: told.into(), variants }
     }
 

@@ -122,7 +122,7 @@ pub fn why_on(
     };
     let total = scores.iter().map(|score| score.points * score.weight).sum();
     let total = (verdict == NodeFit::Fits).then_some(total);
-    let runtimes = &shape.way_on(index.nodes.runtimes[at]).runtimes;
+    let runtimes = shape.way_on(index.nodes.runtimes[at]).runtimes;
     let variants = match (verdict, index.unit(slot)) {
         (NodeFit::Fits, Some(unit)) => unit.variants(runtimes),
         _ => BTreeMap::new(),

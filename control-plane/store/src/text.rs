@@ -23,7 +23,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] names the secret or config that does not exist.
     pub async fn texts_for(&self, unit: &Unit) -> Result<Texts, StoreError> {
-        let needs = Needs::of(&unit.template.chosen(&unit.grants.runtimes));
+        let needs = Needs::of(&unit.template.chosen(unit.grants.runtimes));
         let mut texts = Texts::default();
         if needs.secrets.is_empty() && needs.configs.is_empty() {
             return Ok(texts);

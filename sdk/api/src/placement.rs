@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::constraint::Constraint;
 use crate::spec::Labels;
-use crate::unit_spec::{Runtime, Task, UnitTemplate, is_default};
+use crate::unit_spec::{Task, UnitTemplate, is_default};
+use crate::variants::Choice;
 use crate::{NamespacePath, ResourceName};
 
 /// The topology key that stands for the node itself; every other key is an attribute of nodes, such as `zone`.
@@ -241,8 +242,8 @@ pub struct Grants {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<String, Vec<u32>>,
     /// The runtime of each task, in their order: which of its variants it runs. Empty where no task has several.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub runtimes: Vec<Runtime>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub runtimes: Choice,
 }
 
 /// What one task has of its unit's [`Grants`].
@@ -269,7 +270,7 @@ impl Grants {
     /// tasks that ask for the resource ask for whole ones; a part of a device is shared by all tasks that ask for it.
     #[must_use]
     pub fn by_task(&self, template: &UnitTemplate) -> Vec<TaskGrants> {
-        let template = &*template.chosen(&self.runtimes);
+        let template = &*template.chosen(self.runtimes);
         let mut chosen = self.ports.iter().copied();
         let mut tasks: Vec<_> = template
             .tasks
@@ -382,6 +383,7 @@ mod tests {
 
     #[test]
     fn ports_are_those_of_the_variant_that_was_chosen() {
+        use crate::unit_spec::Runtime;
         let template: UnitTemplate =
             serde_json::from_value(serde_json::json!({"restart": "never", "grace_ms": 1, "tasks": [
                 {"name": "a", "variants": [
@@ -391,7 +393,7 @@ mod tests {
             ]}))
             .unwrap();
         let ports = |ports: &[u16], first| -> Vec<Vec<Option<u16>>> {
-            let runtimes = vec![first, Runtime::Oci];
+            let runtimes = [first, Runtime::Oci].into_iter().collect();
             let grants = Grants { ports: ports.to_vec(), runtimes, ..Grants::default() };
             grants.by_task(&template).into_iter().map(|task| task.ports).collect()
         };

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::unit_spec::{OciProgram, Program, Runtime, Task, UnitTemplate, WasmProgram};
+use crate::validate::TASKS_MAX;
 
 /// A set of runtimes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -55,6 +56,74 @@ impl RuntimeSet {
 impl FromIterator<Runtime> for RuntimeSet {
     fn from_iter<I: IntoIterator<Item = Runtime>>(runtimes: I) -> Self {
         Self(runtimes.into_iter().fold(0, |set, runtime| set | Self::bit(runtime)))
+    }
+}
+
+/// The runtime of each task of a unit, in their order; empty where no task leaves a choice. A few bits for each, because there
+/// are many units; written out, a list.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(try_from = "Vec<Runtime>", into = "Vec<Runtime>")]
+pub struct Choice(u32);
+
+/// More tasks than a unit can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} runtimes are too many: a unit has at most {TASKS_MAX} tasks")]
+pub struct InvalidChoice(usize);
+
+impl Choice {
+    /// Bits for one task: 0 stands for none.
+    const BITS: usize = 2;
+    const MASK: u32 = 3;
+
+    /// Was nothing chosen?
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The runtimes, in the order of the tasks.
+    pub fn iter(self) -> impl Iterator<Item = Runtime> {
+        let codes = (0..TASKS_MAX).map(move |task| self.0 >> (task * Self::BITS) & Self::MASK);
+        codes.map_while(|code| {
+            let is_it = |runtime: &Runtime| u32::from(RuntimeSet::bit(*runtime)) == code;
+            RuntimeSet::ORDER.into_iter().find(is_it)
+        })
+    }
+}
+
+const _: () = assert!(TASKS_MAX * Choice::BITS <= 32, "a choice has room for every task");
+
+/// Of more than [`TASKS_MAX`] the first count; no checked unit has more.
+impl FromIterator<Runtime> for Choice {
+    fn from_iter<I: IntoIterator<Item = Runtime>>(runtimes: I) -> Self {
+        let runtimes = runtimes.into_iter().take(TASKS_MAX).enumerate();
+        Self(runtimes.fold(0, |choice, (task, runtime)| {
+            choice | u32::from(RuntimeSet::bit(runtime)) << (task * Self::BITS)
+        }))
+    }
+}
+
+impl TryFrom<Vec<Runtime>> for Choice {
+    type Error = InvalidChoice;
+    fn try_from(runtimes: Vec<Runtime>) -> Result<Self, InvalidChoice> {
+        match runtimes.len() {
+            0..=TASKS_MAX => Ok(runtimes.into_iter().collect()),
+            more => Err(InvalidChoice(more)),
+        }
+    }
+}
+
+impl From<Choice> for Vec<Runtime> {
+    fn from(choice: Choice) -> Self {
+        choice.iter().collect()
+    }
+}
+
+impl std::fmt::Debug for Choice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
     }
 }
 
@@ -211,22 +280,24 @@ impl UnitTemplate {
         sets
     }
 
-    /// The runtime of each task on a node that has these; None where a task can't run there at all.
+    /// What each task runs on a node that has these runtimes; None where a task can't run there at all.
     #[must_use]
-    pub fn choice(&self, node: RuntimeSet) -> Option<Vec<Runtime>> {
-        self.tasks.iter().map(|task| task.variants.on(node).map(Program::runtime)).collect()
+    pub fn choice(&self, node: RuntimeSet) -> Option<Choice> {
+        let on_node = self.tasks.iter().map(|task| task.variants.on(node).map(Program::runtime));
+        let choice: Choice = on_node.collect::<Option<_>>()?;
+        Some(if self.has_variants() { choice } else { Choice::default() })
     }
 
     /// The template with the variants that were chosen, as [`crate::placement::Grants::runtimes`] names them, and no
     /// others. As it is where no task leaves a choice, or nothing was chosen.
     #[must_use]
-    pub fn chosen(&self, runtimes: &[Runtime]) -> Cow<'_, Self> {
-        if runtimes.is_empty() || !self.has_variants() {
+    pub fn chosen(&self, choice: Choice) -> Cow<'_, Self> {
+        if choice.is_empty() || !self.has_variants() {
             return Cow::Borrowed(self);
         }
         let mut template = self.clone();
-        for (task, runtime) in template.tasks.iter_mut().zip(runtimes) {
-            let program = task.variants.of(*runtime).unwrap_or_else(|| task.program()).clone();
+        for (task, runtime) in template.tasks.iter_mut().zip(choice.iter()) {
+            let program = task.variants.of(runtime).unwrap_or_else(|| task.program()).clone();
             task.variants = program.into();
         }
         Cow::Owned(template)
@@ -275,6 +346,25 @@ mod tests {
         ]))
     }
 
+    fn choice(runtimes: &[Runtime]) -> Choice {
+        runtimes.iter().copied().collect()
+    }
+
+    #[test]
+    fn a_choice_is_a_list_of_runtimes() {
+        let (wasm, oci) = (Runtime::Wasm, Runtime::Oci);
+        for runtimes in [vec![], vec![oci], [oci, wasm].repeat(TASKS_MAX / 2)] {
+            let choice = choice(&runtimes);
+            assert_eq!(choice.iter().collect::<Vec<_>>(), runtimes);
+            let text = serde_json::to_string(&choice).unwrap();
+            assert_eq!(text, serde_json::to_string(&runtimes).unwrap());
+            assert_eq!(serde_json::from_str::<Choice>(&text).unwrap(), choice);
+        }
+        let many = serde_json::to_string(&vec![oci; TASKS_MAX + 1]).unwrap();
+        let error = serde_json::from_str::<Choice>(&many).unwrap_err().to_string();
+        assert!(error.contains("17 runtimes are too many"), "{error}");
+    }
+
     fn set(runtimes: &[Runtime]) -> RuntimeSet {
         runtimes.iter().copied().collect()
     }
@@ -283,8 +373,8 @@ mod tests {
     fn the_first_variant_that_a_node_can_run_is_the_one() {
         let template = three_tasks();
         let (wasm, oci) = (Runtime::Wasm, Runtime::Oci);
-        assert_eq!(template.choice(set(&[wasm, oci])), Some(vec![wasm, oci, oci]));
-        assert_eq!(template.choice(set(&[oci])), Some(vec![oci, oci, oci]));
+        assert_eq!(template.choice(set(&[wasm, oci])), Some(choice(&[wasm, oci, oci])));
+        assert_eq!(template.choice(set(&[oci])), Some(choice(&[oci, oci, oci])));
         assert_eq!(template.choice(set(&[wasm])), None, "the last task is a container");
         assert_eq!(template.choice(RuntimeSet::default()), None);
         assert_eq!(template.runtimes(), [set(&[oci]), set(&[wasm, oci])]);
@@ -293,13 +383,16 @@ mod tests {
     #[test]
     fn what_was_chosen_is_all_that_is_left() {
         let template = three_tasks();
-        let chosen = template.chosen(&[Runtime::Wasm, Runtime::Wasm, Runtime::Oci]);
+        let chosen = template.chosen(choice(&[Runtime::Wasm, Runtime::Wasm, Runtime::Oci]));
         let references: Vec<_> =
             chosen.tasks.iter().map(|task| task.program().reference()).collect();
         assert_eq!(references, ["a", "d", "e"]);
         assert!(!chosen.has_variants() && chosen.runtime_label() == "mixed");
-        assert!(matches!(template.chosen(&[]), Cow::Borrowed(_)), "nothing was chosen yet");
-        assert!(matches!(chosen.chosen(&[Runtime::Oci]), Cow::Borrowed(_)), "it is done");
+        assert!(
+            matches!(template.chosen(Choice::default()), Cow::Borrowed(_)),
+            "nothing was chosen yet"
+        );
+        assert!(matches!(chosen.chosen(choice(&[Runtime::Oci])), Cow::Borrowed(_)), "it is done");
     }
 
     #[test]

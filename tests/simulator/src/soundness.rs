@@ -238,9 +238,11 @@ impl Walk<'_> {
         ensure!(!is_beyond(request.disk.0, sum.disk.0, there.disk.0), "too little disk");
         self.devices(&request, node, grants)?;
         let choice = unit.template.choice(node.facts.runtimes.iter().copied().collect());
-        let choice = choice.filter(|_| unit.template.has_variants()).unwrap_or_default();
-        ensure!(grants.runtimes == choice, "does not run what it prefers of what the node can");
-        let chosen = unit.template.chosen(&grants.runtimes);
+        ensure!(
+            Some(grants.runtimes) == choice,
+            "does not run what it prefers of what the node can"
+        );
+        let chosen = unit.template.chosen(grants.runtimes);
         ensure!(grants.ports.len() == chosen.open_ports(), "ports are missing");
         let mut with = self.now.clone();
         let mut placed = unit.clone();

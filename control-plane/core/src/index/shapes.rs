@@ -7,8 +7,8 @@ use brig_api::object::{Node, Unit};
 use brig_api::placement::{
     Neighbours, OVER_NODE, PlacementRules, Preference, Spread, Taint, TaintEffect, Toleration,
 };
-use brig_api::unit_spec::{HostPort, Runtime, UnitTemplate};
-use brig_api::variants::RuntimeSet;
+use brig_api::unit_spec::{HostPort, UnitTemplate};
+use brig_api::variants::{Choice, RuntimeSet};
 
 use super::identities::{IdentityId, Neighbourhoods, SelectorId, SelectorKey, TermId};
 use super::nodes::Nodes;
@@ -74,7 +74,7 @@ pub(crate) enum RuleKind {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Way {
     /// The runtime of each task; empty where none leaves a choice.
-    pub(crate) runtimes: Vec<Runtime>,
+    pub(crate) runtimes: Choice,
     /// Ports of the node that it occupies.
     pub(crate) ports: Vec<HostPort>,
     /// Ports that it leaves open.
@@ -143,7 +143,7 @@ impl Shape {
     }
 
     /// How the tasks of a unit are run to which these runtimes were granted.
-    pub(crate) fn way_chosen(&self, runtimes: &[Runtime]) -> &Way {
+    pub(crate) fn way_chosen(&self, runtimes: Choice) -> &Way {
         let ways = &self.key.ways;
         ways.all().find(|way| way.runtimes == runtimes).unwrap_or(&ways.preferred)
     }
@@ -379,7 +379,7 @@ impl Shapes {
 
     fn ways_of(&mut self, template: &UnitTemplate) -> Ways {
         if !template.has_variants() {
-            return Ways { preferred: self.way(template, Vec::new()), others: Vec::new() };
+            return Ways { preferred: self.way(template, Choice::default()), others: Vec::new() };
         }
         let preferred = template.tasks.iter().map(|task| task.program().runtime()).collect();
         let preferred = self.way(template, preferred);
@@ -393,8 +393,8 @@ impl Shapes {
         Ways { preferred, others }
     }
 
-    fn way(&mut self, template: &UnitTemplate, runtimes: Vec<Runtime>) -> Way {
-        let chosen = template.chosen(&runtimes);
+    fn way(&mut self, template: &UnitTemplate, runtimes: Choice) -> Way {
+        let chosen = template.chosen(runtimes);
         Way {
             ports: chosen.host_ports(),
             open_ports: chosen.open_ports(),
@@ -434,7 +434,7 @@ impl Shapes {
     }
 
     /// A unit of the shape came onto a node, and was granted these runtimes.
-    pub(crate) fn charge_artifacts(&mut self, id: ShapeId, node: NodeSlot, runtimes: &[Runtime]) {
+    pub(crate) fn charge_artifacts(&mut self, id: ShapeId, node: NodeSlot, runtimes: Choice) {
         let Some(Some(shape)) = self.rows.get(id) else { return };
         for artifact in &shape.way_chosen(runtimes).artifacts {
             *self.artifacts[*artifact].counts.entry(node).or_default() += 1;
@@ -442,7 +442,7 @@ impl Shapes {
     }
 
     /// A unit of the shape left a node, where it was granted these runtimes.
-    pub(crate) fn uncharge_artifacts(&mut self, id: ShapeId, node: NodeSlot, runtimes: &[Runtime]) {
+    pub(crate) fn uncharge_artifacts(&mut self, id: ShapeId, node: NodeSlot, runtimes: Choice) {
         let Some(Some(shape)) = self.rows.get(id) else { return };
         for artifact in &shape.way_chosen(runtimes).artifacts {
             let counts = &mut self.artifacts[*artifact].counts;

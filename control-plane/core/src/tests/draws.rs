@@ -295,7 +295,7 @@ fn any_grants() -> impl Strategy<Value = Grants> {
     let ports = vec(prop_oneof![Just(20_000u16), Just(20_001)], 0..2);
     (ports, devices, runtimes).prop_map(|(ports, devices, runtimes)| {
         let devices = devices.into_iter().map(|(name, all)| (name, all.into_iter().collect()));
-        Grants { ports, devices: devices.collect(), runtimes }
+        Grants { ports, devices: devices.collect(), runtimes: runtimes.into_iter().collect() }
     })
 }
 

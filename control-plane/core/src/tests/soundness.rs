@@ -80,7 +80,7 @@ fn standing(unit: &Unit) -> i32 {
 
 /// What it runs, with the variants that its placement chose.
 fn chosen(unit: &Unit) -> Cow<'_, UnitTemplate> {
-    unit.template.chosen(&unit.grants.runtimes)
+    unit.template.chosen(unit.grants.runtimes)
 }
 
 /// What a unit has of a device, in thousandths.
@@ -160,7 +160,6 @@ impl Walk<'_> {
         let template = &unit.template;
         let runtimes = facts.runtimes.iter().copied().collect();
         let choice = template.choice(runtimes).expect("the node can run all its tasks");
-        let choice = if template.has_variants() { choice } else { Vec::new() };
         assert_eq!(unit.grants.runtimes, choice, "what it prefers of what the node can run");
         assert!(template.constraints.iter().all(|c| c.is_met_by(&facts.attributes)));
         for taint in &facts.taints {

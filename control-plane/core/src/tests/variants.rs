@@ -20,9 +20,9 @@ fn node(cluster: &mut Cluster, text: &str, runtimes: &[Runtime]) {
 }
 
 /// Where it is, and what it runs there.
-fn placed<'c>(cluster: &'c Cluster, id: &UnitId) -> Option<(&'c str, &'c [Runtime])> {
+fn placed<'c>(cluster: &'c Cluster, id: &UnitId) -> Option<(&'c str, Vec<Runtime>)> {
     let unit = cluster.model.unit(id).unwrap();
-    Some((unit.node.as_ref()?.as_str(), unit.grants.runtimes.as_slice()))
+    Some((unit.node.as_ref()?.as_str(), unit.grants.runtimes.into()))
 }
 
 fn at(node: &str, unit: UnitTemplate) -> UnitTemplate {
@@ -42,10 +42,10 @@ fn a_node_gets_the_first_variant_that_it_can_run() {
         cluster.pass();
         let got = ids.each_ref().map(|id| placed(&cluster, id));
         let expected = [
-            Some(("both", &[first][..])),
+            Some(("both", vec![first])),
             None,
-            Some(("oci", &[Runtime::Oci][..])),
-            Some(("wasm", &[Runtime::Wasm][..])),
+            Some(("oci", vec![Runtime::Oci])),
+            Some(("wasm", vec![Runtime::Wasm])),
         ];
         assert_eq!(got, expected, "{first:?} is preferred");
     }
@@ -57,7 +57,7 @@ fn a_unit_without_a_choice_is_granted_none() {
     node(&mut cluster, "a", BOTH);
     let id = cluster.unit("u", oci(amount(1_000, GI), &[]));
     cluster.pass();
-    assert_eq!(placed(&cluster, &id), Some(("a", &[][..])));
+    assert_eq!(placed(&cluster, &id), Some(("a", vec![])));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn every_task_must_have_a_variant_for_the_node() {
     cluster.pass();
     let got = ids.each_ref().map(|id| placed(&cluster, id));
     let (wasm, oci) = (Runtime::Wasm, Runtime::Oci);
-    assert_eq!(got, [None, Some(("b", &[wasm, wasm][..])), Some(("c", &[oci, wasm][..]))]);
+    assert_eq!(got, [None, Some(("b", vec![wasm, wasm])), Some(("c", vec![oci, wasm]))]);
 }
 
 #[test]
@@ -113,10 +113,10 @@ fn what_was_chosen_stays_when_the_node_learns_another_runtime() {
     node(&mut cluster, "a", &[Runtime::Wasm]);
     let first = cluster.unit("first", web(Runtime::Oci));
     cluster.pass();
-    assert_eq!(placed(&cluster, &first), Some(("a", &[Runtime::Wasm][..])));
+    assert_eq!(placed(&cluster, &first), Some(("a", vec![Runtime::Wasm])));
     node(&mut cluster, "a", BOTH);
     cluster.pass();
-    assert_eq!(placed(&cluster, &first), Some(("a", &[Runtime::Wasm][..])), "it runs on");
+    assert_eq!(placed(&cluster, &first), Some(("a", vec![Runtime::Wasm])), "it runs on");
     let second = cluster.unit("second", web(Runtime::Oci));
     cluster.pass();
     assert_eq!(placed(&cluster, &second), None, "the first has the port");
@@ -124,7 +124,7 @@ fn what_was_chosen_stays_when_the_node_learns_another_runtime() {
     cluster.pass();
     assert_eq!(
         placed(&cluster, &second),
-        Some(("a", &[Runtime::Oci][..])),
+        Some(("a", vec![Runtime::Oci])),
         "new ones go by what it has"
     );
 }

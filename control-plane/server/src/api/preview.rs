@@ -108,7 +108,7 @@ impl Outcome {
         for decision in plan.decisions {
             match decision {
                 Decision::UnitPlace { unit: id, node, grants } => {
-                    let chosen = named(&id).map(|unit| unit.variants(&grants.runtimes));
+                    let chosen = named(&id).map(|unit| unit.variants(grants.runtimes));
                     let placed = || placed_without_scores(node, chosen.unwrap_or_default());
                     let verdict = verdicts.remove(&id).unwrap_or_else(placed);
                     outcome.add(named(&id), verdict, None, None);

@@ -112,7 +112,7 @@ impl ToldUnit {
 
 /// The assignment of a unit to its node, which hears only of the variants that were chosen for it.
 pub(crate) fn assignment(unit: &Unit, texts: Texts) -> Assignment {
-    let template = match unit.template.chosen(&unit.grants.runtimes) {
+    let template = match unit.template.chosen(unit.grants.runtimes) {
         Cow::Borrowed(_) => Arc::clone(&unit.template),
         Cow::Owned(chosen) => Arc::new(chosen),
     };
@@ -356,7 +356,7 @@ mod tests {
         let Manifest::Unit(spec) = manifest else { panic!("a unit") };
         let mut placed = unit("u1", Some("n1"), UnitState::Assigned);
         placed.template = Arc::new(spec.unit);
-        placed.grants.runtimes = vec![Runtime::Oci];
+        placed.grants.runtimes = [Runtime::Oci].into_iter().collect();
         let told = serde_json::to_value(assignment(&placed, Texts::default())).unwrap();
         let task = &told["template"]["tasks"][0];
         assert_eq!(task["oci"]["image"], "a/c");

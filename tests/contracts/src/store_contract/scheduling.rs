@@ -150,19 +150,22 @@ async fn the_variant_that_was_chosen_is_kept_and_told(Fresh { store, .. }: Fresh
     let query = "select runtime, grants from units";
     assert_eq!(rows(&store, query).await, [[json!("mixed"), json!("{}")]], "it is open");
     assert_eq!(rows(&store, "select runtime from services").await, [[json!("mixed")]]);
+    let chosen = |runtime: Runtime| Grants {
+        runtimes: [runtime].into_iter().collect(),
+        ..Grants::default()
+    };
     for (runtime, texts) in [(Runtime::Wasm, 1), (Runtime::Oci, 0)] {
-        let chosen = Grants { runtimes: vec![runtime], ..Grants::default() };
-        let unit = Unit { grants: chosen, ..(*unit).clone() };
+        let unit = Unit { grants: chosen(runtime), ..(*unit).clone() };
         let texts_of_it = store.texts_for(&unit).await.unwrap();
         assert_eq!(texts_of_it.configs.len(), texts, "{runtime:?}: what runs may read its texts");
     }
-    let grants = Grants { runtimes: vec![Runtime::Oci], ..Grants::default() };
+    let grants = chosen(Runtime::Oci);
     let place = Decision::UnitPlace { unit: unit.id.clone(), node, grants };
     store.plan_commit(&plan(&store, vec![place]).await, NOW).await.unwrap();
     let expected = [[json!("oci"), json!("{\"runtimes\":[\"oci\"]}")]];
     assert_eq!(rows(&store, query).await, expected);
     let placed = unit_now(&store, &unit.id).await;
-    assert_eq!(placed.grants.runtimes, [Runtime::Oci]);
+    assert_eq!(placed.grants, chosen(Runtime::Oci));
     assert_eq!((placed.runtime_label(), &placed.template), ("oci", &unit.template));
 }
 
