@@ -472,7 +472,7 @@ impl Unit {
         });
         task.map_or_else(
             || ShimId::Wasm(namespace.clone()),
-            |task| ShimId::of(namespace, &task.program, key),
+            |task| ShimId::of(namespace, task.program(), key),
         )
     }
 }

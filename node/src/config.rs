@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use brig_api::placement::Taint;
+use brig_api::unit_spec::Runtime;
 use brig_api::{Milli, NodeName, Resources};
 
 /// How a node is set up.
@@ -32,6 +33,8 @@ pub struct NodeConfig {
     /// Directories that units may mount, each with everything below it. None by default: a mount of the
     /// machine's files is the machine's operator to grant.
     pub host_paths: Vec<PathBuf>,
+    /// What it offers to run, of what it can; everything where none is named.
+    pub runtimes: Vec<Runtime>,
     /// The program that runs wasm.
     pub shim_wasm: PathBuf,
     /// The program that runs containers.

@@ -144,6 +144,13 @@ impl Disk {
         }
     }
 
+    /// The directories of all logs of a unit.
+    #[must_use]
+    pub fn log_dirs(&self, assignment: &Assignment) -> BTreeSet<PathBuf> {
+        let tasks = assignment.template.tasks.iter();
+        tasks.map(|task| self.logs(assignment, task.program().runtime())).collect()
+    }
+
     fn wasm_logs(&self, namespace: &NamespacePath, unit: &UnitId) -> PathBuf {
         self.namespace(namespace).join("logs").join(unit.as_str())
     }
@@ -151,7 +158,7 @@ impl Disk {
     /// Where a task's output goes.
     #[must_use]
     pub fn log_target(&self, assignment: &Assignment, task: &Task) -> LogTarget {
-        let logs = self.logs(assignment, task.program.runtime());
+        let logs = self.logs(assignment, task.program().runtime());
         LogTarget {
             path: logs.join(format!("{}.log", task.name)),
             bytes_max: LOG_BYTES_MAX,
@@ -342,8 +349,8 @@ impl Disk {
     pub fn write_assignment(&self, assignment: &Assignment) -> io::Result<()> {
         let dir = self.unit(&assignment.unit);
         std::fs::create_dir_all(&dir)?;
-        for runtime in assignment.template.runtimes() {
-            std::fs::create_dir_all(self.logs(assignment, runtime))?;
+        for dir in self.log_dirs(assignment) {
+            std::fs::create_dir_all(dir)?;
         }
         let texts = Texts { configs: assignment.texts.configs.clone(), secrets: BTreeMap::new() };
         let assignment = Assignment { texts, ..assignment.clone() };

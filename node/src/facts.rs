@@ -84,17 +84,22 @@ fn volumes(host_paths: &[PathBuf]) -> Vec<String> {
 
 fn runtimes(config: &NodeConfig, check: &Check) -> Vec<Runtime> {
     let mut runtimes = Vec::new();
-    if config.shim_wasm.is_file() {
-        runtimes.push(Runtime::Wasm);
-    } else {
-        tracing::warn!(path = %config.shim_wasm.display(), "no wasm: its shim is not there");
+    let is_wanted = |runtime| config.runtimes.is_empty() || config.runtimes.contains(&runtime);
+    if is_wanted(Runtime::Wasm) {
+        if config.shim_wasm.is_file() {
+            runtimes.push(Runtime::Wasm);
+        } else {
+            tracing::warn!(path = %config.shim_wasm.display(), "no wasm: its shim is not there");
+        }
     }
-    if check.is_usable {
-        runtimes.push(Runtime::Oci);
-    } else {
-        tracing::warn!(why = check.problems.join("; "), "no containers on this node");
+    if is_wanted(Runtime::Oci) {
+        if check.is_usable {
+            runtimes.push(Runtime::Oci);
+        } else {
+            tracing::warn!(why = check.problems.join("; "), "no containers on this node");
+        }
     }
-    if !check.holds_workers() && config.shim_wasm.is_file() {
+    if !check.holds_workers() && runtimes.contains(&Runtime::Wasm) {
         let why = check.no_workers.join("; ");
         tracing::warn!(why, "wasm shims run without containers of their own");
     }

@@ -425,7 +425,7 @@ fn endpoints_of(
         address: SocketAddr::new(address, port).to_string(),
         scheme: scheme.to_owned(),
     };
-    match &task.program {
+    match task.program() {
         Program::Wasm(wasm) if wasm.http.is_some() => {
             http.map(|http| endpoint(http.port(), "http")).into_iter().collect()
         }

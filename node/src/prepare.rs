@@ -67,21 +67,21 @@ impl Preparer {
         run: u32,
         last_port: Option<u16>,
     ) -> Result<StartTask, Fault> {
-        let reference = task.program.reference();
-        let runtime = task.program.runtime();
+        let reference = task.program().reference();
+        let runtime = task.program().runtime();
         let fetched = self.programs.fetch(&assignment.namespace, reference, runtime).await?;
         let key = TaskKey::new(&assignment.unit, &task.name, run);
-        let shim = ShimId::of(&assignment.namespace, &task.program, &key);
+        let shim = ShimId::of(&assignment.namespace, task.program(), &key);
         let ports = ports(task, grants)?;
         let mut env = environment(assignment, task, grants, &ports)?;
-        let user = match (&task.program, &fetched) {
+        let user = match (task.program(), &fetched) {
             (Program::Oci(oci), Fetched::Image { config, .. }) => {
                 container::user(oci, config).to_owned()
             }
             _ => String::new(),
         };
         let mounts = self.mounts(assignment, task, &user)?;
-        let program = match (&task.program, fetched) {
+        let program = match (task.program(), fetched) {
             (Program::Wasm(wasm), Fetched::Wasm { path, digest }) => {
                 // A request that takes too long is cut off, which only a program that can be interrupted allows.
                 let isolation =
@@ -174,7 +174,7 @@ fn limits(task: &Task) -> Limits {
         cpu_request_milli: task.resources.cpu.0,
         cpu_limit_milli: task.limits.cpu.0,
         memory_bytes: task.limits.memory.0,
-        pids: match &task.program {
+        pids: match task.program() {
             Program::Oci(oci) => oci.pids.unwrap_or(PIDS_DEFAULT),
             Program::Wasm(_) => PIDS_DEFAULT,
         },

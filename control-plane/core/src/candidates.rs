@@ -76,7 +76,7 @@ impl Search {
         let question = Question::new(index, shape, is_short);
         let mut is_at_home = vec![false; index.nodes.slots()];
         if let Some(shape) = index.shapes.get(shape) {
-            for node in index.shapes.homes(shape) {
+            for node in index.shapes.homes(shape, &index.nodes) {
                 is_at_home[node] = true;
             }
         }
@@ -173,7 +173,7 @@ impl Search {
         let unseen = changes.get(self.seen..).unwrap_or_default();
         self.seen = changes.len();
         for node in unseen {
-            self.is_at_home[*node] = index.shapes.is_at_home(shape, *node);
+            self.is_at_home[*node] = index.shapes.is_at_home(shape, *node, &index.nodes);
         }
         let is_stale = if unseen.is_empty() { false } else { self.question.refresh(index) };
         let Some(mut kept) =

@@ -439,7 +439,7 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
                 Obstacle::Ready => "out of reach".to_owned(),
                 Obstacle::Runtime => {
                     let runtimes = index.shapes.runtimes(shape).iter();
-                    let runtimes = runtimes.map(|runtime| runtime.as_str().to_owned());
+                    let runtimes = runtimes.map(|any_of| nearest::any_of(*any_of));
                     format!("unable to run {}", joined(runtimes, "and"))
                 }
                 Obstacle::Attributes => {
@@ -463,12 +463,18 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
                         .collect();
                     format!("without the directory {}", few(paths.into_iter().collect(), "or"))
                 }
-                Obstacle::Ports if shape.ports.is_empty() => {
-                    "without a port to give away".to_owned()
-                }
                 Obstacle::Ports => {
-                    let ports = shape.ports.iter().map(|port| port.port.to_string());
-                    format!("using port {} already", joined(ports, "or"))
+                    let ports: BTreeSet<_> = first(obstacle)
+                        .flat_map(|(node, _)| &shape.way_on(index.nodes.runtimes[*node]).ports)
+                        .map(|port| port.port)
+                        .collect();
+                    match ports.is_empty() {
+                        true => "without a port to give away".to_owned(),
+                        false => {
+                            let ports = ports.into_iter().map(|port| port.to_string());
+                            format!("using port {} already", joined(ports, "or"))
+                        }
+                    }
                 }
                 Obstacle::Resources => {
                     let short: BTreeSet<_> = first(obstacle)

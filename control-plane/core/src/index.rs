@@ -387,8 +387,9 @@ impl Index {
         if !shape.request.scalars.is_empty() {
             self.nodes.take_devices(node, &shape.request, grants, &self.scalars);
         }
-        if !shape.ports.is_empty() || !grants.ports.is_empty() {
-            self.nodes.take_ports(node, slot, &shape.ports, shape.port_owner, &grants.ports);
+        let way = shape.way_chosen(grants.runtimes);
+        if !way.ports.is_empty() || !grants.ports.is_empty() {
+            self.nodes.take_ports(node, slot, &way.ports, shape.port_owner, &grants.ports);
         }
         self.nodes.units[node].insert(slot);
         *self.standings.entry(standing(&unit)).or_default() += 1;
@@ -397,7 +398,7 @@ impl Index {
             self.tenants.charge_firm(tenant, &shape.request);
         }
         self.neighbours.charge(identity, node, &shape.away_terms);
-        self.shapes.charge_artifacts(shape_id, node);
+        self.shapes.charge_artifacts(shape_id, node, grants.runtimes);
         if let Some(key) = family_key(&unit) {
             *self.families.entry(key).or_default() += 1;
         }
@@ -423,8 +424,9 @@ impl Index {
         if !shape.request.scalars.is_empty() {
             self.nodes.return_devices(node, &shape.request, &grants, &self.scalars);
         }
-        if !shape.ports.is_empty() || !grants.ports.is_empty() {
-            let fixed = shape.ports.iter().map(|port| port.port);
+        let way = shape.way_chosen(grants.runtimes);
+        if !way.ports.is_empty() || !grants.ports.is_empty() {
+            let fixed = way.ports.iter().map(|port| port.port);
             self.nodes.return_ports(node, slot, fixed.chain(grants.ports.iter().copied()));
         }
         self.nodes.units[node].remove(&slot);
@@ -439,7 +441,7 @@ impl Index {
             self.tenants.uncharge_firm(tenant, &shape.request);
         }
         self.neighbours.uncharge(identity, node, &shape.away_terms);
-        self.shapes.uncharge_artifacts(shape_id, node);
+        self.shapes.uncharge_artifacts(shape_id, node, grants.runtimes);
         if let Some(key) = family_key(&unit)
             && let Some(count) = self.families.get_mut(&key)
         {

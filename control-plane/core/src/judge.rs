@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use brig_api::explain::Score;
-use brig_api::unit_spec::HostPort;
 
 use crate::index::identities::TermId;
 use crate::index::nodes::POINTS_MAX;
-use crate::index::shapes::{Fixed, Rule, RuleKind, Shape};
+use crate::index::shapes::{Fixed, Rule, RuleKind, Shape, Way};
 use crate::index::topologies::{Domain, NO_DOMAIN, NODE, TopologyId};
 use crate::index::{Index, NodeSlot, ShapeId, UnitSlot};
 use crate::obstacle::Obstacle;
@@ -155,7 +154,7 @@ impl Question {
         if let Some(obstacle) = fixed.obstacles[slot] {
             return Err(obstacle);
         }
-        if !shape.ports.is_empty() || shape.open_ports > 0 {
+        if shape.has_ports {
             ports(index, shape, slot, &[]).map_or(Ok(()), Err)?;
         }
         let request = &shape.request;
@@ -206,8 +205,7 @@ impl Question {
     /// Is there nothing to ask of a node but whether it is suitable at all and has cpu, memory and disk? Most shapes are so,
     /// and every node is looked at for each of them.
     pub(crate) fn is_plain(&self, shape: &Shape, fixed: &Fixed) -> bool {
-        shape.ports.is_empty()
-            && shape.open_ports == 0
+        !shape.has_ports
             && shape.request.disk == 0
             && shape.request.scalars.is_empty()
             && fixed.points.is_empty()
@@ -535,7 +533,8 @@ impl Question {
 
     /// Is everything that the shape runs on the node already?
     fn has_locality(&self, index: &Index, slot: NodeSlot) -> bool {
-        index.shapes.get(self.shape).is_some_and(|shape| index.shapes.is_at_home(shape, slot))
+        let shape = index.shapes.get(self.shape);
+        shape.is_some_and(|shape| index.shapes.is_at_home(shape, slot, &index.nodes))
     }
 }
 
@@ -571,11 +570,10 @@ fn packing(index: &Index, request: &Vector, slot: NodeSlot, cpu: i64, memory: i6
 /// Are the shape's ports to be had on the node, without the units in `gone`?
 fn ports(index: &Index, shape: &Shape, slot: NodeSlot, gone: &[UnitSlot]) -> Option<Obstacle> {
     let nodes = &index.nodes;
-    let fixed: &[HostPort] = &shape.ports;
+    let Way { ports: fixed, open_ports, .. } = shape.way_on(nodes.runtimes[slot]);
     let is_taken =
         !fixed.is_empty() && nodes.taken_port(slot, fixed, shape.port_owner, gone).is_some();
-    let is_short =
-        shape.open_ports > 0 && nodes.open_ports(slot, shape.open_ports, fixed).is_none();
+    let is_short = *open_ports > 0 && nodes.open_ports(slot, *open_ports, fixed).is_none();
     (is_taken || is_short).then_some(Obstacle::Ports)
 }
 

@@ -410,14 +410,15 @@ impl<'p, 'm> Placing<'p, 'm> {
         }
     }
 
-    /// Everything that comes with the node: ports and devices.
+    /// Everything that comes with the node: ports, devices, and which variants it runs.
     pub(crate) fn grants(&self, slot: UnitSlot, node: NodeSlot) -> Grants {
         let index = &*self.ground.index;
         let shape = index.entry(slot).and_then(|entry| index.shapes.get(entry.shape));
         let Some(shape) = shape else { return Grants::default() };
-        let ports = match shape.open_ports {
+        let way = shape.way_on(index.nodes.runtimes[node]);
+        let ports = match way.open_ports {
             0 => Vec::new(),
-            count => index.nodes.open_ports(node, count, &shape.ports).unwrap_or_default(),
+            count => index.nodes.open_ports(node, count, &way.ports).unwrap_or_default(),
         };
         let devices = match shape.request.scalars.is_empty() {
             true => BTreeMap::new(),
@@ -430,7 +431,7 @@ impl<'p, 'm> Placing<'p, 'm> {
                 .map(|(id, devices)| (index.scalars.name(id).to_owned(), devices))
                 .collect(),
         };
-        Grants { ports, devices }
+        Grants { ports, devices, runtimes: way.runtimes }
     }
 
     pub(crate) fn accept(
@@ -443,7 +444,7 @@ impl<'p, 'm> Placing<'p, 'm> {
     ) {
         let grants = self.grants(slot, node);
         let Some(name) = self.node_name(node) else { return };
-        let verdict = self.verdict(slot, unit, &name, found);
+        let verdict = self.verdict(slot, unit, &name, &grants, found);
         self.ground.place(slot, node, grants.clone());
         self.found.decisions.push(Decision::UnitPlace {
             unit: unit.id.clone(),
@@ -463,6 +464,7 @@ impl<'p, 'm> Placing<'p, 'm> {
         slot: UnitSlot,
         unit: &Unit,
         name: &NodeName,
+        grants: &Grants,
         found: &[Candidate],
     ) -> Verdict {
         let index = &*self.ground.index;
@@ -476,7 +478,8 @@ impl<'p, 'm> Placing<'p, 'm> {
         let mut told: VecDeque<_> = found.iter().filter_map(tell).collect();
         let winner = told.pop_front();
         let (scores, total) = winner.map_or((Vec::new(), 0), |won| (won.scores, won.total));
-        Verdict::Placed { node: name.clone(), scores, total, next: told.into() }
+        let variants = unit.variants(grants.runtimes);
+        Verdict::Placed { node: name.clone(), scores, total, next: told.into(), variants }
     }
 
     pub(crate) fn is_ended(&self, unit: &Unit) -> bool {

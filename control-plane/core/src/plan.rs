@@ -1,6 +1,6 @@
 //! One pass: from the model and the moment to the decisions, and what decisions there are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use brig_api::explain::{Explanation, NodeFit, NodeObstacle, NodeVerdict};
@@ -122,8 +122,13 @@ pub fn why_on(
     };
     let total = scores.iter().map(|score| score.points * score.weight).sum();
     let total = (verdict == NodeFit::Fits).then_some(total);
+    let runtimes = shape.way_on(index.nodes.runtimes[at]).runtimes;
+    let variants = match (verdict, index.unit(slot)) {
+        (NodeFit::Fits, Some(unit)) => unit.variants(runtimes),
+        _ => BTreeMap::new(),
+    };
     let (unit, node) = (unit.clone(), node.clone());
-    Some(NodeVerdict { unit, node, verdict, obstacles, scores, total })
+    Some(NodeVerdict { unit, node, verdict, obstacles, scores, total, variants })
 }
 
 /// What a pass must know besides the model.

@@ -16,6 +16,7 @@ mod services;
 mod simulate;
 mod soundness;
 mod texts;
+mod variants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use brig_api::unit_spec::{
     Disconnect, HttpServing, OciProgram, Program, RestartPolicy, Runtime, Task, UnitTemplate,
     WasmProgram,
 };
+use brig_api::variants::Variants;
 use brig_api::{
     Bytes, Kind, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
     Revision, UnitId,
@@ -75,10 +77,18 @@ pub(super) fn oci(request: Resources, ports: &[u16]) -> UnitTemplate {
     template(request, Program::Oci(program))
 }
 
+/// A unit that offers the programs of these as variants, the first preferred.
+pub(super) fn variants(of: &[UnitTemplate]) -> UnitTemplate {
+    let programs = of.iter().map(|unit| unit.tasks[0].program().clone()).collect();
+    let mut unit = of[0].clone();
+    unit.tasks[0].variants = Variants::new(programs).unwrap();
+    unit
+}
+
 fn template(request: Resources, program: Program) -> UnitTemplate {
     let task = Task {
         name: name("main"),
-        program,
+        variants: program.into(),
         limits: request.clone(),
         resources: request,
         env: BTreeMap::new(),

@@ -78,7 +78,27 @@ fn template_of(object: &Object) -> Option<&UnitTemplate> {
 }
 
 fn digests(template: &UnitTemplate) -> Vec<Digest> {
-    let references =
-        template.tasks.iter().filter_map(|task| task.program.reference().parse::<Reference>().ok());
+    let programs = template.tasks.iter().flat_map(|task| task.variants.iter());
+    let references = programs.filter_map(|program| program.reference().parse::<Reference>().ok());
     references.filter_map(|reference| reference.digest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use brig_api::manifest::{Format, parse};
+
+    use super::*;
+
+    #[test]
+    fn every_variant_keeps_its_artifact() {
+        let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
+        let (wasm, oci) = (digest("a"), digest("b"));
+        let text = format!(
+            "kind: unit\nname: x\nunit: {{variants: [{{wasm: {{artifact: 'a/b@{wasm}'}}}}, {{oci: {{image: 'a/c@{oci}'}}}}]}}"
+        );
+        let manifest = parse(&text, Format::Yaml, None).unwrap().remove(0).check().unwrap();
+        let brig_api::Manifest::Unit(spec) = manifest else { panic!("a unit") };
+        let found: Vec<_> = digests(&spec.unit).iter().map(ToString::to_string).collect();
+        assert_eq!(found, [wasm, oci]);
+    }
 }

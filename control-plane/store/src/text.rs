@@ -17,13 +17,13 @@ use crate::table::service::service_list;
 use crate::table::unit::unit_list;
 
 impl Store {
-    /// The texts that the unit's template names: of a mounted secret or config all, else the named keys alone. A key
+    /// The texts that the unit's template names, in the variants that it runs: of a mounted secret or config all, else the named keys alone. A key
     /// that is missing is left out.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] names the secret or config that does not exist.
     pub async fn texts_for(&self, unit: &Unit) -> Result<Texts, StoreError> {
-        let needs = Needs::of(&unit.template);
+        let needs = Needs::of(&unit.template.chosen(unit.grants.runtimes));
         let mut texts = Texts::default();
         if needs.secrets.is_empty() && needs.configs.is_empty() {
             return Ok(texts);

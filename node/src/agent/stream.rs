@@ -79,8 +79,7 @@ impl Unit {
             .filter(|one| task.is_none_or(|task| one.name == *task))
             .map(|one| (one.name.clone(), disk.log_target(assignment, one).path))
             .collect();
-        let runtimes = assignment.template.runtimes();
-        let dirs = runtimes.into_iter().map(|runtime| disk.logs(assignment, runtime)).collect();
+        let dirs = disk.log_dirs(assignment).into_iter().collect();
         Ok(LogSource { dirs, tasks, is_over: self.is_over.subscribe() })
     }
 

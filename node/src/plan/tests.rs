@@ -16,11 +16,12 @@ fn task(text: &str, sidecar: bool) -> Task {
     let http = (text == "web").then(HttpServing::default);
     Task {
         name: name(text),
-        program: Program::Wasm(WasmProgram {
+        variants: Program::Wasm(WasmProgram {
             artifact: "a".into(),
             http,
             ..WasmProgram::default()
-        }),
+        })
+        .into(),
         resources: Resources::default(),
         limits: Resources::default(),
         env: BTreeMap::new(),
@@ -208,8 +209,8 @@ fn chosen_ports_are_endpoints_like_fixed_ones() {
     let oci = OciProgram { image: "db".into(), ports: ports.clone(), ..OciProgram::default() };
     let wasm = WasmProgram { artifact, ports, ..WasmProgram::default() };
     for program in [Program::Oci(oci), Program::Wasm(wasm)] {
-        let mut world =
-            World::new(RestartPolicy::Always, vec![Task { program, ..task("db", false) }]);
+        let task = Task { variants: program.into(), ..task("db", false) };
+        let mut world = World::new(RestartPolicy::Always, vec![task]);
         world.grants.ports = vec![20_005];
         world.prepared();
         world.see("db", TaskSeen::Running { http: None });

@@ -170,7 +170,8 @@ async fn a_container_finds_its_ports_and_devices_and_can_not_be_told_others() {
     let program = json!({"oci": {"image": "image:1", "ports": [0, 9000]}, "resources": amount});
     let tasks =
         task(&program, &json!({"env": {"BRIG_PORT_0": "1", "PORT": "2"}, "resources": amount}));
-    let grants = Grants { ports: vec![20_007], devices: [("licence-x".into(), vec![0, 3])].into() };
+    let devices = [("licence-x".into(), vec![0, 3])].into();
+    let grants = Grants { ports: vec![20_007], devices, ..Grants::default() };
     let (_dir, outcome) = prepare_with(&tasks, &BTreeMap::new(), grants).await;
     let env = outcome.unwrap().remove(0).env;
     assert_eq!((env["BRIG_PORT_0"].as_str(), env["BRIG_PORT_1"].as_str()), ("20007", "9000"));

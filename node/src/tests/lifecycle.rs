@@ -52,6 +52,7 @@ pub(crate) fn config(data: &Path, server: &FakeServer) -> NodeConfig {
         taints: vec!["gpu=yes:no-schedule".parse().unwrap()],
         scalars: [("gpu".to_owned(), brig_api::Milli(4_000))].into(),
         host_paths: vec![],
+        runtimes: vec![],
         shim_wasm: super::fake_compiler::make(data),
         shim_oci: "/nonexistent/brig-shim-oci".into(),
         stops_units_at_shutdown: false,

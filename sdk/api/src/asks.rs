@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::object::{Object, ObjectKey};
-use crate::unit_spec::{EnvValue, Mount, Program, Task, UnitTemplate};
+use crate::unit_spec::{EnvValue, Mount, Program, Runtime, Task, UnitTemplate, WasmProgram};
 use crate::wasm::{WasmFacts, capabilities_told};
 use crate::{Bytes, Resources};
 
@@ -106,7 +106,7 @@ fn asked(object: &Object) -> Option<(u32, &UnitTemplate)> {
 /// The references of all programs that an object's units run.
 pub fn program_references(object: &Object) -> impl Iterator<Item = &str> {
     let tasks = asked(object).into_iter().flat_map(|(_, template)| &template.tasks);
-    tasks.map(|task| task.program.reference())
+    tasks.flat_map(|task| task.variants.iter().map(Program::reference))
 }
 
 struct Asks<'a> {
@@ -165,11 +165,8 @@ fn compare_units(before: Option<&UnitTemplate>, after: &UnitTemplate, asks: &mut
 }
 
 fn compare_tasks(before: Option<&Task>, after: &Task, asks: &mut Asks<'_>) {
-    if let Some(before) = before
-        && before.program.reference() != after.program.reference()
-    {
-        let (old, new) = (before.program.reference(), after.program.reference());
-        asks.add(AskKind::Program, format!("runs {new} instead of {old}"));
+    if let Some(before) = before {
+        compare_references(before, after, asks);
     }
     compare_programs(before, after, asks);
     let nothing = Resources::default();
@@ -199,11 +196,33 @@ fn compare_tasks(before: Option<&Task>, after: &Task, asks: &mut Asks<'_>) {
     }
 }
 
+/// Which other programs there are: by runtime, where either leaves a choice.
+fn compare_references(before: &Task, after: &Task, asks: &mut Asks<'_>) {
+    let has_choice = before.variants.are_several() || after.variants.are_several();
+    for program in after.variants.iter() {
+        let new = program.reference();
+        let old = match has_choice {
+            true => before.variants.of(program.runtime()),
+            false => Some(before.program()),
+        };
+        match old.map(Program::reference) {
+            Some(old) if old == new => {}
+            Some(old) => asks.add(AskKind::Program, format!("runs {new} instead of {old}")),
+            None => {
+                let runtime = program.runtime().as_str();
+                asks.add(AskKind::Program, format!("runs {new} too, as {runtime}"));
+            }
+        }
+    }
+}
+
 /// What the program itself imports and begins with, where that is known. Of a program that was not known before
 /// nothing can be said to be new.
 fn compare_programs(before: Option<&Task>, after: &Task, asks: &mut Asks<'_>) {
     let programs = asks.programs;
-    let of = |task: &Task| programs.get(task.program.reference());
+    // Only wasm programs are known, and a task has one at most.
+    let of =
+        |task: &Task| task.variants.iter().find_map(|program| programs.get(program.reference()));
     let Some(new) = of(after) else { return };
     let Some(before) = before else {
         let needs = capabilities_told(&new.capabilities);
@@ -247,12 +266,17 @@ fn compare_resources(what: &str, before: &Resources, after: &Resources, asks: &m
     }
 }
 
-fn hosts(task: &Task) -> BTreeSet<String> {
-    match &task.program {
-        Program::Wasm(wasm) => wasm.allow_hosts.iter().cloned().collect(),
-        // A container is on its node's network, and reaches what that reaches.
-        Program::Oci(_) => BTreeSet::new(),
+/// The task's wasm program, if it has one.
+fn wasm(task: &Task) -> Option<&WasmProgram> {
+    match task.variants.of(Runtime::Wasm)? {
+        Program::Wasm(wasm) => Some(wasm),
+        Program::Oci(_) => None,
     }
+}
+
+/// A container is on its node's network, and reaches what that reaches.
+fn hosts(task: &Task) -> BTreeSet<String> {
+    wasm(task).map(|wasm| wasm.allow_hosts.iter().cloned().collect()).unwrap_or_default()
 }
 
 fn directories(task: &Task) -> BTreeSet<String> {
@@ -282,23 +306,28 @@ fn configs(task: &Task) -> BTreeSet<String> {
 }
 
 fn buckets(task: &Task) -> BTreeSet<String> {
-    match &task.program {
-        Program::Wasm(wasm) => wasm.keyvalue.iter().map(ToString::to_string).collect(),
-        Program::Oci(_) => BTreeSet::new(),
-    }
+    let buckets = wasm(task).map(|wasm| wasm.keyvalue.iter().map(ToString::to_string).collect());
+    buckets.unwrap_or_default()
 }
 
 fn fixed_ports(task: &Task) -> BTreeSet<String> {
-    let own = task.program.ports().iter().copied().filter(|port| *port != 0);
-    task.program.http_port().into_iter().chain(own).map(|port| port.to_string()).collect()
+    let of = |program: &Program| {
+        let own = program.ports().iter().copied().filter(|port| *port != 0);
+        program.http_port().into_iter().chain(own).collect::<Vec<_>>()
+    };
+    task.variants.iter().flat_map(of).map(|port| port.to_string()).collect()
 }
 
+/// Of several variants, those of the one with most: only one of them runs.
 fn open_ports(task: &Task) -> usize {
-    let http = match &task.program {
-        Program::Wasm(wasm) => wasm.http.iter().filter(|http| http.port.is_none()).count(),
-        Program::Oci(_) => 0,
+    let of = |program: &Program| {
+        let http = match program {
+            Program::Wasm(wasm) => wasm.http.iter().filter(|http| http.port.is_none()).count(),
+            Program::Oci(_) => 0,
+        };
+        http + program.ports().iter().filter(|port| **port == 0).count()
     };
-    http + task.program.ports().iter().filter(|port| **port == 0).count()
+    task.variants.iter().map(of).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -422,6 +451,36 @@ mod tests {
         for (before, after) in [(&new, &old), (&new, &new), (&unknown, &new), (&new, &unknown)] {
             assert_eq!(told(Some(before), after), [""; 0]);
         }
+    }
+
+    #[test]
+    fn each_variant_is_told_by_what_it_asks_for() {
+        let one = service("unit: {wasm: {artifact: team/app:1, http: {port: 8080}}}");
+        let two = service(
+            "unit: {variants: [{oci: {image: team/image:1, ports: [8081, 0]}}, \
+             {wasm: {artifact: team/app:2, http: {port: 8080}, allow_hosts: [a.example]}}]}",
+        );
+        assert_eq!(
+            told(Some(&one), &two),
+            [
+                "task `main`: runs team/image:1 too, as oci",
+                "task `main`: runs team/app:2 instead of team/app:1",
+                "task `main`: outgoing HTTP to a.example",
+                "task `main`: port 8081 of its node",
+                "task `main`: chosen ports of its node 0 -> 1",
+            ]
+        );
+        assert!(told(Some(&two), &two).is_empty());
+        assert_eq!(
+            told(Some(&two), &one),
+            ["task `main`: runs team/app:1 instead of team/app:2"],
+            "less needs nobody's consent"
+        );
+        assert_eq!(
+            program_references(&two).collect::<Vec<_>>(),
+            ["team/image:1", "team/app:2"],
+            "all of them are looked up"
+        );
     }
 
     #[test]

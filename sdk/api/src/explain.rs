@@ -1,10 +1,12 @@
 //! Why a unit is where it is, or is nowhere yet: what `brig why` prints.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::unit_spec::Runtime;
 use crate::{NodeName, PlanSequence, ResourceName, UnitId};
 
 /// The newest decision of the scheduler about a unit.
@@ -42,6 +44,9 @@ pub enum Verdict {
         /// The best of those that lost, best first; empty when no other node could take it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         next: Vec<Candidate>,
+        /// Which of its variants it runs there, by task; empty where no task has several.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        variants: BTreeMap<ResourceName, Runtime>,
     },
     /// It waits: no node fits, the namespace may not have it, or something has to happen before.
     Refused {
@@ -101,6 +106,9 @@ pub struct NodeVerdict {
     /// The sum of weighted scores, when it fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<i64>,
+    /// Which of its variants it would run there, by task; empty where no task has several, and when it does not fit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variants: BTreeMap<ResourceName, Runtime>,
 }
 
 /// Whether one node can take one unit.
@@ -128,7 +136,7 @@ impl NodeVerdict {
     pub fn render(&self, unit: &ResourceName) -> String {
         let node = &self.node;
         let mut lines = match self.verdict {
-            NodeFit::Fits => vec![format!("{unit} fits on {node}.")],
+            NodeFit::Fits => vec![format!("{unit} fits on {node}{}.", chosen(&self.variants))],
             NodeFit::Refused => vec![format!("{unit} can't go to {node}:")],
         };
         if let Some(total) = self.total {
@@ -148,8 +156,9 @@ impl Explanation {
     pub fn render(&self, unit: &ResourceName) -> String {
         let mut lines = Vec::new();
         match &self.verdict {
-            Verdict::Placed { node, scores, total, next } => {
-                lines.push(format!("{unit} was placed on {node} by plan {}.", self.plan));
+            Verdict::Placed { node, scores, total, next, variants } => {
+                let (plan, chosen) = (self.plan, chosen(variants));
+                lines.push(format!("{unit} was placed on {node} by plan {plan}{chosen}."));
                 lines.push(format!("  score  {total} = {}", terms(scores)));
                 for Candidate { node, scores, total } in next {
                     lines.push(format!("  next   {node} with {total} = {}", terms(scores)));
@@ -170,6 +179,21 @@ impl Explanation {
         }
         lines.push(String::new());
         lines.join("\n")
+    }
+}
+
+/// How it is told which variants run, behind a clause: `, as oci`, or `, with log as oci, web as wasm` where there are several tasks that leave a choice.
+#[must_use]
+pub fn chosen(variants: &BTreeMap<ResourceName, Runtime>) -> String {
+    let mut all = variants.iter().map(|(task, runtime)| (task.as_str(), runtime.as_str()));
+    match (all.next(), all.next()) {
+        (None, _) => String::new(),
+        (Some((_, runtime)), None) => format!(", as {runtime}"),
+        (Some(first), Some(second)) => {
+            let told = [first, second].into_iter().chain(all);
+            let told: Vec<_> = told.map(|(task, runtime)| format!("{task} as {runtime}")).collect();
+            format!(", with {}", told.join(", "))
+        }
     }
 }
 
@@ -197,7 +221,24 @@ mod tests {
             obstacles: Vec::new(),
             scores: Vec::new(),
             total: None,
+            variants: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn the_variant_is_told_and_the_task_where_several_leave_a_choice() {
+        let of = |variants: &[(&str, Runtime)]| {
+            let all = variants
+                .iter()
+                .map(|(task, runtime)| (ResourceName::new(*task).unwrap(), *runtime));
+            chosen(&all.collect())
+        };
+        assert_eq!(of(&[]), "");
+        assert_eq!(of(&[("main", Runtime::Oci)]), ", as oci");
+        assert_eq!(
+            of(&[("web", Runtime::Wasm), ("log", Runtime::Oci)]),
+            ", with log as oci, web as wasm"
+        );
     }
 
     #[test]

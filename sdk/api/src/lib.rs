@@ -30,6 +30,7 @@ pub mod stdio;
 pub mod unit_spec;
 pub mod usage;
 pub mod validate;
+pub mod variants;
 pub mod wasm;
 
 pub use id::{Digest, NamespacePath, NodeName, PlanSequence, ResourceName, Revision, UnitId};

@@ -12,6 +12,7 @@ use crate::lifecycle::{Reason, UnitState};
 use crate::placement::{Grants, Taint};
 use crate::spec::{ConfigSpec, JobSpec, Labels, LoneUnitSpec, NamespaceSpec, ServiceSpec};
 use crate::unit_spec::{Runtime, UnitTemplate, is_default};
+use crate::variants::{Choice, RuntimeSet};
 use crate::wasm::WasmFacts;
 use crate::{
     Digest, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, Revision, UnitId,
@@ -344,6 +345,25 @@ impl Unit {
             status: UnitStatus::default(),
             meta,
         }
+    }
+
+    /// `wasm`, `oci` or `mixed`: what it runs, or what it may run as long as that is open.
+    #[must_use]
+    pub fn runtime_label(&self) -> &'static str {
+        match self.grants.runtimes {
+            none if none.is_empty() => self.template.runtime_label(),
+            chosen => chosen.iter().collect::<RuntimeSet>().label(),
+        }
+    }
+
+    /// The runtime of each task that leaves a choice, by its name, as it was chosen.
+    #[must_use]
+    pub fn variants(&self, chosen: Choice) -> BTreeMap<ResourceName, Runtime> {
+        let tasks = self.template.tasks.iter().zip(chosen.iter());
+        tasks
+            .filter(|(task, _)| task.variants.are_several())
+            .map(|(task, runtime)| (task.name.clone(), runtime))
+            .collect()
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::constraint::Constraint;
 use crate::spec::Labels;
 use crate::unit_spec::{Task, UnitTemplate, is_default};
+use crate::variants::Choice;
 use crate::{NamespacePath, ResourceName};
 
 /// The topology key that stands for the node itself; every other key is an attribute of nodes, such as `zone`.
@@ -240,6 +241,9 @@ pub struct Grants {
     /// Devices by named resource, numbered from 0 on each node. One, shared, for a request of less than a device.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<String, Vec<u32>>,
+    /// The runtime of each task, in their order: which of its variants it runs. Empty where no task has several.
+    #[serde(skip_serializing_if = "is_default")]
+    pub runtimes: Choice,
 }
 
 /// What one task has of its unit's [`Grants`].
@@ -266,13 +270,14 @@ impl Grants {
     /// tasks that ask for the resource ask for whole ones; a part of a device is shared by all tasks that ask for it.
     #[must_use]
     pub fn by_task(&self, template: &UnitTemplate) -> Vec<TaskGrants> {
+        let template = &*template.chosen(self.runtimes);
         let mut chosen = self.ports.iter().copied();
         let mut tasks: Vec<_> = template
             .tasks
             .iter()
             .map(|task| {
-                let http = task.program.http_port().map(Some);
-                let own = task.program.ports().iter();
+                let http = task.program().http_port().map(Some);
+                let own = task.program().ports().iter();
                 let own = own.map(|port| if *port == 0 { chosen.next() } else { Some(*port) });
                 let ports = http.into_iter().chain(own).collect();
                 TaskGrants { ports, devices: BTreeMap::new() }
@@ -345,6 +350,7 @@ mod tests {
         let grants = |devices: &[u32]| Grants {
             ports: vec![20_000, 20_001, 20_002],
             devices: BTreeMap::from([("gpu".to_owned(), devices.to_vec())]),
+            ..Grants::default()
         };
         let of = grants(&[0, 3, 5]).by_task(&tasks(["2", "1"]));
         assert_eq!(of[0].ports, [Some(20_000), Some(80), Some(20_001)]);
@@ -366,13 +372,36 @@ mod tests {
                 {"name": "b", "wasm": {"artifact": "b", "http": {"port": 81}}, "resources": {}, "limits": {}},
             ]}))
             .unwrap();
-        let grants = Grants { ports: vec![20_000], devices: BTreeMap::new() };
+        let grants = Grants { ports: vec![20_000], ..Grants::default() };
         assert_eq!(grants.by_task(&template)[0].ports, [Some(20_000), Some(7000)]);
         assert_eq!(template.open_ports(), 1);
         let ports = template.host_ports();
         let ports: Vec<_> =
             ports.iter().map(|port| (port.port, port.is_shared_by_service)).collect();
         assert_eq!(ports, [(81, true), (7000, false)], "only http ports are shared");
+    }
+
+    #[test]
+    fn ports_are_those_of_the_variant_that_was_chosen() {
+        use crate::unit_spec::Runtime;
+        let template: UnitTemplate =
+            serde_json::from_value(serde_json::json!({"restart": "never", "grace_ms": 1, "tasks": [
+                {"name": "a", "variants": [
+                    {"wasm": {"artifact": "a", "http": {"port": 80}}}, {"oci": {"image": "a", "ports": [0, 81]}}
+                ], "resources": {}, "limits": {}},
+                {"name": "b", "oci": {"image": "b", "ports": [0]}, "resources": {}, "limits": {}},
+            ]}))
+            .unwrap();
+        let ports = |ports: &[u16], first| -> Vec<Vec<Option<u16>>> {
+            let runtimes = [first, Runtime::Oci].into_iter().collect();
+            let grants = Grants { ports: ports.to_vec(), runtimes, ..Grants::default() };
+            grants.by_task(&template).into_iter().map(|task| task.ports).collect()
+        };
+        assert_eq!(ports(&[20_000], Runtime::Wasm), [vec![Some(80)], vec![Some(20_000)]]);
+        assert_eq!(
+            ports(&[20_000, 20_001], Runtime::Oci),
+            [vec![Some(20_000), Some(81)], vec![Some(20_001)]]
+        );
     }
 
     #[test]

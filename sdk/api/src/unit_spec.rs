@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::constraint::Constraint;
 use crate::placement::{Concurrency, Dependency, Gang, PlacementRules};
+use crate::variants::Variants;
 use crate::{ResourceName, Resources};
 
 /// Time between the stop signal and the kill, in milliseconds, where a unit names none.
@@ -15,7 +16,7 @@ pub const GRACE_MS_DEFAULT: u64 = 10_000;
 /// The task name of a unit in short form.
 pub const MAIN_TASK: &str = "main";
 
-/// What a user writes about a unit. Either `tasks`, or the short form for one task: `wasm` or `oci` with
+/// What a user writes about a unit. Either `tasks`, or the short form for one task: `wasm`, `oci` or `variants` with
 /// `resources`, `limits`, `env` and `mounts` beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -32,6 +33,9 @@ pub struct UnitSpec {
     /// Short form: a container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci: Option<OciProgram>,
+    /// Short form: the same program for several runtimes, the preferred first. Each node runs the first that it can.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Program>,
     /// Short form: environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, EnvValue>,
@@ -86,12 +90,16 @@ pub struct UnitSpec {
 pub struct TaskSpec {
     /// Unique within the unit.
     pub name: ResourceName,
-    /// A wasm program, or …
+    /// A wasm program, …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wasm: Option<WasmProgram>,
-    /// … a container: exactly one of the two.
+    /// … a container …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci: Option<OciProgram>,
+    /// … or the same program for several runtimes, the preferred first, of which each node runs the first that it can:
+    /// exactly one of the three.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Program>,
     /// The task's request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
@@ -157,9 +165,9 @@ pub struct UnitTemplate {
 pub struct Task {
     /// Unique within the unit.
     pub name: ResourceName,
-    /// What runs: `wasm: {…}` or `oci: {…}`.
+    /// What runs: `wasm: {…}`, `oci: {…}` or `variants: […]`.
     #[serde(flatten)]
-    pub program: Program,
+    pub variants: Variants,
     /// What is set aside for it.
     pub resources: Resources,
     /// What it may use at most; each at least the request.
@@ -486,13 +494,14 @@ impl Program {
 impl Task {
     /// Every value that may be a key of a secret or config, with its field: variables, and a wasm program's `config`.
     pub fn values(&self) -> impl Iterator<Item = (String, &EnvValue)> {
-        let config = match &self.program {
-            Program::Wasm(wasm) => Some(&wasm.config),
-            Program::Oci(_) => None,
-        };
         let env = self.env.iter().map(|(name, value)| (format!("env.{name}"), value));
-        let config = config.into_iter().flatten();
-        env.chain(config.map(|(key, value)| (format!("wasm.config.{key}"), value)))
+        let configs = self.variants.iter().enumerate().filter_map(|(position, program)| {
+            let Program::Wasm(wasm) = program else { return None };
+            Some((self.variants.field(position, Runtime::Wasm), &wasm.config))
+        });
+        env.chain(configs.flat_map(|(field, config)| {
+            config.iter().map(move |(key, value)| (format!("{field}.config.{key}"), value))
+        }))
     }
 }
 
@@ -526,41 +535,23 @@ impl UnitTemplate {
             .fold(Resources::default(), |sum, task| sum.checked_add(&task.resources).unwrap_or(sum))
     }
 
-    /// The runtimes that a node must have, each once.
-    #[must_use]
-    pub fn runtimes(&self) -> Vec<Runtime> {
-        let mut runtimes: Vec<_> = self.tasks.iter().map(|task| task.program.runtime()).collect();
-        runtimes.sort_unstable();
-        runtimes.dedup();
-        runtimes
-    }
-
-    /// `wasm`, `oci` or `mixed`, for tables.
-    #[must_use]
-    pub fn runtime_label(&self) -> &'static str {
-        match self.runtimes().as_slice() {
-            [only] => only.as_str(),
-            _ => "mixed",
-        }
-    }
-
-    /// How many ports it leaves to the scheduler.
+    /// How many ports it leaves to the scheduler; of several variants the preferred ones count (see [`Self::chosen`]).
     #[must_use]
     pub fn open_ports(&self) -> usize {
-        let open = |task: &Task| task.program.ports().iter().filter(|port| **port == 0).count();
+        let open = |task: &Task| task.program().ports().iter().filter(|port| **port == 0).count();
         self.tasks.iter().map(open).sum()
     }
 
-    /// The fixed ports of the node that the unit occupies.
+    /// The fixed ports of the node that the unit occupies; of several variants the preferred ones count.
     #[must_use]
     pub fn host_ports(&self) -> Vec<HostPort> {
         let mut ports: Vec<_> = self
             .tasks
             .iter()
             .flat_map(|task| {
-                let http = task.program.http_port();
+                let http = task.program().http_port();
                 let http = http.map(|port| HostPort { port, is_shared_by_service: true });
-                let own = task.program.ports().iter().copied().filter(|port| *port != 0);
+                let own = task.program().ports().iter().copied().filter(|port| *port != 0);
                 let own = own.map(|port| HostPort { port, is_shared_by_service: false });
                 http.into_iter().chain(own)
             })

@@ -13,6 +13,7 @@ use crate::unit_spec::{
     EnvValue, GRACE_MS_DEFAULT, HTTP_CONCURRENT_MAX, HttpServing, MAIN_TASK, Mount, OciProgram,
     Program, REUSE_IDLE_MS_MAX, RestartPolicy, Task, TaskSpec, UnitSpec, UnitTemplate, WasmProgram,
 };
+use crate::variants::Variants;
 use crate::{Bytes, MilliCpu, NamespacePath, ResourceName, Resources};
 
 /// Most tasks in a unit.
@@ -332,7 +333,7 @@ fn check_reach(unit: &UnitTemplate, namespace: &NamespacePath, faults: &mut Faul
 }
 
 fn check_tasks(spec: UnitSpec, faults: &mut Faults) -> Option<Vec<Task>> {
-    let is_short = spec.wasm.is_some() || spec.oci.is_some();
+    let is_short = spec.wasm.is_some() || spec.oci.is_some() || !spec.variants.is_empty();
     let has_short_fields = spec.resources.is_some()
         || spec.limits.is_some()
         || !spec.env.is_empty()
@@ -341,7 +342,7 @@ fn check_tasks(spec: UnitSpec, faults: &mut Faults) -> Option<Vec<Task>> {
     if !spec.tasks.is_empty() && (is_short || has_short_fields) {
         faults.add(
             "",
-            "has both `tasks` and fields of the short form (wasm, oci, resources, limits, env, mounts, stdin): move them into a task",
+            "has both `tasks` and fields of the short form (wasm, oci, variants, resources, limits, env, mounts, stdin): move them into a task",
         );
         return None;
     }
@@ -350,6 +351,7 @@ fn check_tasks(spec: UnitSpec, faults: &mut Faults) -> Option<Vec<Task>> {
             name: ResourceName::new(MAIN_TASK).ok()?,
             wasm: spec.wasm,
             oci: spec.oci,
+            variants: spec.variants,
             resources: spec.resources,
             limits: spec.limits,
             env: spec.env,
@@ -380,20 +382,7 @@ fn check_tasks(spec: UnitSpec, faults: &mut Faults) -> Option<Vec<Task>> {
 }
 
 fn check_task(spec: TaskSpec, faults: &mut Faults) -> Option<Task> {
-    let program = match (spec.wasm, spec.oci) {
-        (Some(wasm), None) => {
-            faults.within("wasm", |faults| check_wasm(&wasm, faults));
-            Program::Wasm(wasm)
-        }
-        (None, Some(oci)) => {
-            faults.within("oci", |faults| check_oci(&oci, faults));
-            Program::Oci(oci)
-        }
-        _ => {
-            faults.add("", "needs exactly one of `wasm: {artifact: …}` and `oci: {image: …}`");
-            return None;
-        }
-    };
+    let variants = check_programs(spec.wasm, spec.oci, spec.variants, faults)?;
     let resources =
         with_defaults(spec.resources.unwrap_or_default(), &Resources::default_request());
     if resources.memory.0 < MEMORY_BYTES_MIN {
@@ -420,10 +409,51 @@ fn check_task(spec: TaskSpec, faults: &mut Faults) -> Option<Task> {
         faults.within(format!("mounts[{index}]"), |faults| check_mount(mount, faults));
     }
     if spec.stdin {
-        check_stdin(&program, faults);
+        variants.iter().for_each(|program| check_stdin(program, faults));
     }
     let TaskSpec { name, env, mounts, stdin, sidecar, .. } = spec;
-    Some(Task { name, program, resources, limits, env, mounts, stdin, sidecar })
+    Some(Task { name, variants, resources, limits, env, mounts, stdin, sidecar })
+}
+
+fn check_programs(
+    wasm: Option<WasmProgram>,
+    oci: Option<OciProgram>,
+    variants: Vec<Program>,
+    faults: &mut Faults,
+) -> Option<Variants> {
+    let variants = match (wasm, oci, variants.is_empty()) {
+        (Some(wasm), None, true) => Variants::from(Program::Wasm(wasm)),
+        (None, Some(oci), true) => Variants::from(Program::Oci(oci)),
+        (None, None, false) => match Variants::new(variants) {
+            Ok(variants) => variants,
+            Err(error) => {
+                faults.add("variants", error.to_string());
+                return None;
+            }
+        },
+        (Some(_), Some(_), true) => {
+            faults.add(
+                "",
+                "has both `wasm` and `oci`: leave one out, or let each node run what it can: \
+                 `variants: [{wasm: …}, {oci: …}]`, the preferred first",
+            );
+            return None;
+        }
+        _ => {
+            faults.add(
+                "",
+                "needs exactly one of `wasm: {artifact: …}`, `oci: {image: …}` and `variants: […]`",
+            );
+            return None;
+        }
+    };
+    for (position, program) in variants.iter().enumerate() {
+        faults.within(variants.field(position, program.runtime()), |faults| match program {
+            Program::Wasm(wasm) => check_wasm(wasm, faults),
+            Program::Oci(oci) => check_oci(oci, faults),
+        });
+    }
+    Some(variants)
 }
 
 fn check_stdin(program: &Program, faults: &mut Faults) {
@@ -592,7 +622,24 @@ mod tests {
     fn each_rule_names_the_field() {
         for (unit, expected) in [
             ("{}", "unit: needs exactly one"),
-            ("{wasm: {artifact: a}, oci: {image: b}}", "unit: needs exactly one"),
+            ("{wasm: {artifact: a}, oci: {image: b}}", "unit: has both `wasm` and `oci`"),
+            ("{wasm: {artifact: a}, variants: [{oci: {image: b}}]}", "unit: needs exactly one"),
+            (
+                "{variants: [{oci: {image: a}}, {wasm: {artifact: a}}, {oci: {image: b}}]}",
+                "unit.variants: has two programs for oci",
+            ),
+            (
+                "{variants: [{oci: {image: a}}, {wasm: {artifact: a, http: {port: 0}}}]}",
+                "unit.variants[1].wasm.http.port",
+            ),
+            (
+                "{tasks: [{name: t, variants: [{wasm: {artifact: a}}, {oci: {image: a, pids: 1}}]}]}",
+                "unit.tasks[0].variants[1].oci.pids",
+            ),
+            (
+                "{variants: [{oci: {image: b}}], tasks: [{name: t, oci: {image: a}}]}",
+                "both `tasks`",
+            ),
             ("{wasm: {artifact: a}, tasks: [{name: t, wasm: {artifact: a}}]}", "both `tasks` and"),
             ("{wasm: {artifact: 'A B'}}", "unit.wasm.artifact: `A B`"),
             ("{wasm: {artifact: a, http: {}}, stdin: true}", "unit.stdin: is for a command"),
@@ -692,10 +739,16 @@ mod tests {
 
     #[test]
     fn a_checked_manifest_written_out_reads_back_as_itself() {
-        let text = "kind: service\nname: x\nunit: {oci: {image: a, ports: [80]}, env: {A: b}, limits: {cpu: 2}}";
-        let checked = parse(text, Format::Yaml, None).unwrap().remove(0).check().unwrap();
-        let written = serde_json::to_string(&checked).unwrap();
-        let again = parse(&written, Format::Json, None).unwrap().remove(0).check().unwrap();
-        assert_eq!(checked, again);
+        for unit in [
+            "{oci: {image: a, ports: [80]}, env: {A: b}, limits: {cpu: 2}}",
+            "{variants: [{oci: {image: a, ports: [80]}}, {wasm: {artifact: b, http: {port: 80}}}]}",
+            "{variants: [{wasm: {artifact: b}}]}",
+        ] {
+            let text = format!("kind: service\nname: x\nunit: {unit}");
+            let checked = parse(&text, Format::Yaml, None).unwrap().remove(0).check().unwrap();
+            let written = serde_json::to_string(&checked).unwrap();
+            let again = parse(&written, Format::Json, None).unwrap().remove(0).check().unwrap();
+            assert_eq!(checked, again, "{unit}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use brig_api::constraint::Constraint;
 use brig_api::facts::Devices;
 use brig_api::placement::Taint;
 use brig_api::simulate::{Growth, Loss};
+use brig_api::unit_spec::Runtime;
 use brig_api::{Bytes, MilliCpu, NamespacePath, NodeName, ResourceName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -215,6 +216,9 @@ pub(crate) struct NodeAgent {
     /// Host directory that units may mount (and those below it); may be repeated. None by default
     #[arg(long, value_name = "DIR")]
     pub(crate) host_path: Vec<PathBuf>,
+    /// Offer this runtime; may be repeated [default: every one that the machine can run]
+    #[arg(long, value_enum, value_name = "RUNTIME")]
+    pub(crate) runtime: Vec<RuntimeFlag>,
 }
 
 #[derive(Debug, Args)]
@@ -267,6 +271,15 @@ pub(crate) struct ProgramFlags {
 pub(crate) enum RuntimeFlag {
     Wasm,
     Oci,
+}
+
+impl From<RuntimeFlag> for Runtime {
+    fn from(flag: RuntimeFlag) -> Self {
+        match flag {
+            RuntimeFlag::Wasm => Self::Wasm,
+            RuntimeFlag::Oci => Self::Oci,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -45,8 +45,7 @@ pub(crate) async fn runnable(
     let reference: Reference =
         artifact.parse().map_err(|error| Failure::usage(format!("{error}")))?;
     let runtime = match flag {
-        Some(RuntimeFlag::Wasm) => Runtime::Wasm,
-        Some(RuntimeFlag::Oci) => Runtime::Oci,
+        Some(flag) => flag.into(),
         None => runtime_of(client, &reference).await?,
     };
     Ok(Runnable { reference: artifact.to_owned(), runtime })

@@ -62,6 +62,7 @@ pub(crate) fn dev(arguments: Dev, context: &Context) -> Result<(), Failure> {
             reserved: Resources::default(),
             // Whoever may reach a `brig dev` is the user that runs it.
             host_paths: vec![PathBuf::from("/")],
+            runtimes: Vec::new(),
             shim_wasm: shims.wasm,
             shim_oci: shims.oci,
             stops_units_at_shutdown: true,
@@ -130,6 +131,7 @@ pub(crate) fn node(arguments: NodeAgent, context: &Context) -> Result<(), Failur
         taints: arguments.taint,
         reserved: Resources::default(),
         host_paths: arguments.host_path,
+        runtimes: arguments.runtime.into_iter().map(Into::into).collect(),
         shim_wasm: shims.wasm,
         shim_oci: shims.oci,
         stops_units_at_shutdown: false,

@@ -7,7 +7,7 @@ use brig_api::object::{
     Unit,
 };
 use brig_api::spec::{RETRY_AFTER_MS_DEFAULT, WEIGHT_DEFAULT};
-use brig_api::unit_spec::Runtime;
+use brig_api::unit_spec::{Program, Runtime};
 use brig_api::wasm::capabilities_told;
 use brig_api::{Kind, NamespacePath, Resources};
 use serde::Serialize;
@@ -41,7 +41,7 @@ impl From<&Unit> for UnitRow {
             namespace: unit.namespace.clone(),
             kind: unit.owner.as_ref().map_or(Kind::Unit, Owner::kind),
             owner: unit.owner.as_ref().map(|owner| owner.name().to_string()),
-            runtime: unit.template.runtime_label(),
+            runtime: unit.runtime_label(),
             node: unit.node.as_ref().map(ToString::to_string),
             state: unit.status.state,
             reason: unit.status.reason.map(brig_api::lifecycle::Reason::as_str),
@@ -205,7 +205,7 @@ fn unit_fields(unit: &Unit, now_ms: i64) -> Vec<Field> {
         (&unit.namespace).into(),
         (&unit.name).into(),
         unit.owner.as_ref().map_or(Kind::Unit, Owner::kind).into(),
-        unit.template.runtime_label().into(),
+        unit.runtime_label().into(),
         unit.node.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string).into(),
         colored(status.state.as_str(), look(status.state)),
         status.reason.map_or("", brig_api::lifecycle::Reason::as_str).into(),
@@ -222,7 +222,8 @@ fn unit_fields(unit: &Unit, now_ms: i64) -> Vec<Field> {
 }
 
 fn programs(template: &brig_api::unit_spec::UnitTemplate) -> String {
-    template.tasks.iter().map(|task| task.program.reference()).collect::<Vec<_>>().join(" ")
+    let programs = template.tasks.iter().flat_map(|task| task.variants.iter());
+    programs.map(Program::reference).collect::<Vec<_>>().join(" ")
 }
 
 fn service_fields(service: &Service, now_ms: i64) -> Vec<Field> {

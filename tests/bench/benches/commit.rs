@@ -206,6 +206,7 @@ fn explanation(unit: &UnitId, plan: PlanSequence, node: &NodeName) -> Explanatio
             scores: vec![score("bin-packing", 187), score("balance", 875), score("spread", 500)],
             total: 6_248,
             next: Vec::new(),
+            variants: BTreeMap::new(),
         },
         refusals: vec![Refusal {
             filter: "resources".into(),

@@ -214,7 +214,7 @@ fn template(cpu: u64, memory: u64) -> Result<Arc<UnitTemplate>> {
     let program = WasmProgram { artifact: "a:1".to_owned(), ..WasmProgram::default() };
     let task = Task {
         name: ResourceName::new("main")?,
-        program: Program::Wasm(program),
+        variants: Program::Wasm(program).into(),
         limits: request.clone(),
         resources: request,
         env: BTreeMap::new(),

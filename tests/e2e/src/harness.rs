@@ -204,9 +204,15 @@ impl Cluster {
 
     /// `brig server` and `brig node`, so that each can be killed alone.
     pub(crate) fn apart() -> Self {
+        let mut cluster = Self::without_nodes();
+        cluster.start_node();
+        cluster
+    }
+
+    /// `brig server` alone.
+    pub(crate) fn without_nodes() -> Self {
         let mut cluster = Self::new(None);
         cluster.start_server();
-        cluster.start_node();
         cluster
     }
 
@@ -246,15 +252,16 @@ impl Cluster {
     }
 
     pub(crate) fn start_node(&mut self) {
-        self.start_node_in("node", "node-1");
+        self.start_node_in("node", "node-1", &[]);
     }
 
     /// Another node, in a folder of its name; it takes the place of the one before in this cluster's fields.
     pub(crate) fn start_node_named(&mut self, name: &str) {
-        self.start_node_in(name, name);
+        self.start_node_in(name, name, &[]);
     }
 
-    fn start_node_in(&mut self, folder: &str, name: &str) {
+    /// Another node, with more arguments; those of before are its caller's to keep.
+    pub(crate) fn start_node_in(&mut self, folder: &str, name: &str, arguments: &[&str]) {
         let mut command = brig_command();
         command
             .arg("node")
@@ -263,6 +270,7 @@ impl Cluster {
             .args(["--server", &self.url, "--name", name])
             .args(["--attribute", &format!("place={name}")]);
         command.args(["--host-path", "/tmp", "--resource", "gpu=2", "--taint", "spot:prefer-not"]);
+        command.args(arguments);
         self.node = Some(Process::start(command, self.data.join(format!("{folder}.log"))));
         self.wait("the node to be ready", || {
             let nodes = self.json(&["node", "ls", "-o", "json"]);

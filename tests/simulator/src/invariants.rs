@@ -197,7 +197,7 @@ fn no_device_is_given_twice(objects: &Objects, node: &NodeName) -> anyhow::Resul
 pub(crate) fn no_port_is_taken_twice(objects: &Objects, node: &NodeName) -> anyhow::Result<()> {
     let mut holders: BTreeMap<u16, Vec<(&Unit, bool)>> = BTreeMap::new();
     for unit in objects.on_node(node) {
-        for port in unit.template.host_ports() {
+        for port in unit.template.chosen(unit.grants.runtimes).host_ports() {
             holders.entry(port.port).or_default().push((&**unit, port.is_shared_by_service));
         }
         for port in &unit.grants.ports {

@@ -219,7 +219,7 @@ impl Walk<'_> {
         let mut repelling =
             facts.taints.iter().filter(|taint| taint.effect != TaintEffect::PreferNot);
         self.is_in_reach(&node.name)
-            && template.runtimes().iter().all(|runtime| facts.runtimes.contains(runtime))
+            && template.choice(facts.runtimes.iter().copied().collect()).is_some()
             && template.constraints.iter().all(|wanted| wanted.is_met_by(&facts.attributes))
             && repelling.all(|taint| tolerations.iter().any(|known| known.tolerates(taint)))
             && volumes.all(|path| facts.volumes.iter().any(|volume| path.starts_with(volume)))
@@ -237,7 +237,13 @@ impl Walk<'_> {
         ensure!(!is_beyond(request.memory.0, sum.memory.0, there.memory.0), "too little memory");
         ensure!(!is_beyond(request.disk.0, sum.disk.0, there.disk.0), "too little disk");
         self.devices(&request, node, grants)?;
-        ensure!(grants.ports.len() == unit.template.open_ports(), "ports are missing");
+        let choice = unit.template.choice(node.facts.runtimes.iter().copied().collect());
+        ensure!(
+            Some(grants.runtimes) == choice,
+            "does not run what it prefers of what the node can"
+        );
+        let chosen = unit.template.chosen(grants.runtimes);
+        ensure!(grants.ports.len() == chosen.open_ports(), "ports are missing");
         let mut with = self.now.clone();
         let mut placed = unit.clone();
         placed.status.state = UnitState::Assigned;

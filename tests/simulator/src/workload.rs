@@ -13,6 +13,7 @@ use brig_api::unit_spec::{
     Disconnect, HttpServing, Mount, OciProgram, Program, RestartPolicy, Runtime, Task,
     UnitTemplate, WasmProgram,
 };
+use brig_api::variants::Variants;
 use brig_api::{Bytes, Milli, MilliCpu, NamespacePath, NodeName, ResourceName, Resources};
 
 use crate::random::Random;
@@ -172,16 +173,24 @@ pub(crate) fn template(
 
 fn task(random: &mut Random, request: Resources) -> anyhow::Result<Task> {
     let artifact = format!("a:{}", random.below(3));
-    let program = if random.chance(75) {
+    let wasm = |random: &mut Random| {
         let port = || HttpServing { port: Some(8_080), ..HttpServing::default() };
         let http = random.chance(15).then(port);
+        let artifact = artifact.clone();
         Program::Wasm(WasmProgram { artifact, http, ..WasmProgram::default() })
-    } else {
+    };
+    let oci = |random: &mut Random| {
         let mut ports = Vec::new();
         for _ in 0..random.below(3) {
             ports.extend(random.pick(&[0, 0, 8_080, 20_000, 20_001]).copied());
         }
-        Program::Oci(OciProgram { image: artifact, ports, ..OciProgram::default() })
+        Program::Oci(OciProgram { image: artifact.clone(), ports, ..OciProgram::default() })
+    };
+    let programs = match random.below(20) {
+        0..14 => vec![wasm(random)],
+        14..18 => vec![oci(random)],
+        18 => vec![wasm(random), oci(random)],
+        _ => vec![oci(random), wasm(random)],
     };
     let mut mounts = Vec::new();
     if random.chance(10) {
@@ -195,7 +204,7 @@ fn task(random: &mut Random, request: Resources) -> anyhow::Result<Task> {
     }
     Ok(Task {
         name: ResourceName::new("main")?,
-        program,
+        variants: Variants::new(programs)?,
         limits: request.clone(),
         resources: request,
         env: BTreeMap::new(),

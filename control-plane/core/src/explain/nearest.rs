@@ -1,6 +1,7 @@
 //! The smallest change that would be enough: for each filter the node that it turned down by the least.
 
 use brig_api::constraint::Constraint;
+use brig_api::variants::RuntimeSet;
 
 use super::{Findings, LISTED_MAX, asked, joined, name, node_name, readable, readable_up};
 use crate::index::shapes::{RuleKind, Shape};
@@ -95,10 +96,11 @@ pub(crate) fn obstacle_detail(
             format!("does not offer {paths}")
         }
         Obstacle::Ports => {
-            let port = index.nodes.taken_port(node, &shape.ports, shape.port_owner, &[]);
+            let way = shape.way_on(index.nodes.runtimes[node]);
+            let port = index.nodes.taken_port(node, &way.ports, shape.port_owner, &[]);
             match port {
                 Some(port) => format!("port {port} is taken"),
-                None => format!("{} free ports wanted", shape.open_ports),
+                None => format!("{} free ports wanted", way.open_ports),
             }
         }
         Obstacle::Resources => resources_detail(index, shape, node),
@@ -169,7 +171,8 @@ fn enough(
             format!("that `{name_of_node}` offers {paths}")
         }
         Obstacle::Ports => {
-            let port = index.nodes.taken_port(node, &shape.ports, shape.port_owner, &[]);
+            let way = shape.way_on(index.nodes.runtimes[node]);
+            let port = index.nodes.taken_port(node, &way.ports, shape.port_owner, &[]);
             match port {
                 Some(port) => format!(
                     "that the unit with port {port} on `{name_of_node}` ends, or another port"
@@ -390,10 +393,15 @@ fn found(index: &Index, unmet: &[&Constraint], node: NodeSlot) -> String {
 }
 
 fn missing_runtimes(index: &Index, shape: &Shape, node: NodeSlot) -> String {
-    let Some(node) = index.nodes.get(node) else { return String::new() };
+    let has = index.nodes.runtimes[node];
     let wanted = index.shapes.runtimes(shape).iter();
-    let missing = wanted.filter(|runtime| !node.facts.runtimes.contains(runtime));
-    joined(missing.map(|runtime| runtime.as_str().to_owned()), "and")
+    let missing = wanted.filter(|any_of| !any_of.meets(has));
+    joined(missing.map(|runtimes| any_of(*runtimes)), "and")
+}
+
+/// `wasm or oci`.
+pub(super) fn any_of(runtimes: RuntimeSet) -> String {
+    joined(runtimes.iter().map(|runtime| runtime.as_str().to_owned()), "or")
 }
 
 pub(super) fn missing_volumes(index: &Index, shape: &Shape, node: NodeSlot) -> Vec<String> {

@@ -7,6 +7,7 @@ use brig_api::NodeName;
 use brig_api::object::Node;
 use brig_api::placement::{DYNAMIC_PORTS, Grants};
 use brig_api::unit_spec::HostPort;
+use brig_api::variants::RuntimeSet;
 
 use super::{NodeSlot, OwnerId, UnitSlot};
 use crate::vector::{ScalarId, ScalarNames, Vector};
@@ -223,6 +224,8 @@ pub(crate) struct Nodes {
     is_rank_stale: bool,
     /// Exists and is in touch.
     pub(crate) is_ready: Vec<bool>,
+    /// What it can run.
+    pub(crate) runtimes: Vec<RuntimeSet>,
     /// What there is.
     pub(crate) capacity: Columns,
     /// What is taken by the units on it, and promised to units that wait for others to leave.
@@ -292,6 +295,7 @@ impl Nodes {
         self.total.sub(&self.declared[slot]);
         self.capacity.set(slot, &amount);
         self.set_has_scalars(slot, !amount.scalars.is_empty());
+        self.runtimes[slot] = node.facts.runtimes.iter().copied().collect();
         self.stock[slot] =
             amount.scalars.iter().map(|(id, amount)| (*id, Stock::new(*amount))).collect();
         self.cpu_scale[slot] = Scale::of(amount.cpu);
@@ -314,6 +318,7 @@ impl Nodes {
             self.slots.push(None);
             self.rank.push(0);
             self.is_ready.push(false);
+            self.runtimes.push(RuntimeSet::default());
             for columns in [&mut self.capacity, &mut self.used, &mut self.leaving, &mut self.kept] {
                 columns.grow();
             }
@@ -337,6 +342,7 @@ impl Nodes {
         self.total.sub(&amount);
         self.slots[slot] = None;
         self.is_ready[slot] = false;
+        self.runtimes[slot] = RuntimeSet::default();
         self.capacity.set(slot, &Vector::default());
         self.set_has_scalars(slot, false);
         self.stock[slot].clear();

@@ -7,7 +7,8 @@ use brig_api::object::{Node, Unit};
 use brig_api::placement::{
     Neighbours, OVER_NODE, PlacementRules, Preference, Spread, Taint, TaintEffect, Toleration,
 };
-use brig_api::unit_spec::{HostPort, Runtime, UnitTemplate};
+use brig_api::unit_spec::{HostPort, UnitTemplate};
+use brig_api::variants::{Choice, RuntimeSet};
 
 use super::identities::{IdentityId, Neighbourhoods, SelectorId, SelectorKey, TermId};
 use super::nodes::Nodes;
@@ -22,7 +23,7 @@ const WEIGHT_IMPLIED: i32 = 50;
 /// What a shape requires of the nodes' own properties: the same for many shapes, and decided once for each node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct FixedKey {
-    runtimes: Vec<Runtime>,
+    runtimes: Vec<RuntimeSet>,
     constraints: Vec<Constraint>,
     tolerations: Vec<Toleration>,
     volumes: Vec<String>,
@@ -69,15 +70,40 @@ pub(crate) enum RuleKind {
     },
 }
 
+/// One way to run a shape's tasks: which of their variants, and what those need of a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Way {
+    /// The runtime of each task; empty where none leaves a choice.
+    pub(crate) runtimes: Choice,
+    /// Ports of the node that it occupies.
+    pub(crate) ports: Vec<HostPort>,
+    /// Ports that it leaves open.
+    pub(crate) open_ports: usize,
+    artifacts: Vec<usize>,
+}
+
+/// All ways: which of them it is depends on what a node can run, and on nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Ways {
+    /// Where all variants can be run, and everywhere where none of the others is named.
+    preferred: Way,
+    /// On nodes that have exactly these runtimes.
+    others: Vec<(RuntimeSet, Way)>,
+}
+
+impl Ways {
+    fn all(&self) -> impl Iterator<Item = &Way> {
+        std::iter::once(&self.preferred).chain(self.others.iter().map(|(_, way)| way))
+    }
+}
+
 /// What makes shapes different.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct ShapeKey {
     request: Vector,
     fixed: usize,
-    ports: Vec<HostPort>,
+    ways: Ways,
     port_owner: Option<OwnerId>,
-    open_ports: usize,
-    artifacts: Vec<usize>,
     /// Only where other units matter to it, or it may matter to others.
     neighbours: Option<(IdentityId, NeighbourRules)>,
 }
@@ -94,21 +120,33 @@ pub(crate) struct Shape {
     pub(crate) request: Vector,
     /// The number of its fixed requirements.
     fixed: usize,
-    /// Ports of the node that it occupies.
-    pub(crate) ports: Vec<HostPort>,
+    /// It occupies ports of the node, or leaves ports open, in one of its ways at least.
+    pub(crate) has_ports: bool,
     /// Its service, where it shares a port.
     pub(crate) port_owner: Option<OwnerId>,
-    /// Ports that it leaves open.
-    pub(crate) open_ports: usize,
     /// Rules about other units.
     pub(crate) rules: Vec<Rule>,
     /// What its units hold against others.
     pub(crate) away_terms: Vec<TermId>,
     /// Who it is to others, where that matters.
     pub(crate) identity: Option<IdentityId>,
-    artifacts: Vec<usize>,
     /// It was refused when so much had happened, at most at this priority.
     pub(crate) hopeless: Option<(u64, i32)>,
+}
+
+impl Shape {
+    /// How its tasks are run on a node that has these runtimes.
+    pub(crate) fn way_on(&self, node: RuntimeSet) -> &Way {
+        let ways = &self.key.ways;
+        let other = ways.others.iter().find(|(runtimes, _)| *runtimes == node);
+        other.map_or(&ways.preferred, |(_, way)| way)
+    }
+
+    /// How the tasks of a unit are run to which these runtimes were granted.
+    pub(crate) fn way_chosen(&self, runtimes: Choice) -> &Way {
+        let ways = &self.key.ways;
+        ways.all().find(|way| way.runtimes == runtimes).unwrap_or(&ways.preferred)
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -147,8 +185,8 @@ impl Shapes {
         self.fixed(shape).map_or(&[][..], |fixed| &fixed.key.constraints)
     }
 
-    /// The runtimes it needs.
-    pub(crate) fn runtimes(&self, shape: &Shape) -> &[Runtime] {
+    /// The runtimes it needs: one of each set.
+    pub(crate) fn runtimes(&self, shape: &Shape) -> &[RuntimeSet] {
         self.fixed(shape).map_or(&[][..], |fixed| &fixed.key.runtimes)
     }
 
@@ -165,15 +203,16 @@ impl Shapes {
     }
 
     /// Is everything that it runs on the node already, for another unit?
-    pub(crate) fn is_at_home(&self, shape: &Shape, node: NodeSlot) -> bool {
-        shape.artifacts.iter().all(|artifact| self.artifacts[*artifact].counts.contains_key(&node))
+    pub(crate) fn is_at_home(&self, shape: &Shape, node: NodeSlot, nodes: &Nodes) -> bool {
+        let mut artifacts = shape.way_on(nodes.runtimes[node]).artifacts.iter();
+        artifacts.all(|artifact| self.artifacts[*artifact].counts.contains_key(&node))
     }
 
-    /// The nodes on which everything it runs is there already.
-    pub(crate) fn homes(&self, shape: &Shape) -> Vec<NodeSlot> {
-        let Some(first) = shape.artifacts.first() else { return Vec::new() };
-        let nodes = self.artifacts[*first].counts.keys().copied();
-        nodes.filter(|node| self.is_at_home(shape, *node)).collect()
+    /// The nodes on which everything it runs there is there already.
+    pub(crate) fn homes(&self, shape: &Shape, nodes: &Nodes) -> Vec<NodeSlot> {
+        let firsts = shape.key.ways.all().filter_map(|way| way.artifacts.first());
+        let some = firsts.flat_map(|first| self.artifacts[*first].counts.keys().copied());
+        some.filter(|node| self.is_at_home(shape, *node, nodes)).collect()
     }
 
     /// See [`super::Index::set_hopeless`].
@@ -199,8 +238,9 @@ impl Shapes {
     ) -> ShapeId {
         let template = &unit.template;
         let rules = &template.placement;
-        let ports = template.host_ports();
-        let shares_port = ports.iter().any(|port| port.is_shared_by_service);
+        let ways = self.ways_of(template);
+        let shares_port =
+            ways.all().any(|way| way.ports.iter().any(|port| port.is_shared_by_service));
         let has_rules = !rules.near.is_empty()
             || !rules.away.is_empty()
             || !rules.spread.is_empty()
@@ -210,9 +250,7 @@ impl Shapes {
             request: Vector::new(&template.request(), names),
             fixed: self.intern_fixed(template, nodes),
             port_owner: owner.filter(|_| shares_port),
-            ports,
-            open_ports: template.open_ports(),
-            artifacts: self.artifacts_of(template),
+            ways,
             neighbours: matters.then(|| {
                 let rules = (
                     rules.near.clone(),
@@ -231,7 +269,7 @@ impl Shapes {
             self.release_fixed(key.fixed);
             return id;
         }
-        for artifact in &key.artifacts {
+        for artifact in key.ways.all().flat_map(|way| &way.artifacts) {
             self.artifacts[*artifact].uses += 1;
         }
         let resolved = if has_rules {
@@ -243,13 +281,11 @@ impl Shapes {
             uses: 1,
             request: key.request.clone(),
             fixed: key.fixed,
-            ports: key.ports.clone(),
+            has_ports: key.ways.all().any(|way| !way.ports.is_empty() || way.open_ports > 0),
             port_owner: key.port_owner,
-            open_ports: key.open_ports,
             rules: resolved.0,
             away_terms: resolved.1,
             identity: matters.then_some(identity),
-            artifacts: key.artifacts.clone(),
             hopeless: None,
             key: key.clone(),
         };
@@ -284,7 +320,7 @@ impl Shapes {
         for term in &shape.away_terms {
             neighbours.release_term(*term);
         }
-        for artifact in &shape.artifacts {
+        for artifact in shape.key.ways.all().flat_map(|way| &way.artifacts) {
             self.artifacts[*artifact].uses -= 1;
         }
     }
@@ -341,12 +377,38 @@ impl Shapes {
         }
     }
 
+    fn ways_of(&mut self, template: &UnitTemplate) -> Ways {
+        if !template.has_variants() {
+            return Ways { preferred: self.way(template, Choice::default()), others: Vec::new() };
+        }
+        let preferred = template.tasks.iter().map(|task| task.program().runtime()).collect();
+        let preferred = self.way(template, preferred);
+        let mut others = Vec::new();
+        for node in RuntimeSet::ALL {
+            let choice = template.choice(node);
+            if let Some(runtimes) = choice.filter(|choice| *choice != preferred.runtimes) {
+                others.push((node, self.way(template, runtimes)));
+            }
+        }
+        Ways { preferred, others }
+    }
+
+    fn way(&mut self, template: &UnitTemplate, runtimes: Choice) -> Way {
+        let chosen = template.chosen(runtimes);
+        Way {
+            ports: chosen.host_ports(),
+            open_ports: chosen.open_ports(),
+            artifacts: self.artifacts_of(&chosen),
+            runtimes,
+        }
+    }
+
     fn artifacts_of(&mut self, template: &UnitTemplate) -> Vec<usize> {
         let mut ids: Vec<_> = template
             .tasks
             .iter()
             .map(|task| {
-                let reference = task.program.reference();
+                let reference = task.program().reference();
                 if let Some(id) = self.artifact_ids.get(reference) {
                     return *id;
                 }
@@ -371,18 +433,18 @@ impl Shapes {
         ids
     }
 
-    /// A unit of the shape came onto a node.
-    pub(crate) fn charge_artifacts(&mut self, id: ShapeId, node: NodeSlot) {
+    /// A unit of the shape came onto a node, and was granted these runtimes.
+    pub(crate) fn charge_artifacts(&mut self, id: ShapeId, node: NodeSlot, runtimes: Choice) {
         let Some(Some(shape)) = self.rows.get(id) else { return };
-        for artifact in &shape.artifacts {
+        for artifact in &shape.way_chosen(runtimes).artifacts {
             *self.artifacts[*artifact].counts.entry(node).or_default() += 1;
         }
     }
 
-    /// A unit of the shape left a node.
-    pub(crate) fn uncharge_artifacts(&mut self, id: ShapeId, node: NodeSlot) {
+    /// A unit of the shape left a node, where it was granted these runtimes.
+    pub(crate) fn uncharge_artifacts(&mut self, id: ShapeId, node: NodeSlot, runtimes: Choice) {
         let Some(Some(shape)) = self.rows.get(id) else { return };
-        for artifact in &shape.artifacts {
+        for artifact in &shape.way_chosen(runtimes).artifacts {
             let counts = &mut self.artifacts[*artifact].counts;
             if let Some(count) = counts.get_mut(&node) {
                 *count -= 1;
@@ -412,7 +474,7 @@ impl Fixed {
         let node = nodes.get(slot);
         self.obstacles[slot] = match node {
             None => Some(Obstacle::Ready),
-            Some(node) => self.obstacle_on(node),
+            Some(node) => self.obstacle_on(node, nodes.runtimes[slot]),
         };
         let points = node.map_or(0, |node| self.points_of(node));
         if points != 0 && self.points.is_empty() {
@@ -424,10 +486,10 @@ impl Fixed {
         }
     }
 
-    fn obstacle_on(&self, node: &Node) -> Option<Obstacle> {
+    fn obstacle_on(&self, node: &Node, runtimes: RuntimeSet) -> Option<Obstacle> {
         let facts = &node.facts;
         let key = &self.key;
-        if !key.runtimes.iter().all(|runtime| facts.runtimes.contains(runtime)) {
+        if !key.runtimes.iter().all(|any_of| any_of.meets(runtimes)) {
             Some(Obstacle::Runtime)
         } else if !key.constraints.iter().all(|wanted| wanted.is_met_by(&facts.attributes)) {
             Some(Obstacle::Attributes)

@@ -137,10 +137,15 @@ fn any_dependency() -> impl Strategy<Value = Dependency> {
 /// A program with its ports, which may be left open or be in the range that is given to open ones.
 fn any_program(request: Resources) -> impl Strategy<Value = UnitTemplate> {
     let port = || prop_oneof![Just(0u16), Just(0), 1..4u16, Just(20_000), Just(20_001)];
-    (0..4u8, vec(port(), 0..3), 0..3u16).prop_map(move |(kind, ports, port)| match kind {
-        0 => oci(request.clone(), &ports),
-        1 => http(request.clone(), port),
-        _ => wasm(request.clone()),
+    (0..6u8, vec(port(), 0..3), 0..3u16).prop_map(move |(kind, ports, port)| {
+        let container = || oci(request.clone(), &ports);
+        match kind {
+            0 => container(),
+            1 => http(request.clone(), port),
+            2 => variants(&[http(request.clone(), port), container()]),
+            3 => variants(&[container(), wasm(request.clone())]),
+            _ => wasm(request.clone()),
+        }
     })
 }
 
@@ -216,8 +221,13 @@ fn any_facts() -> impl Strategy<Value = NodeFacts> {
         of(prop_oneof![Just("a100"), Just("v100")]),
         of(prop_oneof![Just("6.1.0-18"), Just("5.10"), Just("rolling")]),
     );
-    (any_capacity(), any::<bool>(), attributes, taints, any::<bool>()).prop_map(
-        |(allocatable, has_oci, (zone, rack, model, kernel), taints, has_volume)| {
+    let runtimes = prop_oneof![
+        4 => Just(vec![Runtime::Wasm, Runtime::Oci]),
+        3 => Just(vec![Runtime::Wasm]),
+        1 => Just(vec![Runtime::Oci]),
+    ];
+    (any_capacity(), runtimes, attributes, taints, any::<bool>()).prop_map(
+        |(allocatable, runtimes, (zone, rack, model, kernel), taints, has_volume)| {
             let zone = zone.map(str::to_owned);
             let pairs = [
                 ("zone", zone),
@@ -231,10 +241,7 @@ fn any_facts() -> impl Strategy<Value = NodeFacts> {
                 attributes: pairs.filter_map(|(key, v)| Some((key.to_owned(), v?))).collect(),
                 taints,
                 volumes: if has_volume { vec!["/srv/data".to_owned()] } else { Vec::new() },
-                runtimes: match has_oci {
-                    true => vec![Runtime::Wasm, Runtime::Oci],
-                    false => vec![Runtime::Wasm],
-                },
+                runtimes,
                 address: "10.0.0.1".to_owned(),
                 agent_version: "0.1.0".to_owned(),
                 boot_id: "b".to_owned(),
@@ -284,9 +291,11 @@ pub(in crate::tests) struct UnitDraw {
 
 fn any_grants() -> impl Strategy<Value = Grants> {
     let devices = btree_map("gpu|fpga", btree_set(0..4u32, 1..3), 0..2);
-    (vec(prop_oneof![Just(20_000u16), Just(20_001)], 0..2), devices).prop_map(|(ports, devices)| {
+    let runtimes = vec(prop_oneof![Just(Runtime::Wasm), Just(Runtime::Oci)], 0..2);
+    let ports = vec(prop_oneof![Just(20_000u16), Just(20_001)], 0..2);
+    (ports, devices, runtimes).prop_map(|(ports, devices, runtimes)| {
         let devices = devices.into_iter().map(|(name, all)| (name, all.into_iter().collect()));
-        Grants { ports, devices: devices.collect() }
+        Grants { ports, devices: devices.collect(), runtimes: runtimes.into_iter().collect() }
     })
 }
 

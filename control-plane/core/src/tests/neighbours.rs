@@ -336,9 +336,8 @@ fn a_node_that_has_the_program_already_is_preferred_among_equals() {
     let mut cluster = zones(&[("a", "x"), ("b", "x")]);
     let of = |artifact: &str| {
         let mut unit = wasm(amount(1_000, 512 * MI));
-        if let Program::Wasm(wasm) = &mut unit.tasks[0].program {
-            wasm.artifact = artifact.to_owned();
-        }
+        let program = WasmProgram { artifact: artifact.to_owned(), ..WasmProgram::default() };
+        unit.tasks[0].variants = Program::Wasm(program).into();
         unit
     };
     let first = UnitTemplate {

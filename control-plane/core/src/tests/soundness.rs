@@ -1,5 +1,7 @@
 //! Whether a plan is sound, judged by plain objects: the scheduler's rules written down a second time without its index.
 
+use std::borrow::Cow;
+
 use brig_api::placement::{Neighbours, OVER_NODE, TaintEffect};
 use brig_api::unit_spec::HostPort;
 
@@ -74,6 +76,11 @@ fn are_siblings(unit: &Unit, other: &Unit) -> bool {
 
 fn standing(unit: &Unit) -> i32 {
     if unit.template.revocable { i32::MIN } else { unit.template.priority }
+}
+
+/// What it runs, with the variants that its placement chose.
+fn chosen(unit: &Unit) -> Cow<'_, UnitTemplate> {
+    unit.template.chosen(unit.grants.runtimes)
 }
 
 /// What a unit has of a device, in thousandths.
@@ -151,7 +158,9 @@ impl Walk<'_> {
         assert!(!self.moment.silent.contains(node));
         let facts = &self.model.node(node).expect("a known node").facts;
         let template = &unit.template;
-        assert!(template.runtimes().iter().all(|runtime| facts.runtimes.contains(runtime)));
+        let runtimes = facts.runtimes.iter().copied().collect();
+        let choice = template.choice(runtimes).expect("the node can run all its tasks");
+        assert_eq!(unit.grants.runtimes, choice, "what it prefers of what the node can run");
         assert!(template.constraints.iter().all(|c| c.is_met_by(&facts.attributes)));
         for taint in &facts.taints {
             let is_mild = taint.effect == TaintEffect::PreferNot;
@@ -208,7 +217,7 @@ impl Walk<'_> {
 
     /// No port of the node is given twice, but for those that units of one service share.
     fn assert_ports(&self, unit: &Unit, node: &NodeName) {
-        assert_eq!(unit.grants.ports.len(), unit.template.open_ports());
+        assert_eq!(unit.grants.ports.len(), chosen(unit).open_ports());
         let service = |unit: &Unit| match &unit.owner {
             Some(Owner::Service { name, .. }) => Some((unit.namespace.clone(), name.clone())),
             _ => None,
@@ -216,7 +225,7 @@ impl Walk<'_> {
         let ports = |unit: &Unit| {
             let open = unit.grants.ports.iter();
             let open = open.map(|port| HostPort { port: *port, is_shared_by_service: false });
-            open.chain(unit.template.host_ports()).collect::<Vec<_>>()
+            open.chain(chosen(unit).host_ports()).collect::<Vec<_>>()
         };
         let mine = ports(unit);
         let own: BTreeSet<_> = unit.grants.ports.iter().collect();
@@ -324,7 +333,7 @@ impl Walk<'_> {
         let (template, facts) = (&unit.template, &node.facts);
         let mut mounts = template.tasks.iter().flat_map(|task| &task.mounts);
         !self.moment.silent.contains(&node.name)
-            && template.runtimes().iter().all(|runtime| facts.runtimes.contains(runtime))
+            && template.choice(facts.runtimes.iter().copied().collect()).is_some()
             && template.constraints.iter().all(|c| c.is_met_by(&facts.attributes))
             && facts.taints.iter().all(|taint| {
                 taint.effect == TaintEffect::PreferNot

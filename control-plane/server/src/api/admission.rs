@@ -9,7 +9,7 @@ use brig_api::problem::FieldError;
 use brig_api::reference::Reference;
 use brig_api::unit_spec::{EnvValue, Program, Runtime, Task, UnitTemplate, WasmProgram};
 use brig_api::wasm::Misfit;
-use brig_api::{Code, Kind, NamespacePath, ResourceName};
+use brig_api::{Bytes, Code, Kind, NamespacePath, ResourceName};
 use brig_store::StoreError;
 
 use super::apply::{join, refused};
@@ -49,12 +49,12 @@ pub(super) async fn admit(app: &App, drafts: Vec<Draft>) -> Answer<Vec<Manifest>
     if lookup.faults.is_empty() { Ok(admitted) } else { Err(refused(lookup.faults)) }
 }
 
-/// The field of a task that a misfit is about.
-fn misfit_field(misfit: &Misfit) -> &'static str {
+/// The field of a task that a misfit is about; `program` is that of the program.
+fn misfit_field(misfit: &Misfit, program: &str) -> String {
     match misfit {
-        Misfit::Library(_) | Misfit::NotProvided(_) => "wasm.artifact",
-        Misfit::NeedsHttp | Misfit::NoHttp(_) => "wasm.http",
-        Misfit::Memory { .. } => "resources.memory",
+        Misfit::Library(_) | Misfit::NotProvided(_) => join(program, "artifact"),
+        Misfit::NeedsHttp | Misfit::NoHttp(_) => join(program, "http"),
+        Misfit::Memory { .. } => "resources.memory".to_owned(),
     }
 }
 
@@ -138,20 +138,28 @@ impl Lookup<'_> {
             } else {
                 join(path, &format!("tasks[{index}]"))
             };
-            self.artifact(task, &path).await?;
+            let memory_limit = task.limits.memory;
+            for (field, program) in task.variants.iter_mut() {
+                self.artifact(program, &field, memory_limit, &path).await?;
+            }
             self.texts_of(task, namespace, &path).await?;
         }
         Ok(())
     }
 
-    async fn artifact(&mut self, task: &mut Task, unit_path: &str) -> Answer<()> {
-        let memory_limit = task.limits.memory;
-        let has_http = matches!(&task.program, Program::Wasm(WasmProgram { http: Some(_), .. }));
-        let (field, written, wants) = match &mut task.program {
-            Program::Wasm(wasm) => ("wasm.artifact", &mut wasm.artifact, Runtime::Wasm),
-            Program::Oci(oci) => ("oci.image", &mut oci.image, Runtime::Oci),
+    async fn artifact(
+        &mut self,
+        program: &mut Program,
+        field: &str,
+        memory_limit: Bytes,
+        task_path: &str,
+    ) -> Answer<()> {
+        let has_http = matches!(program, Program::Wasm(WasmProgram { http: Some(_), .. }));
+        let (name, written, wants) = match program {
+            Program::Wasm(wasm) => ("artifact", &mut wasm.artifact, Runtime::Wasm),
+            Program::Oci(oci) => ("image", &mut oci.image, Runtime::Oci),
         };
-        let path = join(unit_path, field);
+        let path = join(task_path, &join(field, name));
         let Ok(reference) = written.parse::<Reference>() else {
             return Ok(()); // Checked before.
         };
@@ -190,8 +198,8 @@ impl Lookup<'_> {
                 *written = reference.pinned(found.digest).to_string();
                 let wasm = found.wasm.filter(|_| wants == Runtime::Wasm);
                 for misfit in wasm.iter().flat_map(|wasm| wasm.misfits(has_http, memory_limit)) {
-                    let field = misfit_field(&misfit);
-                    self.fault(join(unit_path, field), format!("`{reference}`: {misfit}"));
+                    let path = join(task_path, &misfit_field(&misfit, field));
+                    self.fault(path, format!("`{reference}`: {misfit}"));
                 }
             }
         }

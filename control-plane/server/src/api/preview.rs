@@ -9,7 +9,8 @@ use brig_api::manifest::Manifest;
 use brig_api::object::{Object, ObjectKey, Unit};
 use brig_api::reference::Reference;
 use brig_api::request::{PlanResponse, PlannedEviction, PlannedUnit};
-use brig_api::{Code, Kind, NodeName, Revision, UnitId};
+use brig_api::unit_spec::Runtime;
+use brig_api::{Code, Kind, NodeName, ResourceName, Revision, UnitId};
 use brig_core::{Decision, Model, Moment, Plan};
 
 use crate::app::App;
@@ -106,8 +107,9 @@ impl Outcome {
             .collect();
         for decision in plan.decisions {
             match decision {
-                Decision::UnitPlace { unit: id, node, .. } => {
-                    let placed = || placed_without_scores(node);
+                Decision::UnitPlace { unit: id, node, grants } => {
+                    let chosen = named(&id).map(|unit| unit.variants(grants.runtimes));
+                    let placed = || placed_without_scores(node, chosen.unwrap_or_default());
                     let verdict = verdicts.remove(&id).unwrap_or_else(placed);
                     outcome.add(named(&id), verdict, None, None);
                 }
@@ -157,8 +159,8 @@ impl Outcome {
     }
 }
 
-fn placed_without_scores(node: NodeName) -> Verdict {
-    Verdict::Placed { node, scores: vec![], total: 0, next: vec![] }
+fn placed_without_scores(node: NodeName, variants: BTreeMap<ResourceName, Runtime>) -> Verdict {
+    Verdict::Placed { node, scores: vec![], total: 0, next: vec![], variants }
 }
 
 fn key_of(unit: &Unit) -> ObjectKey {

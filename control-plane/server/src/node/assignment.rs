@@ -1,7 +1,9 @@
 //! What a node is told about its units: from the stored unit to the assignment, and from the change feed to the
 //! difference that one node must hear of. Pure, but for the texts of secrets.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use brig_api::change::Change;
 use brig_api::lifecycle::UnitState;
@@ -108,13 +110,17 @@ impl ToldUnit {
     }
 }
 
-/// The assignment of a unit to its node.
+/// The assignment of a unit to its node, which hears only of the variants that were chosen for it.
 pub(crate) fn assignment(unit: &Unit, texts: Texts) -> Assignment {
+    let template = match unit.template.chosen(unit.grants.runtimes) {
+        Cow::Borrowed(_) => Arc::clone(&unit.template),
+        Cow::Owned(chosen) => Arc::new(chosen),
+    };
     Assignment {
         unit: unit.id.clone(),
         name: unit.name.clone(),
         namespace: unit.namespace.clone(),
-        template: std::sync::Arc::clone(&unit.template),
+        template,
         is_wanted: is_wanted(unit),
         placed_by: unit.placed_by.unwrap_or_default(),
         grants: unit.grants.clone(),
@@ -219,7 +225,7 @@ mod tests {
             namespace: NamespacePath::default_namespace(),
             owner: Some(Owner::Job { name: spec.name.clone(), index: 3, attempt: 1 }),
             labels: Default::default(),
-            template: std::sync::Arc::new(spec.unit),
+            template: Arc::new(spec.unit),
             desired: Desired::Run,
             remove_when_done: false,
             node: node.map(|node| NodeName::new(node).unwrap()),
@@ -339,6 +345,22 @@ mod tests {
         let difference = told().take_over(&[change(&placed, true), change(&placed, false)]);
         assert!(difference.assign.is_empty());
         assert_eq!(difference.withdraw.len(), 1);
+    }
+
+    #[test]
+    fn a_node_hears_of_the_variant_that_was_chosen_and_no_other() {
+        use brig_api::unit_spec::Runtime;
+        let text =
+            "kind: unit\nname: x\nunit: {variants: [{wasm: {artifact: a/b}}, {oci: {image: a/c}}]}";
+        let manifest = parse(text, Format::Yaml, None).unwrap().remove(0).check().unwrap();
+        let Manifest::Unit(spec) = manifest else { panic!("a unit") };
+        let mut placed = unit("u1", Some("n1"), UnitState::Assigned);
+        placed.template = Arc::new(spec.unit);
+        placed.grants.runtimes = [Runtime::Oci].into_iter().collect();
+        let told = serde_json::to_value(assignment(&placed, Texts::default())).unwrap();
+        let task = &told["template"]["tasks"][0];
+        assert_eq!(task["oci"]["image"], "a/c");
+        assert!(task.get("wasm").is_none() && task.get("variants").is_none(), "{task}");
     }
 
     #[test]

@@ -233,10 +233,22 @@ async fn what_a_unit_names_must_exist_and_artifacts_are_fixed_to_digests() {
     let digest = push(&cluster, "team/app", "1").await;
     cluster.apply("kind: unit\nname: y\nunit: {wasm: {artifact: team/app:1}}\n").await;
     let unit = cluster.client.unit(&NamespacePath::default_namespace(), "y").await.unwrap();
-    assert_eq!(unit.template.tasks[0].program.reference(), format!("team/app:1@{digest}"));
+    assert_eq!(unit.template.tasks[0].program().reference(), format!("team/app:1@{digest}"));
     let wrong = "kind: unit\nname: z\nunit: {oci: {image: team/app:1}}\n";
     let error = cluster.client.apply(manifests(wrong)).await.unwrap_err().to_string();
     assert!(error.contains("unit.oci.image") && error.contains("is a wasm program"), "{error}");
+    // Each variant is held to the same.
+    let yaml = "kind: unit\nname: v\nunit: {variants: [{oci: {image: 'registry.example/app:1'}}, \
+        {wasm: {artifact: 'team/app:1'}}]}\n";
+    let in_vain = yaml.replace("registry.example", "team").replace("'}}]", "', http: {}}}]");
+    let error = cluster.client.apply(manifests(&in_vain)).await.unwrap_err().to_string();
+    assert!(error.contains("unit.variants[0].oci.image: `team/app:1` is a wasm"), "{error}");
+    assert!(error.contains("unit.variants[1].wasm.http: `team/app:1`"), "{error}");
+    cluster.apply(yaml).await;
+    let unit = cluster.client.unit(&NamespacePath::default_namespace(), "v").await.unwrap();
+    let variants = unit.template.tasks[0].variants.iter();
+    let references: Vec<_> = variants.map(|program| program.reference().to_owned()).collect();
+    assert_eq!(references, ["registry.example/app:1".to_owned(), format!("team/app:1@{digest}")]);
     let Object::Artifact(artifact) =
         cluster.client.get(&key(Kind::Artifact, "team/app:1")).await.unwrap()
     else {

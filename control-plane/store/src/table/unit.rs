@@ -54,12 +54,12 @@ const UNITS_INSERT: &str = "INSERT INTO units (id, namespace, name, owner_kind, 
     VALUES {rows}";
 /// Everything else of a unit stays as it was created.
 const UNITS_UPDATE: &str = "WITH life (id, desired, state, reason, message, node, placed_by, restarts, exit_code, \
-    started_ms, finished_ms, status_sequence, endpoints, promised, grants, placed_ms, revision) AS (VALUES {rows}) \
+    started_ms, finished_ms, status_sequence, endpoints, promised, grants, runtime, placed_ms, revision) AS (VALUES {rows}) \
     UPDATE units SET desired = life.desired, state = life.state, reason = life.reason, message = life.message, \
     node = life.node, placed_by = life.placed_by, restarts = life.restarts, exit_code = life.exit_code, \
     started_ms = life.started_ms, finished_ms = life.finished_ms, status_sequence = life.status_sequence, \
-    endpoints = life.endpoints, promised = life.promised, grants = life.grants, placed_ms = life.placed_ms, \
-    revision = life.revision FROM life WHERE units.id = life.id";
+    endpoints = life.endpoints, promised = life.promised, grants = life.grants, runtime = life.runtime, \
+    placed_ms = life.placed_ms, revision = life.revision FROM life WHERE units.id = life.id";
 const UNITS_REMOVE: &str = "DELETE FROM units WHERE id IN (VALUES {rows})";
 
 #[derive(sqlx::FromRow)]
@@ -110,6 +110,7 @@ struct LifeColumns<'unit> {
     endpoints: String,
     promised: Option<&'unit str>,
     grants: String,
+    runtime: &'static str,
     placed_ms: Option<i64>,
     revision: i64,
 }
@@ -236,6 +237,7 @@ impl<'unit> LifeColumns<'unit> {
             endpoints: to_json("endpoints", &status.endpoints)?,
             promised: unit.promised.as_ref().map(NodeName::as_str),
             grants: to_json("grants", &unit.grants)?,
+            runtime: unit.runtime_label(),
             placed_ms: unit.placed_ms,
             revision: number("revision", unit.meta.revision.0)?,
         })
@@ -440,7 +442,7 @@ pub(crate) async fn units_insert(db: &mut Tx, units: &[&Unit]) -> Result<(), Sto
                 .bind(owner.generation)
                 .bind(owner.index)
                 .bind(owner.attempt)
-                .bind(template.runtime)
+                .bind(life.runtime)
                 .bind(template.priority)
                 .bind(template.cpu_milli)
                 .bind(template.memory_bytes)
@@ -484,7 +486,7 @@ pub(crate) async fn units_update(db: &mut Tx, units: &[&Unit]) -> Result<(), Sto
         for unit in chunk {
             rows.push((&unit.id, LifeColumns::new(unit)?));
         }
-        execute_many!(db, UNITS_UPDATE, 17, rows, |query, (id, life)| query
+        execute_many!(db, UNITS_UPDATE, 18, rows, |query, (id, life)| query
             .bind(id.as_str())
             .bind(life.desired)
             .bind(life.state)
@@ -500,6 +502,7 @@ pub(crate) async fn units_update(db: &mut Tx, units: &[&Unit]) -> Result<(), Sto
             .bind(&life.endpoints)
             .bind(life.promised)
             .bind(&life.grants)
+            .bind(life.runtime)
             .bind(life.placed_ms)
             .bind(life.revision));
     }

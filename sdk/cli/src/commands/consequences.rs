@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use brig_api::NodeName;
-use brig_api::explain::Verdict;
+use brig_api::explain::{Verdict, chosen};
 use brig_api::lifecycle::Reason;
 use brig_api::object::ObjectKey;
 use brig_api::request::{PlanResponse, PlannedEviction, PlannedUnit};
+use brig_api::unit_spec::Runtime;
+use brig_api::{NodeName, ResourceName};
 
 /// Most lines about the nodes of one owner, and about units that are stopped; `-o json` has all of them.
 pub(super) const LINES_MAX: usize = 10;
@@ -85,19 +86,19 @@ pub(super) fn evictions(evictions: &[PlannedEviction], lines: &mut Vec<String>) 
 
 fn placements(placements: &[PlannedUnit], lines: &mut Vec<String>) {
     let placed = placements.iter().filter_map(|planned| match &planned.verdict {
-        Verdict::Placed { node, .. } => {
+        Verdict::Placed { node, variants, .. } => {
             let owner = planned.owner.as_ref().unwrap_or(&planned.key);
-            Some((owner, node, planned))
+            Some((owner, (node, variants), planned))
         }
         Verdict::Refused { .. } => None,
     });
-    let groups: Groups<'_, &NodeName, _> = Groups::of(placed);
+    let groups: Groups<'_, (&NodeName, &BTreeMap<ResourceName, Runtime>), _> = Groups::of(placed);
     for (owner, groups) in groups.owners {
         let (shown, rest) = groups.split_at(groups.len().min(LINES_MAX));
-        for (node, group) in shown {
+        for ((node, variants), group) in shown {
             let Some(first) = group.first() else { continue };
             let who = subject(owner, &first.key, group.len());
-            lines.push(format!("{who} would run on {node}"));
+            lines.push(format!("{who} would run on {node}{}", chosen(variants)));
         }
         if !rest.is_empty() {
             let units: usize = rest.iter().map(|(_, group)| group.len()).sum();
@@ -148,7 +149,14 @@ mod tests {
 
     fn on(node: &str) -> Verdict {
         let node = NodeName::new(node).unwrap();
-        Verdict::Placed { node, scores: vec![], total: 0, next: vec![] }
+        let variants = Default::default();
+        Verdict::Placed { node, scores: vec![], total: 0, next: vec![], variants }
+    }
+
+    fn as_oci(node: &str) -> Verdict {
+        let node = NodeName::new(node).unwrap();
+        let variants = [(ResourceName::new("main").unwrap(), Runtime::Oci)].into();
+        Verdict::Placed { node, scores: vec![], total: 0, next: vec![], variants }
     }
 
     fn waits(reason: Reason, message: &str, unit: PlannedUnit) -> PlannedUnit {
@@ -176,7 +184,7 @@ mod tests {
             web("web-1", "n1"),
             web("web-2", "n2"),
             web("web-3", "n1"),
-            unit("lone", None, on("n2")),
+            unit("lone", None, as_oci("n2")),
             refused("web-4"),
             refused("web-5"),
         ]);
@@ -202,7 +210,7 @@ mod tests {
                 "unit `batch-1` in namespace `default` would have to leave n1 (Preempted): makes room for unit `web-1`",
                 "service `web` in namespace `default`: 2 units would run on n1",
                 "unit `web-2` in namespace `default` would run on n2",
-                "unit `lone` in namespace `default` would run on n2",
+                "unit `lone` in namespace `default` would run on n2, as oci",
                 "service `web` in namespace `default`: 2 units would wait (QuotaExceeded): the quota of namespace `default` (2) is used up",
             ]
         );

@@ -2,8 +2,9 @@
 
 use brig_api::explain::{Explanation, Verdict};
 use brig_api::lifecycle::{Reason, UnitState};
-use brig_api::object::{JobState, NodeState, Object};
+use brig_api::object::{JobState, NodeState, Object, Unit};
 use brig_api::placement::{Grants, Taint};
+use brig_api::unit_spec::Runtime;
 use brig_api::{Kind, Milli, PlanSequence, Revision, UnitId};
 use brig_core::Decision;
 use brig_store::{Store, StoreError};
@@ -21,6 +22,7 @@ on_both!(
     what_services_and_jobs_say_is_kept,
     taints_and_volumes_of_nodes_are_kept,
     a_promise_lasts_until_the_unit_is_placed,
+    the_variant_that_was_chosen_is_kept_and_told,
     a_stop_says_why,
     gangs_and_revocable_units_have_columns,
     a_namespace_limits_its_services_and_jobs,
@@ -121,8 +123,8 @@ async fn a_promise_lasts_until_the_unit_is_placed(Fresh { store, .. }: Fresh) {
     assert_eq!(committed.revision, revision, "the same again is no change");
     assert_eq!(rows(&store, "select promised from units").await, [[json!("node-1")]]);
 
-    let grants =
-        Grants { ports: vec![20_000, 20_001], devices: [("gpu".to_owned(), vec![1])].into() };
+    let devices = [("gpu".to_owned(), vec![1])].into();
+    let grants = Grants { ports: vec![20_000, 20_001], devices, ..Grants::default() };
     let place = Decision::UnitPlace { unit: unit.id.clone(), node: node.clone(), grants };
     store.plan_commit(&plan(&store, vec![place]).await, NOW + 7).await.unwrap();
     let placed = unit_now(&store, &unit.id).await;
@@ -132,6 +134,39 @@ async fn a_promise_lasts_until_the_unit_is_placed(Fresh { store, .. }: Fresh) {
     let columns = rows(&store, "select promised, grants, placed_ms from units").await.remove(0);
     let grants = "{\"ports\":[20000,20001],\"devices\":{\"gpu\":[1]}}";
     assert_eq!(columns, [Value::Null, json!(grants), json!(NOW + 7)]);
+}
+
+async fn the_variant_that_was_chosen_is_kept_and_told(Fresh { store, .. }: Fresh) {
+    let yaml = "{kind: config, name: words, data: {a: b}}\n---\n\
+                {kind: unit, name: web, unit: {variants: [\
+                {wasm: {artifact: a, config: {k: {config: words, key: a}}}}, {oci: {image: b}}]}}\n---\n\
+                {kind: service, name: api, replicas: 0, unit: {variants: [{wasm: {artifact: a}}, {oci: {image: b}}]}}";
+    store.apply(&manifests(yaml), NOW).await.unwrap();
+    let node = node_name("node-1");
+    store.node_register(&node, facts(), NOW).await.unwrap();
+    let Object::Unit(unit) = store.object_get(&key(Kind::Unit, "web")).await.unwrap() else {
+        panic!("a unit")
+    };
+    let query = "select runtime, grants from units";
+    assert_eq!(rows(&store, query).await, [[json!("mixed"), json!("{}")]], "it is open");
+    assert_eq!(rows(&store, "select runtime from services").await, [[json!("mixed")]]);
+    let chosen = |runtime: Runtime| Grants {
+        runtimes: [runtime].into_iter().collect(),
+        ..Grants::default()
+    };
+    for (runtime, texts) in [(Runtime::Wasm, 1), (Runtime::Oci, 0)] {
+        let unit = Unit { grants: chosen(runtime), ..(*unit).clone() };
+        let texts_of_it = store.texts_for(&unit).await.unwrap();
+        assert_eq!(texts_of_it.configs.len(), texts, "{runtime:?}: what runs may read its texts");
+    }
+    let grants = chosen(Runtime::Oci);
+    let place = Decision::UnitPlace { unit: unit.id.clone(), node, grants };
+    store.plan_commit(&plan(&store, vec![place]).await, NOW).await.unwrap();
+    let expected = [[json!("oci"), json!("{\"runtimes\":[\"oci\"]}")]];
+    assert_eq!(rows(&store, query).await, expected);
+    let placed = unit_now(&store, &unit.id).await;
+    assert_eq!(placed.grants, chosen(Runtime::Oci));
+    assert_eq!((placed.runtime_label(), &placed.template), ("oci", &unit.template));
 }
 
 async fn a_stop_says_why(Fresh { store, .. }: Fresh) {
@@ -224,8 +259,13 @@ async fn explanations_have_a_history(Fresh { store, .. }: Fresh) {
         store.plan_commit(&mine, NOW).await.unwrap();
     }
     let mut last = plan(&store, vec![place(&unit.id, &node)]).await;
-    let placed =
-        Verdict::Placed { node: node.clone(), scores: Vec::new(), total: 0, next: Vec::new() };
+    let placed = Verdict::Placed {
+        node: node.clone(),
+        scores: Vec::new(),
+        total: 0,
+        next: Vec::new(),
+        variants: Default::default(),
+    };
     let explanation = Explanation { verdict: placed, ..explain(&unit.id, last.after.next(), "") };
     last.explanations = vec![explanation.clone()];
     store.plan_commit(&last, NOW).await.unwrap();
