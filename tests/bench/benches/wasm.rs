@@ -1,7 +1,8 @@
-//! What wasm units cost in their shim: http services beside `wasmtime serve`, processor requests, and idle units.
+//! What wasm units cost in their shim: http services beside `wasmtime serve`, computing beside `wasmtime run`, processor
+//! requests, idle units, and the start of an interpreter that was compiled before.
 //!
-//! `cargo bench --package bench --bench wasm`; CASES=http,cpu,idle for some of them. ROUNDS=N visits to each server,
-//! UNITS=N idle units. For http, `WASMTIME` names the peer's program (tests/setup/peers fetches it), and wrk is in PATH.
+//! `cargo bench --package bench --bench wasm`; CASES=http,compute,cpu,idle,interpreter for some of them. ROUNDS=N visits to
+//! each server, UNITS=N idle units. For http and compute, `WASMTIME` names the peer's program (tests/setup/peers fetches it); for http, wrk is in PATH.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bench::{SLEEP, Shim, build, process};
-use brig_api::unit_spec::InstanceReuse;
+use brig_api::unit_spec::{InstanceReuse, Isolation};
 
 /// Requests that an instance answers, here and in the peer, where instances are reused.
 const REQUESTS_MAX: u32 = 1_000;
@@ -32,13 +33,16 @@ fn main() -> Result<()> {
     let bin = build(&root)?;
     let work = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let cases = std::env::var("CASES").unwrap_or_else(|_| "http,cpu,idle".to_owned());
+    let cases =
+        std::env::var("CASES").unwrap_or_else(|_| "http,compute,cpu,idle,interpreter".to_owned());
     for case in cases.split(',') {
         match case {
             "http" => runtime.block_on(http(&root, &bin, work.path()))?,
+            "compute" => runtime.block_on(compute(&root, &bin, work.path()))?,
+            "interpreter" => runtime.block_on(interpreter(&root, &bin, work.path()))?,
             "cpu" => runtime.block_on(cpu(&bin, work.path()))?,
             "idle" => runtime.block_on(idle(&bin, work.path()))?,
-            other => bail!("CASES: `{other}` is none of http, cpu, idle"),
+            other => bail!("CASES: `{other}` is none of http, compute, cpu, idle, interpreter"),
         }
     }
     Ok(())
@@ -84,9 +88,9 @@ impl Drop for Peer {
 async fn http(root: &Path, bin: &Path, work: &Path) -> Result<()> {
     let rounds = number("ROUNDS", 5)?;
     let web = guests(root).join("web.wasm");
-    let mut shim = Shim::start(bin, &work.join("cache")).await?;
+    let mut shim = Shim::start(bin, &work.join("cache"), Isolation::Namespace).await?;
     let mut serve = async |name, reuse| {
-        let mut program = Shim::program(bin, &work.join("cache"), &web)?;
+        let mut program = Shim::program(bin, &work.join("cache"), &web, Isolation::Namespace)?;
         program.http = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         program.http_limits.max_concurrent = REQUESTS_MAX;
         program.http_limits.reuse = reuse;
@@ -134,9 +138,13 @@ async fn http(root: &Path, bin: &Path, work: &Path) -> Result<()> {
     Ok(())
 }
 
+fn wasmtime(root: &Path) -> PathBuf {
+    std::env::var_os("WASMTIME")
+        .map_or_else(|| root.join("tests/.cache/peers/wasmtime"), PathBuf::from)
+}
+
 fn peer(root: &Path, web: &Path, further: &[&str]) -> Result<(Peer, SocketAddr)> {
-    let program = std::env::var_os("WASMTIME")
-        .map_or_else(|| root.join("tests/.cache/peers/wasmtime"), PathBuf::from);
+    let program = wasmtime(root);
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let child = Command::new(&program)
         .args(["serve", "-Scli", "--addr", &address.to_string()])
@@ -195,7 +203,7 @@ type Shares = Vec<(u64, u64)>;
 
 async fn cpu(bin: &Path, work: &Path) -> Result<()> {
     let spin = module(work, "spin.wasm", SPIN)?;
-    let mut shim = Shim::start(bin, &work.join("cache")).await?;
+    let mut shim = Shim::start(bin, &work.join("cache"), Isolation::Namespace).await?;
     let_it_tick(shim.id())?;
     let unlimited = |count| std::iter::repeat_n((0, 0), count);
     let eight = || std::iter::repeat_n((100, 100), 8);
@@ -213,7 +221,7 @@ async fn cpu(bin: &Path, work: &Path) -> Result<()> {
             std::iter::once((500, 0)).chain(unlimited(8)).collect(),
         ),
     ];
-    let program = Shim::program(bin, &work.join("cache"), &spin)?;
+    let program = Shim::program(bin, &work.join("cache"), &spin, Isolation::Namespace)?;
     println!("processor time in thousandths of a core, over {} s", WINDOW.as_secs());
     for (name, shares) in cases {
         let names: Vec<_> = (0..shares.len()).map(|index| format!("unit{index}")).collect();
@@ -261,17 +269,109 @@ fn let_it_tick(shim: u32) -> Result<()> {
     Ok(())
 }
 
+/// Three instructions, over and over: where looking whether one is interrupted costs most.
+const COUNT: &str = r#"(module (func (export "_start") (local $i i64)
+  (loop $again
+    (local.set $i (i64.add (local.get $i) (i64.const 1)))
+    (br_if $again (i64.lt_u (local.get $i) (i64.const 3000000000))))))"#;
+/// Multiplies matrices of 64 x 64 numbers, 3,000 times.
+const MULTIPLY: &str = r#"(module (memory 2)
+  (func (export "_start") (local $n i32) (local $i i32) (local $j i32) (local $k i32) (local $sum f64)
+    (loop $n (local.set $i (i32.const 0))
+      (loop $i (local.set $j (i32.const 0))
+        (loop $j (local.set $k (i32.const 0)) (local.set $sum (f64.const 0))
+          (loop $k
+            (local.set $sum (f64.add (local.get $sum) (f64.mul
+              (f64.load (i32.shl (i32.add (i32.shl (local.get $i) (i32.const 6)) (local.get $k)) (i32.const 3)))
+              (f64.load offset=32768 (i32.shl (i32.add (i32.shl (local.get $k) (i32.const 6)) (local.get $j)) (i32.const 3))))))
+            (br_if $k (i32.lt_u (local.tee $k (i32.add (local.get $k) (i32.const 1))) (i32.const 64))))
+          (f64.store offset=65536 (i32.shl (i32.add (i32.shl (local.get $i) (i32.const 6)) (local.get $j)) (i32.const 3)) (local.get $sum))
+          (br_if $j (i32.lt_u (local.tee $j (i32.add (local.get $j) (i32.const 1))) (i32.const 64))))
+        (br_if $i (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 64))))
+      (br_if $n (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 3000))))))"#;
+
+/// Processor time of programs that compute, by `wasmtime run`, in a process of their own, and in their namespace's.
+async fn compute(root: &Path, bin: &Path, work: &Path) -> Result<()> {
+    let rounds = number("ROUNDS", 5)?;
+    for (name, text) in [("count.wasm", COUNT), ("multiply.wasm", MULTIPLY)] {
+        let module = module(work, name, text)?;
+        let mut seconds = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..rounds {
+            seconds[0].push(peer_seconds(root, &module)?);
+            for (index, isolation) in [(1, Isolation::Unit), (2, Isolation::Namespace)] {
+                let cache = work.join("cache");
+                let program = Shim::program(bin, &cache, &module, isolation)?;
+                let mut shim = Shim::start(bin, &cache, isolation).await?;
+                let before = process::cpu(shim.id())?;
+                shim.run("unit", program, 1_000, 0).await?;
+                let record = shim.finished("unit").await?;
+                ensure!(record.code == 0, "{name}: {record:?}");
+                seconds[index].push((process::cpu(shim.id())? - before).as_secs_f64());
+            }
+        }
+        let [peer, unit, namespace] = seconds.map(|values| median(values.into_iter()));
+        println!(
+            "{name}: wasmtime run {peer:.2} s, isolation: unit {unit:.2} s ({:.3}), namespace {namespace:.2} s ({:.3})",
+            unit / peer,
+            namespace / peer
+        );
+    }
+    Ok(())
+}
+
+/// The processor time of a program that wasmtime compiled before.
+fn peer_seconds(root: &Path, module: &Path) -> Result<f64> {
+    let compiled = module.with_extension("cwasm");
+    if !compiled.exists() {
+        let mut compile = Command::new(wasmtime(root));
+        compile.arg("compile").arg(module).arg("-o").arg(&compiled);
+        ensure!(compile.status()?.success(), "wasmtime compile");
+    }
+    let before = process::children_cpu()?;
+    let mut run = Command::new(wasmtime(root));
+    ensure!(
+        run.args(["run", "--allow-precompiled"]).arg(&compiled).status()?.success(),
+        "wasmtime run"
+    );
+    Ok((process::children_cpu()? - before).as_secs_f64())
+}
+
+/// From the request to start to the beginning of an interpreter whose code is there, in a shim that has just been started:
+/// as after a restart of the shim, or on another node once the code has come.
+async fn interpreter(root: &Path, bin: &Path, work: &Path) -> Result<()> {
+    let cache = work.join("cache");
+    let python = guests(root).join("python.wasm");
+    let mut program = Shim::program(bin, &cache, &python, Isolation::Namespace)?;
+    program.args = ["python", "-c", "print(6 * 7)"].map(str::to_owned).into();
+    let (mut fresh, mut again) = (Vec::new(), Vec::new());
+    for _ in 0..number("ROUNDS", 5)? {
+        let mut shim = Shim::start(bin, &cache, Isolation::Namespace).await?;
+        for (name, times) in [("first", &mut fresh), ("second", &mut again)] {
+            let since = Instant::now();
+            shim.run(name, program.clone(), 1_000, 0).await?;
+            times.push(since.elapsed().as_secs_f64() * 1e3);
+            let record = shim.finished(name).await?;
+            ensure!(record.code == 0, "{record:?}");
+        }
+    }
+    let [fresh, again] = [fresh, again].map(|values| median(values.into_iter()));
+    println!(
+        "CPython, compiled before: {fresh:.1} ms in a shim that has just begun, {again:.2} ms in one that knows it"
+    );
+    Ok(())
+}
+
 async fn idle(bin: &Path, work: &Path) -> Result<()> {
     let units = number("UNITS", 50_000)?;
     let sleep = module(work, "sleep.wasm", SLEEP)?;
-    let program = Shim::program(bin, &work.join("cache"), &sleep)?;
+    let program = Shim::program(bin, &work.join("cache"), &sleep, Isolation::Namespace)?;
     let mut shims = Vec::new();
     let mut started = 0;
     let mut memory_before = 0;
     let began = Instant::now();
     let mut starts = Vec::new();
     while started < units {
-        let mut shim = Shim::start(bin, &work.join("cache")).await?;
+        let mut shim = Shim::start(bin, &work.join("cache"), Isolation::Namespace).await?;
         memory_before += all_memory(shim.id())?;
         for index in 0..UNITS_PER_SHIM.min(units - started) {
             let since = Instant::now();

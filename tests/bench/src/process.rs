@@ -12,10 +12,23 @@ const TICKS_PER_SECOND: u64 = 100;
 /// # Errors
 /// When it has ended.
 pub fn cpu(process: u32) -> Result<Duration> {
+    times(&process.to_string(), 11)
+}
+
+/// The processor time that children of this process have used that have ended.
+///
+/// # Errors
+/// Those of reading `/proc`.
+pub fn children_cpu() -> Result<Duration> {
+    times("self", 13)
+}
+
+/// User and system time, the first of them that many fields after the name: 11 for the process's own, 13 for its children's.
+fn times(process: &str, first: usize) -> Result<Duration> {
     let text = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The name before the last `)` may hold anything; user and system time are the 12th and 13th field after it.
+    // The name before the last `)` may hold anything.
     let (_, rest) = text.rsplit_once(')').context("a line of /proc/PID/stat")?;
-    let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    let ticks = rest.split_whitespace().skip(first).take(2).map(str::parse::<u64>);
     let ticks: u64 = ticks.sum::<Result<u64, _>>()?;
     Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
 }

@@ -13,6 +13,7 @@ use brig_api::usage::Usage;
 use brig_api::{Digest, NamespacePath};
 use brig_shim::client::{Connected, ShimClient, connect};
 use brig_shim::code::CompileAnswer;
+use brig_shim::exit::ExitRecord;
 use brig_shim::handover;
 use brig_shim::message::{
     FromShim, HttpLimits, Limits, LogTarget, Reply, Request, SOCKET_NAME, StartProgram, StartTask,
@@ -39,7 +40,7 @@ impl Shim {
     ///
     /// # Errors
     /// When it does not answer.
-    pub async fn start(bin: &Path, cache: &Path) -> Result<Self> {
+    pub async fn start(bin: &Path, cache: &Path, isolation: Isolation) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let listener = UnixListener::bind(dir.path().join(SOCKET_NAME))?;
         let child = Command::new(bin.join("brig-shim-wasm"))
@@ -47,6 +48,7 @@ impl Shim {
             .arg(dir.path())
             .arg("--cache")
             .arg(cache)
+            .args(["--isolation", isolation.as_str()])
             .env("RUST_LOG", "warn")
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .stderr(Stdio::null())
@@ -66,13 +68,18 @@ impl Shim {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn program(bin: &Path, cache: &Path, module: &Path) -> Result<StartWasm> {
+    pub fn program(
+        bin: &Path,
+        cache: &Path,
+        module: &Path,
+        isolation: Isolation,
+    ) -> Result<StartWasm> {
         let bytes = std::fs::read(module).with_context(|| module.display().to_string())?;
         let digest = Digest::of_sha256(&sha2::Sha256::digest(bytes).into());
         Ok(StartWasm {
-            compatibility: compile(bin, cache, module, &digest)?,
+            compatibility: compile(bin, cache, module, &digest, isolation)?,
             digest,
-            isolation: Isolation::Namespace,
+            isolation,
             args: vec!["bench".to_owned()],
             http: None,
             http_limits: HttpLimits::default(),
@@ -124,6 +131,19 @@ impl Shim {
         }
     }
 
+    /// Waits until a task has ended by itself; how.
+    ///
+    /// # Errors
+    /// When the shim has ended.
+    pub async fn finished(&mut self, name: &str) -> Result<ExitRecord> {
+        loop {
+            match self.events.recv().await.context("the shim has ended")? {
+                FromShim::Exited { task, record } if task.0 == name => return Ok(record),
+                _ => {}
+            }
+        }
+    }
+
     /// What a task has used.
     ///
     /// # Errors
@@ -159,9 +179,16 @@ impl Shim {
 }
 
 /// Has a program compiled, as an agent does; what for.
-fn compile(bin: &Path, cache: &Path, module: &Path, digest: &Digest) -> Result<String> {
+fn compile(
+    bin: &Path,
+    cache: &Path,
+    module: &Path,
+    digest: &Digest,
+    isolation: Isolation,
+) -> Result<String> {
     let mut command = Command::new(bin.join("brig-shim-wasm"));
     command.arg("compile").arg("--module").arg(module).args(["--digest", digest.as_str()]);
+    command.args(["--isolation", isolation.as_str()]);
     let output = command.arg("--cache").arg(cache).output()?;
     let answer: CompileAnswer = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
