@@ -28,6 +28,12 @@ impl Agent {
                 }
             }
             ToNode::Acknowledge { reports } => self.acknowledge(&reports),
+            ToNode::Checkpoint { unit, task, checkpoint } => {
+                self.take_checkpoint(unit, task, checkpoint);
+            }
+            ToNode::CheckpointKept { unit, task, number } => {
+                self.checkpoint_kept(&unit, &task, number);
+            }
             ToNode::OpenStream { stream, unit, request } => {
                 self.open_stream(server, stream, &unit, request);
             }

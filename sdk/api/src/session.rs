@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Checkpoint;
 use crate::object::{NodeFacts, UnitStatus};
 use crate::placement::Grants;
 use crate::request::{ExecRequest, LogQuery};
@@ -54,6 +55,16 @@ pub enum FromNode {
     Usage {
         /// Some units or all.
         units: Vec<UsageReport>,
+    },
+    /// What a task saved last. One at a time: the next one follows when this one was answered with
+    /// [`ToNode::CheckpointKept`].
+    Checkpoint {
+        /// The task's unit.
+        unit: UnitId,
+        /// The task.
+        task: ResourceName,
+        /// What it saved.
+        checkpoint: Checkpoint,
     },
     /// A stream that was asked for can't be opened.
     StreamFailed {
@@ -115,6 +126,25 @@ pub enum ToNode {
     Acknowledge {
         /// Unit and number of the report.
         reports: Vec<(UnitId, u64)>,
+    },
+    /// This checkpoint is committed, or is of no use to anybody: it need not be repeated.
+    CheckpointKept {
+        /// The task's unit.
+        unit: UnitId,
+        /// The task.
+        task: ResourceName,
+        /// Its number.
+        number: u64,
+    },
+    /// A task of a unit goes on from this: it was saved by the unit that this one replaces. Comes before the unit's
+    /// assignment, so that it never begins without.
+    Checkpoint {
+        /// The unit that is about to be assigned.
+        unit: UnitId,
+        /// The task.
+        task: ResourceName,
+        /// What was saved.
+        checkpoint: Checkpoint,
     },
     /// Connect to `GET /v1/node-streams/{stream}` and serve this there.
     OpenStream {

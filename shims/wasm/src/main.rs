@@ -5,6 +5,7 @@
 //!                        control runtime │  guests' runtime: host, meter, memory, http_server, outgoing
 //! ```
 
+mod checkpoint;
 mod clock;
 mod code_store;
 mod compiler;

@@ -9,6 +9,7 @@ use brig_api::usage::Usage;
 use brig_shim::message::{StartTask, StartWasm, TaskUsage};
 use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 
+use crate::checkpoint::{OnSaved, TaskCheckpoint};
 use crate::host::{ComponentHost, CoreHost, Grants};
 use crate::http_server;
 use crate::keyvalue::Stores;
@@ -36,11 +37,14 @@ pub(crate) struct Control {
     pub(crate) stop: Arc<Stop>,
     meter: Arc<Meter>,
     memory: Arc<MemoryAccount>,
+    checkpoint: Arc<TaskCheckpoint>,
 }
 
 impl Control {
-    pub(crate) fn new(start: &StartTask, is_server: bool) -> Self {
+    /// `on_saved` is called whenever the task has saved where it is.
+    pub(crate) fn new(start: &StartTask, is_server: bool, on_saved: OnSaved) -> Self {
         Self {
+            checkpoint: Arc::new(TaskCheckpoint::new(&start.dir, is_server, on_saved)),
             stop: Arc::new(Stop::new(is_server)),
             meter: Meter::new(start.limits.cpu_limit_milli, start.limits.cpu_request_milli),
             memory: MemoryAccount::new(start.limits.memory_bytes),
@@ -243,7 +247,7 @@ async fn set_up(
     })?;
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;
-    let grants = Grants::new(start, wasm, &log, &machine.stores);
+    let grants = Grants::new(start, wasm, &log, &machine.stores, &control.checkpoint);
     let (rig, turns) = (ready.rig.clone(), Arc::clone(&machine.turns));
     Ok((Task { rig, turns, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
 }

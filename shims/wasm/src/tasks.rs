@@ -92,7 +92,12 @@ impl Tasks {
             let message = format!("this shim has {TASKS_MAX} tasks, it takes no more on");
             return refused(Some(Reason::CreateFailed), &message);
         }
-        let control = Arc::new(Control::new(&start, wasm.http.is_some()));
+        let saved = {
+            let (key, events) = (start.key.clone(), self.events.clone());
+            // Whoever is not connected looks into the task's directory.
+            move |number| drop(events.send(FromShim::Checkpoint { task: key.clone(), number }))
+        };
+        let control = Arc::new(Control::new(&start, wasm.http.is_some(), Box::new(saved)));
         let entry = Entry { state: TaskState::Starting, control: Arc::clone(&control) };
         table.insert(start.key.clone(), entry);
         self.count.send_replace(table.len());

@@ -11,12 +11,13 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use axum::response::Response;
-use brig_api::object::{NodeFacts, Unit};
+use brig_api::lifecycle::UnitState;
+use brig_api::object::{Desired, NodeFacts, Unit};
 use brig_api::session::{
     Assignment, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, Texts, ToNode,
 };
 use brig_api::{Code, NodeName, Problem, Revision};
-use brig_store::StoreError;
+use brig_store::{Resumption, StoreError};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
@@ -207,8 +208,10 @@ async fn begin<'a>(
     let mut told = Told::new(name.clone());
     told.all(units.iter().chain(&ended));
     app.mail.told(name, units.iter().chain(&ended));
-    let mut units = with_texts(app, &units).await?;
+    let stored = units;
+    let mut units = with_texts(app, &stored).await?;
     units.extend(ended.iter().map(|unit| assignment(unit, Texts::default())));
+    send_checkpoints(app, &stored, outgoing).await?;
     let mut parts = parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX);
     let last = parts.pop().unwrap_or_default();
     let others = parts.iter().flatten().map(|one| one.unit.clone()).collect();
@@ -265,6 +268,7 @@ impl Line<'_> {
             push(self.outgoing, ToNode::Withdraw { units: difference.withdraw }).await?;
         }
         if !difference.assign.is_empty() {
+            send_checkpoints(self.app, &difference.assign, self.outgoing).await?;
             let units = with_texts(self.app, &difference.assign).await?;
             for units in parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX) {
                 push(self.outgoing, ToNode::Assign { units }).await?;
@@ -272,6 +276,28 @@ impl Line<'_> {
         }
         Ok(())
     }
+}
+
+/// Sends what those of the units go on from that have not begun; before their assignments, so that none begins anew.
+async fn send_checkpoints(
+    app: &App,
+    units: &[Unit],
+    outgoing: &mpsc::Sender<ToNode>,
+) -> Result<(), End> {
+    use UnitState::{Assigned, Backoff, Preparing};
+    let has_not_begun = |unit: &&Unit| {
+        unit.desired == Desired::Run && matches!(unit.status.state, Assigned | Preparing | Backoff)
+    };
+    let beginning: Vec<_> = units.iter().filter(has_not_begun).collect();
+    for Resumption { unit, task, saved_by } in app.store.resumptions(&beginning).await? {
+        // Once the one before has left: a node that reads slowly costs the memory of two.
+        let room = outgoing.reserve_many(outgoing.max_capacity()).await.map_err(|_| End::Closed)?;
+        drop(room);
+        if let Some(checkpoint) = app.store.checkpoint_get(&saved_by, &task).await? {
+            push(outgoing, ToNode::Checkpoint { unit, task, checkpoint }).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn with_texts(app: &App, units: &[Unit]) -> Result<Vec<Assignment>, End> {
@@ -321,6 +347,11 @@ async fn listen(
             }
             FromNode::Usage { units } => {
                 app.store.usage_report(name, &units, clock::now_ms()).await?;
+            }
+            FromNode::Checkpoint { unit, task, checkpoint } => {
+                let (number, now_ms) = (checkpoint.number, clock::now_ms());
+                app.store.checkpoint_report(name, &unit, &task, &checkpoint, now_ms).await?;
+                push(outgoing, ToNode::CheckpointKept { unit, task, number }).await?;
             }
             FromNode::StreamFailed { stream, problem } => app.streams.fail(name, &stream, *problem),
             FromNode::Hello { .. } => {

@@ -1,15 +1,18 @@
 //! A command of WASI 0.3, whose standard library speaks WASI 0.2: both in one component.
 
+use brig::unit::checkpoint;
 use exports::wasi::cli::run::Guest;
 use wasi::cli::stdout::write_via_stream;
 use wasi::clocks::monotonic_clock::wait_for;
 use wasi::sockets::ip_name_lookup::{IpAddress, resolve_addresses};
 
 wit_bindgen::generate!({
+    path: "../../../wit",
     inline: r#"
         package brig:modern;
 
         world modern {
+            import brig:unit/checkpoint@0.1.0;
             import wasi:cli/stdout@0.3.0;
             import wasi:clocks/monotonic-clock@0.3.0;
             import wasi:sockets/ip-name-lookup@0.3.0;
@@ -80,13 +83,21 @@ impl Guest for Modern {
                     return Err(());
                 }
             },
+            ["save", text] => match checkpoint::save(text.as_bytes()) {
+                Ok(()) => println!("saved"),
+                Err(error) => {
+                    eprintln!("{error:?}");
+                    return Err(());
+                }
+            },
+            ["load"] => println!("{:?}", checkpoint::load()),
             ["eat"] => eat(),
             ["spin"] => loop {
                 std::hint::spin_loop();
             },
             ["trap"] => std::process::abort(),
             _ => {
-                eprintln!("usage: modern wait MS | say TEXT | look-up NAME | eat | spin | trap");
+                eprintln!("usage: modern wait MS | say TEXT | look-up NAME | save TEXT | load | eat | spin | trap");
                 return Err(());
             }
         }

@@ -1,0 +1,323 @@
+//! What wasm tasks saved through `brig:unit/checkpoint`: kept beside the unit, put into the directory of its next run, told
+//! to the control plane, and taken from there when the unit goes on from another node's.
+//!
+//! ```text
+//!   program ─save─▶ shim ─▶ tasks/KEY/checkpoint ──────────────────────┐ told, the newest of each task
+//!                              ▲            │ the run is over           ▼
+//!             the next run ────┤            ▼                     control plane
+//!                              └── units/ID/checkpoints/TASK ◀──────────┘ of the unit that this one replaces
+//! ```
+//!
+//! A file with a larger number is newer, wherever it lies. **Invariant:** a run begins with the newest that this node has.
+//! States are never logged; who wrote a file is not trusted.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use brig_api::checkpoint::{Checkpoint, STATE_BYTES_MAX};
+use brig_api::session::FromNode;
+use brig_api::{ResourceName, UnitId};
+use brig_shim::checkpoint::{self, CHECKPOINT_NAME};
+use brig_shim::message::{StartProgram, StartTask, TaskKey};
+
+use super::{Agent, Unit};
+use crate::disk::Disk;
+use crate::event::Event;
+use crate::plan::parse_key;
+
+/// The folder in a unit's directory.
+const FOLDER: &str = "checkpoints";
+/// Bytes that a node tells the control plane in a second, so that no node keeps the database busy.
+const TOLD_BYTES_S: u64 = 8 << 20;
+/// States from the control plane that wait for room on the disk. Beyond them a unit waits for the next session.
+const UNWRITTEN_MAX: usize = 64;
+
+/// A task of a unit.
+type Whose = (UnitId, ResourceName);
+
+/// What is on its way.
+#[derive(Debug, Default)]
+pub(super) struct Checkpoints {
+    known: BTreeMap<UnitId, BTreeMap<ResourceName, Known>>,
+    /// Those that the control plane has not, oldest first; some may be gone.
+    waiting: VecDeque<Whose>,
+    /// Sent and not answered.
+    in_flight: Option<Whose>,
+    /// The next one is not sent before its turn.
+    rests: bool,
+    /// Those from the control plane that could not be written; None where there was no room in memory either.
+    unwritten: BTreeMap<UnitId, BTreeMap<ResourceName, Option<Checkpoint>>>,
+}
+
+/// What is known of a task's checkpoints.
+#[derive(Debug, Default)]
+struct Known {
+    newest: u64,
+    /// The newest that the control plane has.
+    told: u64,
+    is_waiting: bool,
+}
+
+impl Checkpoints {
+    /// Writes what the control plane gave for a unit and what could not be written then.
+    pub(super) fn write_for(&mut self, disk: &Disk, unit: &UnitId) -> io::Result<()> {
+        let Some(tasks) = self.unwritten.get_mut(unit) else { return Ok(()) };
+        while let Some(entry) = tasks.first_entry() {
+            let Some(given) = entry.get() else {
+                let why = "what it is to go on from did not fit; the control plane gives it again with its next session";
+                return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+            };
+            write_kept(disk, unit, entry.key(), given)?;
+            entry.remove();
+        }
+        self.unwritten.remove(unit);
+        Ok(())
+    }
+
+    fn hold(&mut self, unit: UnitId, task: ResourceName, given: Checkpoint) {
+        let held = self.unwritten.values().flat_map(BTreeMap::values).flatten().count();
+        let given = (held < UNWRITTEN_MAX).then_some(given);
+        self.unwritten.entry(unit).or_default().insert(task, given);
+    }
+
+    /// Has everything been written that the control plane gave for a unit?
+    pub(super) fn has_written(&self, unit: &UnitId) -> bool {
+        !self.unwritten.contains_key(unit)
+    }
+
+    fn known(&mut self, (unit, task): &Whose) -> &mut Known {
+        self.known.entry(unit.clone()).or_default().entry(task.clone()).or_default()
+    }
+
+    /// A task has this one. It waits to be told, unless it was.
+    fn has(&mut self, whose: Whose, number: u64) {
+        let known = self.known(&whose);
+        known.newest = known.newest.max(number);
+        if known.newest > known.told && !known.is_waiting {
+            known.is_waiting = true;
+            self.waiting.push_back(whose);
+        }
+    }
+
+    fn next(&mut self) -> Option<Whose> {
+        let next = self.waiting.pop_front()?;
+        self.known(&next).is_waiting = false;
+        Some(next)
+    }
+
+    /// It could not be told.
+    fn again(&mut self, whose: Whose) {
+        self.known(&whose).is_waiting = true;
+        self.waiting.push_front(whose);
+    }
+
+    /// Nothing of the unit is on this node any more.
+    pub(super) fn forget(&mut self, unit: &UnitId) {
+        self.known.remove(unit);
+        self.unwritten.remove(unit);
+    }
+}
+
+impl Agent {
+    /// Everything that is found when the agent starts is told again: what the control plane has is not known.
+    pub(super) fn recover_checkpoints(&mut self) {
+        let mut found = Vec::new();
+        for (id, unit) in &self.units {
+            for task in &unit.assignment.template.tasks {
+                if let Some((number, _)) = unit.newest_checkpoint(&self.disk, &task.name) {
+                    found.push(((id.clone(), task.name.clone()), number));
+                }
+            }
+        }
+        for (whose, number) in found {
+            self.checkpoints.has(whose, number);
+        }
+    }
+
+    /// A run may have saved something: tells it, if that is so.
+    pub(super) fn look_for_checkpoint(&mut self, key: &TaskKey) {
+        let Some((unit, task)) = self.current(key) else { return };
+        let number = noted(key, checkpoint::number(&run_file(&self.disk, key)));
+        if let Some(number) = number {
+            self.tell_checkpoint((unit, task), number);
+        }
+    }
+
+    /// A run's directory is about to go: keeps what it saved, unless there is something newer.
+    pub(super) fn keep_checkpoint(&mut self, key: &TaskKey) {
+        let Some((unit, task, _)) = parse_key(key) else { return };
+        if !self.units.contains_key(&unit) {
+            return;
+        }
+        if let Some(number) = noted(key, keep(&self.disk, &unit, &task, key)) {
+            self.tell_checkpoint((unit, task), number);
+        }
+    }
+
+    fn tell_checkpoint(&mut self, whose: Whose, number: u64) {
+        self.checkpoints.has(whose, number);
+        self.send_checkpoint();
+    }
+
+    /// The last one that was sent is far enough behind.
+    pub(super) fn checkpoint_turn(&mut self) {
+        self.checkpoints.rests = false;
+        self.send_checkpoint();
+    }
+
+    /// Sends the next one, if none is on its way.
+    pub(super) fn send_checkpoint(&mut self) {
+        let Some(session) = self.session.clone() else { return };
+        while self.checkpoints.in_flight.is_none() && !self.checkpoints.rests {
+            let Some(whose) = self.checkpoints.next() else { return };
+            let (id, task) = &whose;
+            let Some(unit) = self.units.get(id) else { continue };
+            let Some((_, file)) = unit.newest_checkpoint(&self.disk, task) else { continue };
+            let Some(checkpoint) = noted(&unit.key(task), checkpoint::read(&file)) else {
+                continue;
+            };
+            let pause = pause_after(checkpoint.state.bytes().len());
+            let message = FromNode::Checkpoint { unit: id.clone(), task: task.clone(), checkpoint };
+            if session.try_send(message).is_err() {
+                // Full or closed: sent again with the statuses.
+                self.checkpoints.again(whose);
+                return;
+            }
+            self.checkpoints.in_flight = Some(whose);
+            self.checkpoints.rests = true;
+            let events = self.events.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                // Nobody listens any more: the agent ends.
+                let _ = events.send(Event::CheckpointTurn).await;
+            });
+        }
+    }
+
+    /// A session began: whatever was on its way is not.
+    pub(super) fn send_checkpoint_again(&mut self) {
+        if let Some(whose) = self.checkpoints.in_flight.take() {
+            self.checkpoints.again(whose);
+        }
+        self.send_checkpoint();
+    }
+
+    /// The control plane has it, or wants it no more.
+    pub(super) fn checkpoint_kept(&mut self, unit: &UnitId, task: &ResourceName, number: u64) {
+        let is_this = |(of, its): &mut Whose| of == unit && its == task;
+        self.checkpoints.in_flight.take_if(is_this);
+        let known = self.checkpoints.known.get_mut(unit).and_then(|tasks| tasks.get_mut(task));
+        if let Some(known) = known {
+            known.told = known.told.max(number);
+        }
+        self.send_checkpoint();
+    }
+
+    /// Takes what a unit that is about to be assigned goes on from.
+    pub(super) fn take_checkpoint(&mut self, id: UnitId, task: ResourceName, given: Checkpoint) {
+        if let Some(unit) = self.units.get(&id)
+            && let Some((number, _)) = unit.newest_checkpoint(&self.disk, &task)
+            && number >= given.number
+        {
+            return;
+        }
+        let (whose, number) = ((id.clone(), task.clone()), given.number);
+        if let Err(error) = write_kept(&self.disk, &id, &task, &given) {
+            tracing::warn!(unit.id = %id, error = %error, "can't write what a unit goes on from");
+            // Its assignment, which comes next, is not begun before this is written.
+            self.checkpoints.hold(id, task, given);
+        } else if let Some(tasks) = self.checkpoints.unwritten.get_mut(&id) {
+            tasks.remove(&task);
+        }
+        // It came from there.
+        let known = self.checkpoints.known(&whose);
+        (known.newest, known.told) = (known.newest.max(number), known.told.max(number));
+    }
+}
+
+impl Unit {
+    /// The number and the place of what a task saved last: in its run's directory, or kept from a run before.
+    fn newest_checkpoint(&self, disk: &Disk, task: &ResourceName) -> Option<(u64, PathBuf)> {
+        let key = self.key(task);
+        let files = [run_file(disk, &key), kept_file(disk, &self.assignment.unit, task)];
+        let found = files
+            .into_iter()
+            .filter_map(|file| Some((noted(&key, checkpoint::number(&file))?, file)));
+        found.max_by_key(|(number, _)| *number)
+    }
+}
+
+/// Puts the newest checkpoint of a task into the directory of a run that is about to begin.
+///
+/// # Errors
+/// Those of the filesystem: the run must not begin, for it would begin anew.
+pub(super) fn hand_over(disk: &Disk, start: &StartTask) -> io::Result<()> {
+    let StartProgram::Wasm(_) = &start.program else { return Ok(()) };
+    let Some((unit, task, run)) = parse_key(&start.key) else { return Ok(()) };
+    if let Some(before) = run.checked_sub(1) {
+        // An agent that was killed may not have come to it.
+        keep(disk, &unit, &task, &TaskKey::new(&unit, &task, before))?;
+    }
+    let kept = kept_file(disk, &unit, &task);
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", kept.display()));
+    let Some(newest) = checkpoint::number(&kept).map_err(named)? else { return Ok(()) };
+    let own = run_file(disk, &start.key);
+    if checkpoint::number(&own).ok().flatten().is_some_and(|number| number >= newest) {
+        return Ok(());
+    }
+    match checkpoint::read(&kept).map_err(named)? {
+        Some(found) => checkpoint::write(&own, &found),
+        None => Ok(()),
+    }
+}
+
+/// Moves what a run has saved to its unit, unless there is something newer; its number, if it was moved.
+fn keep(disk: &Disk, unit: &UnitId, task: &ResourceName, key: &TaskKey) -> io::Result<Option<u64>> {
+    let own = run_file(disk, key);
+    let Some(number) = checkpoint::number(&own)? else { return Ok(None) };
+    let kept = kept_file(disk, unit, task);
+    // What can't be read is no better than what the run has.
+    if checkpoint::number(&kept).ok().flatten().is_some_and(|before| before >= number) {
+        return Ok(None);
+    }
+    let folder = disk.unit(unit).join(FOLDER);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::rename(&own, &kept)?;
+    std::fs::File::open(&folder)?.sync_all()?;
+    Ok(Some(number))
+}
+
+fn write_kept(
+    disk: &Disk,
+    unit: &UnitId,
+    task: &ResourceName,
+    given: &Checkpoint,
+) -> io::Result<()> {
+    std::fs::create_dir_all(disk.unit(unit).join(FOLDER))?;
+    checkpoint::write(&kept_file(disk, unit, task), given)
+}
+
+fn kept_file(disk: &Disk, unit: &UnitId, task: &ResourceName) -> PathBuf {
+    disk.unit(unit).join(FOLDER).join(task.as_str())
+}
+
+fn run_file(disk: &Disk, key: &TaskKey) -> PathBuf {
+    disk.task(key).join(CHECKPOINT_NAME)
+}
+
+/// What was found, if anything. What can't be read is told in the log.
+fn noted<T>(key: &TaskKey, found: io::Result<Option<T>>) -> Option<T> {
+    found.unwrap_or_else(|error| {
+        tracing::warn!(task.key = %key.0, error = %error, "a checkpoint can't be read");
+        None
+    })
+}
+
+/// How long the next one waits.
+fn pause_after(bytes: usize) -> Duration {
+    let bytes = u64::try_from(bytes).unwrap_or(STATE_BYTES_MAX as u64);
+    Duration::from_micros(bytes.saturating_mul(1_000_000) / TOLD_BYTES_S)
+}
