@@ -246,15 +246,20 @@ impl Cluster {
     }
 
     pub(crate) fn start_node(&mut self) {
-        self.start_node_in("node", "node-1");
+        self.start_node_in("node", "node-1", "spot:prefer-not");
     }
 
     /// Another node, in a folder of its name; it takes the place of the one before in this cluster's fields.
     pub(crate) fn start_node_named(&mut self, name: &str) {
-        self.start_node_in(name, name);
+        self.start_node_in(name, name, "spot:prefer-not");
     }
 
-    fn start_node_in(&mut self, folder: &str, name: &str) {
+    /// Starts the first node again, as one that its units are to leave.
+    pub(crate) fn start_node_to_be_left(&mut self) {
+        self.start_node_in("node", "node-1", "leaves:evict");
+    }
+
+    fn start_node_in(&mut self, folder: &str, name: &str, taint: &str) {
         let mut command = brig_command();
         command
             .arg("node")
@@ -262,7 +267,7 @@ impl Cluster {
             .arg(self.data.join(folder))
             .args(["--server", &self.url, "--name", name])
             .args(["--attribute", &format!("place={name}")]);
-        command.args(["--host-path", "/tmp", "--resource", "gpu=2", "--taint", "spot:prefer-not"]);
+        command.args(["--host-path", "/tmp", "--resource", "gpu=2", "--taint", taint]);
         self.node = Some(Process::start(command, self.data.join(format!("{folder}.log"))));
         self.wait("the node to be ready", || {
             let nodes = self.json(&["node", "ls", "-o", "json"]);
