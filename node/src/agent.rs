@@ -160,7 +160,7 @@ impl Agent {
                 () = until(tell_at) => self.tell_preparing(),
                 _ = resend.tick() => {
                     self.send_unacknowledged();
-                    self.send_checkpoint();
+                    self.send_checkpoints();
                 }
                 _ = meter.tick() => self.meter(),
                 () = shutdown.cancelled(), if !self.is_pausing => {
@@ -189,7 +189,7 @@ impl Agent {
             Event::SessionUp(session) => {
                 self.session = Some(session);
                 self.send_unacknowledged();
-                self.send_checkpoint_again();
+                self.send_checkpoints_again();
             }
             Event::SessionDown => self.session = None,
             Event::Session(message, server) => self.hear_server(*message, &server),

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use brig_api::checkpoint::{Checkpoint, CheckpointView};
+use brig_api::checkpoint::{Checkpoint, CheckpointReport, CheckpointView};
 use brig_api::lifecycle::UnitState;
 use brig_api::object::Unit;
 use brig_api::unit_spec::Runtime;
@@ -36,23 +36,20 @@ pub struct Resumption {
 }
 
 impl Store {
-    /// Takes over what a task of a unit on that node has saved; false when it is of no use to anybody: it is not newer than
-    /// what is known, the unit is gone, elsewhere, lost or has succeeded, or a later attempt has saved something.
+    /// Takes over what tasks of units on that node have saved, in one transaction; says how many were kept. The others are of
+    /// no use to anybody: not newer than what is known, of a unit that is gone, elsewhere, lost or has succeeded, or of an
+    /// attempt after which another one has saved something.
     ///
     /// # Errors
-    /// When the database fails; then it is not kept.
-    pub async fn checkpoint_report(
+    /// When the database fails; then none is kept.
+    pub async fn checkpoints_report(
         &self,
         node: &NodeName,
-        unit: &UnitId,
-        task: &ResourceName,
-        checkpoint: &Checkpoint,
+        reports: &[CheckpointReport],
         now_ms: i64,
-    ) -> Result<bool, StoreError> {
-        let write = in_write!(self, now_ms, |tx| {
-            take_over(&mut tx, node, unit, task, checkpoint).await
-        });
-        Ok(write?.0)
+    ) -> Result<usize, StoreError> {
+        let (kept, _) = in_write!(self, now_ms, |tx| take_over_all(&mut tx, node, reports).await)?;
+        Ok(kept)
     }
 
     /// From what those units go on that have not begun: attempts after the first at an index of a job.
@@ -131,13 +128,24 @@ fn has_task(unit: &Unit, name: &ResourceName) -> bool {
     tasks.any(|task| task.name == *name && task.program.runtime() == Runtime::Wasm)
 }
 
+async fn take_over_all(
+    tx: &mut Write,
+    node: &NodeName,
+    reports: &[CheckpointReport],
+) -> Result<usize, StoreError> {
+    let mut kept = 0;
+    for report in reports {
+        kept += usize::from(take_over(tx, node, report).await?);
+    }
+    Ok(kept)
+}
+
 async fn take_over(
     tx: &mut Write,
     node: &NodeName,
-    id: &UnitId,
-    task: &ResourceName,
-    checkpoint: &Checkpoint,
+    report: &CheckpointReport,
 ) -> Result<bool, StoreError> {
+    let CheckpointReport { unit: id, task, checkpoint } = report;
     let Some(unit) = unit_by_id(&mut tx.db, id).await? else { return Ok(false) };
     let state = unit.status.state;
     let is_over = matches!(state, UnitState::Pending | UnitState::Lost | UnitState::Succeeded);

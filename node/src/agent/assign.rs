@@ -31,9 +31,7 @@ impl Agent {
             ToNode::Checkpoint { unit, task, checkpoint } => {
                 self.take_checkpoint(unit, task, checkpoint);
             }
-            ToNode::CheckpointKept { unit, task, number } => {
-                self.checkpoint_kept(&unit, &task, number);
-            }
+            ToNode::CheckpointsKept { reports } => self.checkpoints_kept(&reports),
             ToNode::OpenStream { stream, unit, request } => {
                 self.open_stream(server, stream, &unit, request);
             }

@@ -16,8 +16,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use brig_api::checkpoint::{Checkpoint, STATE_BYTES_MAX};
-use brig_api::session::FromNode;
+use brig_api::checkpoint::{Checkpoint, CheckpointReport, STATE_BYTES_MAX};
+use brig_api::session::{CHECKPOINTS_MAX, FromNode};
 use brig_api::{ResourceName, UnitId};
 use brig_shim::checkpoint::{self, CHECKPOINT_NAME};
 use brig_shim::message::{StartProgram, StartTask, TaskKey};
@@ -31,6 +31,8 @@ use crate::plan::parse_key;
 const FOLDER: &str = "checkpoints";
 /// Bytes that a node tells the control plane in a second, so that no node keeps the database busy.
 const TOLD_BYTES_S: u64 = 8 << 20;
+/// Least time from one message to the next, which is a transaction each: what is saved meanwhile goes with it.
+const TOLD_EVERY: Duration = Duration::from_millis(100);
 /// States from the control plane that wait for room on the disk. Beyond them a unit waits for the next session.
 const UNWRITTEN_MAX: usize = 64;
 
@@ -44,8 +46,8 @@ pub(super) struct Checkpoints {
     /// Those that the control plane has not, oldest first; some may be gone.
     waiting: VecDeque<Whose>,
     /// Sent and not answered.
-    in_flight: Option<Whose>,
-    /// The next one is not sent before its turn.
+    in_flight: Vec<Whose>,
+    /// The next ones are not sent before their turn.
     rests: bool,
     /// Those from the control plane that could not be written; None where there was no room in memory either.
     unwritten: BTreeMap<UnitId, BTreeMap<ResourceName, Option<Checkpoint>>>,
@@ -107,10 +109,14 @@ impl Checkpoints {
         Some(next)
     }
 
-    /// It could not be told.
-    fn again(&mut self, whose: Whose) {
-        self.known(&whose).is_waiting = true;
-        self.waiting.push_front(whose);
+    /// What is on its way did not arrive: it goes first.
+    fn take_back(&mut self) {
+        while let Some(whose) = self.in_flight.pop() {
+            let known = self.known(&whose);
+            if !std::mem::replace(&mut known.is_waiting, true) {
+                self.waiting.push_front(whose);
+            }
+        }
     }
 
     /// Nothing of the unit is on this node any more.
@@ -158,61 +164,71 @@ impl Agent {
 
     fn tell_checkpoint(&mut self, whose: Whose, number: u64) {
         self.checkpoints.has(whose, number);
-        self.send_checkpoint();
+        self.send_checkpoints();
     }
 
-    /// The last one that was sent is far enough behind.
+    /// The last ones that were sent are far enough behind.
     pub(super) fn checkpoint_turn(&mut self) {
         self.checkpoints.rests = false;
-        self.send_checkpoint();
+        self.send_checkpoints();
     }
 
-    /// Sends the next one, if none is on its way.
-    pub(super) fn send_checkpoint(&mut self) {
+    /// Sends the next ones, if none are on their way.
+    pub(super) fn send_checkpoints(&mut self) {
         let Some(session) = self.session.clone() else { return };
-        while self.checkpoints.in_flight.is_none() && !self.checkpoints.rests {
-            let Some(whose) = self.checkpoints.next() else { return };
-            let (id, task) = &whose;
-            let Some(unit) = self.units.get(id) else { continue };
-            let Some((_, file)) = unit.newest_checkpoint(&self.disk, task) else { continue };
-            let Some(checkpoint) = noted(&unit.key(task), checkpoint::read(&file)) else {
-                continue;
-            };
-            let pause = pause_after(checkpoint.state.bytes().len());
-            let message = FromNode::Checkpoint { unit: id.clone(), task: task.clone(), checkpoint };
-            if session.try_send(message).is_err() {
-                // Full or closed: sent again with the statuses.
-                self.checkpoints.again(whose);
-                return;
-            }
-            self.checkpoints.in_flight = Some(whose);
-            self.checkpoints.rests = true;
-            let events = self.events.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(pause).await;
-                // Nobody listens any more: the agent ends.
-                let _ = events.send(Event::CheckpointTurn).await;
-            });
+        if self.checkpoints.rests || !self.checkpoints.in_flight.is_empty() {
+            return;
         }
+        let (mut reports, mut bytes) = (Vec::new(), 0);
+        while reports.len() < CHECKPOINTS_MAX
+            && bytes < STATE_BYTES_MAX
+            && let Some(whose) = self.checkpoints.next()
+        {
+            if let Some(report) = self.checkpoint_report(&whose) {
+                bytes += report.checkpoint.state.bytes().len();
+                reports.push(report);
+                self.checkpoints.in_flight.push(whose);
+            }
+        }
+        if reports.is_empty() {
+            return;
+        }
+        if session.try_send(FromNode::Checkpoints { reports }).is_err() {
+            // Full or closed: sent again with the statuses.
+            return self.checkpoints.take_back();
+        }
+        self.checkpoints.rests = true;
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause_after(bytes)).await;
+            // Nobody listens any more: the agent ends.
+            let _ = events.send(Event::CheckpointTurn).await;
+        });
+    }
+
+    fn checkpoint_report(&self, (id, task): &Whose) -> Option<CheckpointReport> {
+        let unit = self.units.get(id)?;
+        let (_, file) = unit.newest_checkpoint(&self.disk, task)?;
+        let checkpoint = noted(&unit.key(task), checkpoint::read(&file))?;
+        Some(CheckpointReport { unit: id.clone(), task: task.clone(), checkpoint })
     }
 
     /// A session began: whatever was on its way is not.
-    pub(super) fn send_checkpoint_again(&mut self) {
-        if let Some(whose) = self.checkpoints.in_flight.take() {
-            self.checkpoints.again(whose);
-        }
-        self.send_checkpoint();
+    pub(super) fn send_checkpoints_again(&mut self) {
+        self.checkpoints.take_back();
+        self.send_checkpoints();
     }
 
-    /// The control plane has it, or wants it no more.
-    pub(super) fn checkpoint_kept(&mut self, unit: &UnitId, task: &ResourceName, number: u64) {
-        let is_this = |(of, its): &mut Whose| of == unit && its == task;
-        self.checkpoints.in_flight.take_if(is_this);
-        let known = self.checkpoints.known.get_mut(unit).and_then(|tasks| tasks.get_mut(task));
-        if let Some(known) = known {
-            known.told = known.told.max(number);
+    /// The control plane has them, or wants them no more.
+    pub(super) fn checkpoints_kept(&mut self, reports: &[(UnitId, ResourceName, u64)]) {
+        self.checkpoints.in_flight.clear();
+        for (unit, task, number) in reports {
+            let known = self.checkpoints.known.get_mut(unit).and_then(|tasks| tasks.get_mut(task));
+            if let Some(known) = known {
+                known.told = known.told.max(*number);
+            }
         }
-        self.send_checkpoint();
+        self.send_checkpoints();
     }
 
     /// Takes what a unit that is about to be assigned goes on from.
@@ -283,10 +299,8 @@ fn keep(disk: &Disk, unit: &UnitId, task: &ResourceName, key: &TaskKey) -> io::R
     if checkpoint::number(&kept).ok().flatten().is_some_and(|before| before >= number) {
         return Ok(None);
     }
-    let folder = disk.unit(unit).join(FOLDER);
-    std::fs::create_dir_all(&folder)?;
-    std::fs::rename(&own, &kept)?;
-    std::fs::File::open(&folder)?.sync_all()?;
+    std::fs::create_dir_all(disk.unit(unit).join(FOLDER))?;
+    checkpoint::rename(&own, &kept)?;
     Ok(Some(number))
 }
 
@@ -316,8 +330,8 @@ fn noted<T>(key: &TaskKey, found: io::Result<Option<T>>) -> Option<T> {
     })
 }
 
-/// How long the next one waits.
+/// How long the next ones wait.
 fn pause_after(bytes: usize) -> Duration {
-    let bytes = u64::try_from(bytes).unwrap_or(STATE_BYTES_MAX as u64);
-    Duration::from_micros(bytes.saturating_mul(1_000_000) / TOLD_BYTES_S)
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    Duration::from_micros(bytes.saturating_mul(1_000_000) / TOLD_BYTES_S).max(TOLD_EVERY)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use brig_api::checkpoint::{Checkpoint, State};
+use brig_api::checkpoint::{Checkpoint, CheckpointReport, State};
 use brig_api::lifecycle::UnitState;
 use brig_api::session::{FromNode, ToNode};
 use brig_shim::checkpoint::{self, CHECKPOINT_NAME};
@@ -26,8 +26,9 @@ impl Connection {
     async fn checkpoint(&mut self) -> Checkpoint {
         loop {
             match self.next().await {
-                FromNode::Checkpoint { unit: of, task, checkpoint } => {
-                    assert_eq!((of, task.as_str()), (unit(), "main"));
+                FromNode::Checkpoints { mut reports } => {
+                    let CheckpointReport { unit: of, task, checkpoint } = reports.remove(0);
+                    assert_eq!((of, task.as_str(), reports.len()), (unit(), "main", 0));
                     return checkpoint;
                 }
                 FromNode::Statuses { reports } => {
@@ -40,8 +41,8 @@ impl Connection {
     }
 
     async fn kept(&mut self, number: u64) {
-        let task = "main".parse().unwrap();
-        self.say(&ToNode::CheckpointKept { unit: unit(), task, number }).await;
+        let reports = vec![(unit(), "main".parse().unwrap(), number)];
+        self.say(&ToNode::CheckpointsKept { reports }).await;
     }
 
     async fn give(&mut self, checkpoint: Checkpoint) {

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::ResourceName;
+use crate::{ResourceName, UnitId};
 
 /// The interface by the name that components import it by.
 pub const INTERFACE: &str = "brig:unit/checkpoint@0.1.0";
@@ -85,6 +85,17 @@ pub struct Checkpoint {
     pub saved_ms: i64,
     /// What.
     pub state: State,
+}
+
+/// The newest checkpoint of a task, as its node tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointReport {
+    /// The task's unit.
+    pub unit: UnitId,
+    /// The task.
+    pub task: ResourceName,
+    /// What it saved.
+    pub checkpoint: Checkpoint,
 }
 
 /// What is told of the newest checkpoint of a task: everything but the state.

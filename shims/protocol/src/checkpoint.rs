@@ -3,16 +3,20 @@
 //! The agent puts it into a run's directory before the run begins, the shim replaces it whenever the program saves, and
 //! the agent takes it from there. The file has 16 bytes in front of the state: its number and its time, big-endian.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use brig_api::checkpoint::{Checkpoint, STATE_BYTES_MAX, State};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, fsync, openat, renameat};
+use rustix::io::Errno;
 
 /// The file's name in a run's directory.
 pub const CHECKPOINT_NAME: &str = "checkpoint";
+/// No link is followed, and nothing waits for the other end of a pipe that somebody has put there.
+const NO_LINKS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 /// Number and time.
 const HEAD_BYTES: usize = 16;
 
@@ -21,20 +25,29 @@ const HEAD_BYTES: usize = 16;
 /// # Errors
 /// Those of the filesystem.
 pub fn write(path: &Path, checkpoint: &Checkpoint) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    let (folder, name) = folder_of(path)?;
+    let mut new = name.to_owned();
+    new.push(".new");
     // Others read it as well: the shim may have another user. Nobody else enters the directory.
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o644).custom_flags(no_links());
-    let mut file = options.open(&temporary)?;
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | NO_LINKS;
+    let mut file = File::from(openat(&folder, &new, flags, mode)?);
     file.write_all(&checkpoint.number.to_be_bytes())?;
     file.write_all(&checkpoint.saved_ms.to_be_bytes())?;
     file.write_all(checkpoint.state.bytes())?;
     file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
+    renameat(&folder, &new, &folder, name)?;
+    Ok(fsync(&folder)?)
+}
+
+/// Moves it from one directory to another, in place of the one there.
+///
+/// # Errors
+/// Those of the filesystem.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let ((from, old), (to, new)) = (folder_of(from)?, folder_of(to)?);
+    renameat(&from, old, &to, new)?;
+    Ok(fsync(&to)?)
 }
 
 /// Reads it; None when there is none. Who wrote it is not trusted: no link is followed, and no more is read than a
@@ -63,7 +76,10 @@ pub fn number(path: &Path) -> io::Result<Option<u64>> {
 }
 
 fn open(path: &Path) -> io::Result<Option<File>> {
-    let file = match OpenOptions::new().read(true).custom_flags(no_links()).open(path) {
+    let opened = folder_of(path).and_then(|(folder, name)| {
+        Ok(File::from(openat(&folder, name, OFlags::RDONLY | NO_LINKS, Mode::empty())?))
+    });
+    let file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -76,6 +92,15 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     Ok(Some(file))
 }
 
+/// The directory that it is in, which may itself be of somebody's making that is not trusted, and its name there.
+fn folder_of(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::INVAL.into());
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok((rustix::fs::open(folder, flags, Mode::empty())?, name))
+}
+
 fn head(file: &mut File) -> io::Result<(u64, i64)> {
     let (mut number, mut saved_ms) = ([0; 8], [0; 8]);
     file.read_exact(&mut number)?;
@@ -84,11 +109,6 @@ fn head(file: &mut File) -> io::Result<(u64, i64)> {
     // A database has no larger one.
     i64::try_from(number).map_err(invalid)?;
     Ok((number, i64::from_be_bytes(saved_ms)))
-}
-
-/// Nothing waits for the other end of a pipe that somebody has put there.
-fn no_links() -> i32 {
-    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
 }
 
 fn invalid(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -130,15 +150,14 @@ mod tests {
         refuses();
         std::fs::create_dir(&path).unwrap();
         refuses();
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RUSR,
-            0,
-        )
-        .unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0)
+            .unwrap();
         refuses();
+        let run = dir.path().join("run");
+        std::os::unix::fs::symlink(dir.path(), &run).unwrap();
+        assert!(read(&run.join("secret")).is_err() && rename(&run.join("secret"), &path).is_err());
+        assert!(write(&run.join("secret"), &checkpoint(2, vec![])).is_err());
+        assert_eq!(number(&secret).unwrap(), Some(1));
         for bytes in [0, HEAD_BYTES - 1, HEAD_BYTES + STATE_BYTES_MAX + 1] {
             std::fs::write(&path, vec![0; bytes]).unwrap();
             refuses();

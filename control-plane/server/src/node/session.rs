@@ -11,10 +11,12 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use axum::response::Response;
+use brig_api::checkpoint::CheckpointReport;
 use brig_api::lifecycle::UnitState;
 use brig_api::object::{Desired, NodeFacts, Unit};
 use brig_api::session::{
-    Assignment, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, Texts, ToNode,
+    Assignment, CHECKPOINTS_MAX, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX,
+    Texts, ToNode,
 };
 use brig_api::{Code, NodeName, Problem, Revision};
 use brig_store::{Resumption, StoreError};
@@ -348,10 +350,16 @@ async fn listen(
             FromNode::Usage { units } => {
                 app.store.usage_report(name, &units, clock::now_ms()).await?;
             }
-            FromNode::Checkpoint { unit, task, checkpoint } => {
-                let (number, now_ms) = (checkpoint.number, clock::now_ms());
-                app.store.checkpoint_report(name, &unit, &task, &checkpoint, now_ms).await?;
-                push(outgoing, ToNode::CheckpointKept { unit, task, number }).await?;
+            FromNode::Checkpoints { reports } if reports.len() > CHECKPOINTS_MAX => {
+                let why = format!("at most {CHECKPOINTS_MAX} checkpoints are told at once");
+                return Err(End::Unreadable(why));
+            }
+            FromNode::Checkpoints { reports } => {
+                app.store.checkpoints_report(name, &reports, clock::now_ms()).await?;
+                let kept =
+                    |report: CheckpointReport| (report.unit, report.task, report.checkpoint.number);
+                let reports = reports.into_iter().map(kept).collect();
+                push(outgoing, ToNode::CheckpointsKept { reports }).await?;
             }
             FromNode::StreamFailed { stream, problem } => app.streams.fail(name, &stream, *problem),
             FromNode::Hello { .. } => {

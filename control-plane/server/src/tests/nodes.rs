@@ -1,12 +1,12 @@
 //! Nodes over real WebSockets: assignments down, statuses up exactly once, logs and exec, restarts.
 
-use brig_api::checkpoint::{Checkpoint, State};
+use brig_api::checkpoint::{Checkpoint, CheckpointReport, State};
 use brig_api::lifecycle::UnitState;
 use brig_api::object::{Desired, NodeState, Object};
 use brig_api::request::{ExecRequest, LogQuery};
 use brig_api::session::{FromNode, SESSION_PROTOCOL, StreamRequest, ToNode};
 use brig_api::stdio::StdioFrame;
-use brig_api::{Code, Kind, NamespacePath, Problem, Revision, UnitId};
+use brig_api::{Code, Kind, NamespacePath, Problem, ResourceName, Revision, UnitId};
 use brig_client::EventQuery;
 use futures::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
@@ -276,11 +276,13 @@ fn saved(number: u64, state: &[u8]) -> Checkpoint {
 }
 
 async fn save(node: &mut FakeNode, unit: &UnitId, checkpoint: Checkpoint) {
-    let (unit, task, number) = (unit.clone(), "main".parse().unwrap(), checkpoint.number);
-    node.say(&FromNode::Checkpoint { unit, task, checkpoint }).await;
+    let task: ResourceName = "main".parse().unwrap();
+    let kept = (unit.clone(), task.clone(), checkpoint.number);
+    let report = CheckpointReport { unit: unit.clone(), task, checkpoint };
+    node.say(&FromNode::Checkpoints { reports: vec![report] }).await;
     loop {
-        if let ToNode::CheckpointKept { number: kept, .. } = node.hear().await.expect("a session") {
-            assert_eq!(kept, number);
+        if let ToNode::CheckpointsKept { reports } = node.hear().await.expect("a session") {
+            assert_eq!(reports, [kept]);
             return;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use brig_api::checkpoint::{Checkpoint, State};
+use brig_api::checkpoint::{Checkpoint, CheckpointReport, State};
 use brig_api::lifecycle::UnitState;
 use brig_api::object::{Owner, Unit};
 use brig_api::{Kind, ResourceName, UnitId};
@@ -16,6 +16,7 @@ use super::harness::{
 
 on_both!(
     the_newest_is_kept_whatever_comes_late,
+    several_are_one_transaction,
     what_is_not_from_the_units_own_node_is_not_kept,
     the_next_attempt_goes_on_and_an_earlier_one_hides_nothing,
     attempts_go_on_from_their_own_index_alone,
@@ -31,7 +32,19 @@ fn main() -> ResourceName {
 }
 
 async fn told(store: &Store, node: &str, unit: &UnitId, checkpoint: &Checkpoint) -> bool {
-    store.checkpoint_report(&node_name(node), unit, &main(), checkpoint, NOW).await.unwrap()
+    told_of(store, node, unit, main(), checkpoint).await
+}
+
+async fn told_of(
+    store: &Store,
+    node: &str,
+    unit: &UnitId,
+    task: ResourceName,
+    checkpoint: &Checkpoint,
+) -> bool {
+    let (unit, checkpoint) = (unit.clone(), checkpoint.clone());
+    let reports = [CheckpointReport { unit, task, checkpoint }];
+    store.checkpoints_report(&node_name(node), &reports, NOW).await.unwrap() == 1
 }
 
 async fn state_of(store: &Store, unit: &UnitId) -> Option<Vec<u8>> {
@@ -113,14 +126,26 @@ async fn the_newest_is_kept_whatever_comes_late(Fresh { store, .. }: Fresh) {
     assert!(!format!("{answer:?}").contains("four"), "{answer:?}");
 }
 
+async fn several_are_one_transaction(Fresh { store, .. }: Fresh) {
+    let (one, two) =
+        (placed_unit(&store, "one", "node-1").await, placed_unit(&store, "two", "node-1").await);
+    let report = |unit: &Unit, number| CheckpointReport {
+        unit: unit.id.clone(),
+        task: main(),
+        checkpoint: saved(number, b"x"),
+    };
+    let reports = [report(&one, 1), report(&two, 1), report(&one, 3), report(&one, 2)];
+    assert_eq!(store.checkpoints_report(&node_name("node-1"), &reports, NOW).await.unwrap(), 3);
+    assert_eq!(store.checkpoint_views(&one.id).await.unwrap()[0].number, 3);
+    assert_eq!(store.checkpoint_views(&two.id).await.unwrap()[0].number, 1);
+}
+
 async fn what_is_not_from_the_units_own_node_is_not_kept(Fresh { store, .. }: Fresh) {
     let unit = placed_unit(&store, "crunch", "node-1").await;
     assert!(!told(&store, "node-2", &unit.id, &saved(1, b"x")).await);
     assert!(!told(&store, "node-1", &UnitId::new("u-unknown").unwrap(), &saved(1, b"x")).await);
-    let node = node_name("node-1");
-    let other = name("other");
-    let no_task = store.checkpoint_report(&node, &unit.id, &other, &saved(1, b"x"), NOW).await;
-    assert!(!no_task.unwrap(), "it has no such task");
+    let other = told_of(&store, "node-1", &unit.id, name("other"), &saved(1, b"x")).await;
+    assert!(!other, "it has no such task");
     lose(&store, &unit).await;
     assert!(!told(&store, "node-1", &unit.id, &saved(1, b"x")).await);
     assert_eq!(rows(&store).await, 0);
