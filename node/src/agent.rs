@@ -217,7 +217,7 @@ impl Agent {
             }
             ShimEvent::Heard(FromShim::Exited { task, record }) => {
                 self.share_code(&task);
-                self.look_for_checkpoint(&task);
+                self.look_for_last_checkpoint(&task);
                 self.see(shim, &task, TaskSeen::Exited(record));
             }
             ShimEvent::Heard(FromShim::Checkpoint { task, .. }) => self.look_for_checkpoint(&task),

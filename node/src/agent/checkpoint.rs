@@ -142,6 +142,14 @@ impl Agent {
         }
     }
 
+    /// A run has ended: what it saved last goes ahead of how it ended, as far as can be, for another unit may go on from it
+    /// as soon as that is known.
+    pub(super) fn look_for_last_checkpoint(&mut self, key: &TaskKey) {
+        let rested = std::mem::replace(&mut self.checkpoints.rests, false);
+        self.look_for_checkpoint(key);
+        self.checkpoints.rests |= rested;
+    }
+
     /// A run may have saved something: tells it, if that is so.
     pub(super) fn look_for_checkpoint(&mut self, key: &TaskKey) {
         let Some((unit, task)) = self.current(key) else { return };
@@ -245,6 +253,7 @@ impl Agent {
             // Its assignment, which comes next, is not begun before this is written.
             self.checkpoints.hold(id, task, given);
         } else if let Some(tasks) = self.checkpoints.unwritten.get_mut(&id) {
+            // An earlier session's.
             tasks.remove(&task);
         }
         // It came from there.
@@ -334,4 +343,68 @@ fn noted<T>(key: &TaskKey, found: io::Result<Option<T>>) -> Option<T> {
 fn pause_after(bytes: usize) -> Duration {
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     Duration::from_micros(bytes.saturating_mul(1_000_000) / TOLD_BYTES_S).max(TOLD_EVERY)
+}
+
+#[cfg(test)]
+mod tests {
+    use brig_api::checkpoint::State;
+    use brig_api::lifecycle::Reason;
+    use brig_api::session::ToNode;
+
+    use super::*;
+    use crate::agent::report::tests::agent;
+    use crate::plan::Preparation;
+    use crate::tests::fake_server::assignment;
+
+    fn given() -> Checkpoint {
+        Checkpoint { number: 3, saved_ms: 1, state: State::new(b"three".to_vec()).unwrap() }
+    }
+
+    fn give(agent: &mut Agent, unit: &str) -> UnitId {
+        let (unit, task) = (UnitId::new(unit).unwrap(), "main".parse().unwrap());
+        let message = ToNode::Checkpoint { unit: unit.clone(), task, checkpoint: given() };
+        agent.hear_server(message, "");
+        unit
+    }
+
+    fn assign(agent: &mut Agent, unit: &UnitId) {
+        let units = vec![assignment(unit.as_str(), "never")];
+        agent.hear_server(ToNode::Assign { units }, "");
+    }
+
+    #[tokio::test]
+    async fn a_unit_does_not_begin_before_what_it_goes_on_from_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _lock) = Disk::open(dir.path()).unwrap();
+        let mut agent = agent(disk);
+        let file =
+            |agent: &Agent, unit: &UnitId| kept_file(&agent.disk, unit, &"main".parse().unwrap());
+        // Something in the way stands for a full disk, which tests can't have.
+        let block = |agent: &Agent, unit: &str| {
+            let folder = agent.disk.unit(&UnitId::new(unit).unwrap());
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(FOLDER), "").unwrap();
+        };
+        let has_begun =
+            |agent: &Agent, unit: &UnitId| agent.units[unit].preparation != Preparation::None;
+        let names: Vec<_> = (0..=UNWRITTEN_MAX).map(|number| format!("u{number}")).collect();
+        names.iter().for_each(|name| block(&agent, name));
+        let units: Vec<_> = names.iter().map(|name| give(&mut agent, name)).collect();
+        for unit in [&units[0], &units[UNWRITTEN_MAX]] {
+            assign(&mut agent, unit);
+            assert_eq!(agent.units[unit].record.status.reason, Some(Reason::DiskFull));
+            assert!(!has_begun(&agent, unit));
+            std::fs::remove_file(agent.disk.unit(unit).join(FOLDER)).unwrap();
+            agent.decide(unit);
+        }
+        assert!(has_begun(&agent, &units[0]));
+        assert_eq!(checkpoint::read(&file(&agent, &units[0])).unwrap(), Some(given()));
+        // For the last one there was no room in memory either.
+        let last = &units[UNWRITTEN_MAX];
+        assert!(!has_begun(&agent, last) && !file(&agent, last).exists());
+        give(&mut agent, last.as_str());
+        agent.decide(last);
+        assert!(has_begun(&agent, last) && file(&agent, last).exists());
+        assert!(agent.checkpoints.known[last].values().all(|known| known.told == 3));
+    }
 }
