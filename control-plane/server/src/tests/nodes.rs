@@ -330,6 +330,14 @@ async fn the_next_attempt_is_given_what_the_last_one_saved_before_it_is_assigned
         match node.hear().await.expect("an open session") {
             ToNode::Checkpoint { unit, checkpoint, .. } => {
                 assert_eq!((unit, checkpoint), (second.clone(), saved(2, b"hunter2")));
+                let Some(ToNode::Assign { units }) = node.hear().await else {
+                    panic!("its assignment comes next")
+                };
+                assert_eq!(units[0].unit, second);
+                let Some(ToNode::Assignments { others, .. }) = node.hear().await else {
+                    panic!("the other assignments")
+                };
+                assert!(others.contains(&second), "it is not withdrawn by them");
                 break;
             }
             ToNode::Assignments { .. } => panic!("the assignments come after it"),
