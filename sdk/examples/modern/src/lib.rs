@@ -97,7 +97,9 @@ impl Guest for Modern {
             },
             ["trap"] => std::process::abort(),
             _ => {
-                eprintln!("usage: modern wait MS | say TEXT | look-up NAME | save TEXT | load | eat | spin | trap");
+                eprintln!(
+                    "usage: modern wait MS | say TEXT | look-up NAME | save TEXT | load | eat | spin | trap"
+                );
                 return Err(());
             }
         }

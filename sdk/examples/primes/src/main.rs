@@ -81,7 +81,7 @@ fn count(limit: u64, pause: Duration) -> Result<(), Box<dyn Error>> {
     while count.next < limit {
         count.primes += u64::from(is_prime(count.next));
         count.next += 1;
-        if count.next % 100 == 0 {
+        if count.next.is_multiple_of(100) {
             std::thread::sleep(pause);
             if saved.elapsed() >= SAVE_EVERY {
                 checkpoint::save(&count.to_bytes())?;
@@ -95,5 +95,5 @@ fn count(limit: u64, pause: Duration) -> Result<(), Box<dyn Error>> {
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|n| n * n <= number).all(|n| number % n != 0)
+    number >= 2 && (2..).take_while(|n| n * n <= number).all(|n| !number.is_multiple_of(n))
 }
