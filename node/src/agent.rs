@@ -2,6 +2,7 @@
 //! (fetching, shims, the network) runs beside it and reports back as an [`Event`].
 
 mod assign;
+mod checkpoint;
 mod execute;
 mod recover;
 mod report;
@@ -29,6 +30,7 @@ use crate::plan::{self, Preparation, StopSent, Stray, TaskSeen, View, Wanted};
 use crate::prepare::{Preparer, names_secrets};
 use crate::record::{Phase, UnitRecord};
 use crate::shims::{ShimEvent, ShimId, Shims};
+use checkpoint::Checkpoints;
 use usage::{METER_EVERY, Metered};
 
 /// Statuses that were not acknowledged are sent again after this time.
@@ -80,6 +82,8 @@ pub(crate) struct Agent {
     /// Runs that are being removed.
     collecting: usize,
     wakes: BTreeSet<(i64, UnitId)>,
+    /// What wasm tasks saved, on its way to the control plane and from there.
+    checkpoints: Checkpoints,
     /// Units that began to be prepared and were not reported yet, and since when there is any.
     untold: BTreeSet<UnitId>,
     untold_since: Option<Instant>,
@@ -113,6 +117,7 @@ impl Agent {
             strays: BTreeSet::new(),
             collecting: 0,
             wakes: BTreeSet::new(),
+            checkpoints: Checkpoints::default(),
             untold: BTreeSet::new(),
             untold_since: None,
             session: None,
@@ -151,7 +156,10 @@ impl Agent {
                 },
                 () = tokio::time::sleep(wake) => self.wake(),
                 () = until(tell_at) => self.tell_preparing(),
-                _ = resend.tick() => self.send_unacknowledged(),
+                _ = resend.tick() => {
+                    self.send_unacknowledged();
+                    self.send_checkpoints();
+                }
                 _ = meter.tick() => self.meter(),
                 () = shutdown.cancelled(), if !self.is_pausing => {
                     if !stops_units {
@@ -179,6 +187,7 @@ impl Agent {
             Event::SessionUp(session) => {
                 self.session = Some(session);
                 self.send_unacknowledged();
+                self.send_checkpoints_again();
             }
             Event::SessionDown => self.session = None,
             Event::Session(message, server) => self.hear_server(*message, &server),
@@ -192,6 +201,7 @@ impl Agent {
                 self.collecting = self.collecting.saturating_sub(1);
                 self.strays.remove(&key);
             }
+            Event::CheckpointTurn => self.checkpoint_turn(),
             Event::Recovered => self.sweep(),
         }
     }
@@ -202,14 +212,19 @@ impl Agent {
                 tasks.retain(|view| self.is_of(shim, &view.key));
                 self.hear_connected(shim, tasks);
             }
-            ShimEvent::Heard(FromShim::Running { task, .. } | FromShim::Exited { task, .. })
-                if !self.is_of(shim, &task) => {}
+            ShimEvent::Heard(
+                FromShim::Running { task, .. }
+                | FromShim::Exited { task, .. }
+                | FromShim::Checkpoint { task, .. },
+            ) if !self.is_of(shim, &task) => {}
             ShimEvent::Heard(FromShim::Running { task, http }) => {
                 self.see(shim, &task, TaskSeen::Running { http });
             }
             ShimEvent::Heard(FromShim::Exited { task, record }) => {
+                self.look_for_last_checkpoint(&task);
                 self.see(shim, &task, TaskSeen::Exited(record));
             }
+            ShimEvent::Heard(FromShim::Checkpoint { task, .. }) => self.look_for_checkpoint(&task),
             ShimEvent::Heard(FromShim::Reply { .. }) => {}
             ShimEvent::Closed => {
                 if self.live_keys(shim).next().is_some() {
@@ -250,6 +265,7 @@ impl Agent {
         let there: BTreeSet<_> = tasks.iter().map(|view| view.key.clone()).collect();
         let missing: Vec<_> = self.live_keys(shim).filter(|key| !there.contains(key)).collect();
         for view in tasks {
+            self.look_for_checkpoint(&view.key);
             let seen = match view.state {
                 TaskState::Starting => TaskSeen::Starting,
                 TaskState::Running { http } => TaskSeen::Running { http },

@@ -28,6 +28,8 @@ pub(crate) enum Event {
     StartAnswered { key: TaskKey, shim: ShimId, outcome: StartOutcome },
     /// What tasks of a shim use.
     Used(ShimId, Vec<(TaskKey, TaskUsage)>),
+    /// The next checkpoint may be sent.
+    CheckpointTurn,
     /// A run's directories were removed.
     Collected(TaskKey),
     /// Every shim found at the start was looked after.

@@ -2,6 +2,7 @@
 
 mod admission;
 mod apply;
+mod checkpoints;
 mod exec;
 mod logs;
 mod object;
@@ -24,6 +25,7 @@ pub(crate) fn routes() -> Routes {
         .merge(object::routes())
         .merge(why::routes())
         .merge(usage::routes())
+        .merge(checkpoints::routes())
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(watch::routes())

@@ -7,11 +7,13 @@
 //! **Invariant:** revisions have no gaps, and the feed holds every change of a kept revision, in order.
 //! **Invariant:** writers take their turns: each locks the counter of revisions before it reads anything.
 //! **Invariant:** whatever was committed is announced, whether or not who asked for it still waits.
-//! **Invariant:** secrets' texts leave the store through [`Store::texts_for`] alone.
+//! **Invariant:** secrets' texts leave the store through [`Store::texts_for`] alone, and what programs saved through
+//! [`Store::checkpoint_get`].
 #![warn(missing_docs)]
 
 mod apply;
 mod artifact;
+mod checkpoint;
 mod command;
 mod event;
 mod feed;
@@ -35,6 +37,7 @@ mod table;
 mod write;
 
 pub use artifact::NewArtifact;
+pub use checkpoint::Resumption;
 pub use error::StoreError;
 pub use event::EventFilter;
 pub use plan::Committed;

@@ -25,9 +25,10 @@ const ROLE_JOIN: &str = "GRANT brig_reader TO CURRENT_USER";
 /// Two servers that start at once would get into each other's way: the number has no meaning but to be ours.
 const ROLE_LOCK: &str = "SELECT pg_advisory_xact_lock(7291660437)";
 const ROLE_GRANT: &str = "GRANT SELECT ON cluster, namespaces, nodes, node_attributes, services, jobs, units, \
-    secrets, configs, artifacts, plans, explanations, changes, events, leases, unit_usage, namespace_usage TO brig_reader";
-const ROLE_CHECK: &str = "SELECT has_table_privilege('brig_reader', 'secret_texts', 'SELECT') \
-    OR has_any_column_privilege('brig_reader', 'secret_texts', 'SELECT')";
+    secrets, configs, artifacts, plans, explanations, changes, events, leases, unit_usage, namespace_usage, unit_checkpoints TO brig_reader";
+const ROLE_CHECK: &str = "SELECT bool_or(has_table_privilege('brig_reader', hidden, 'SELECT') \
+    OR has_any_column_privilege('brig_reader', hidden, 'SELECT')) \
+    FROM (VALUES ('secret_texts'), ('checkpoint_states')) AS names (hidden)";
 
 /// How often the role is tried to be made.
 const ROLE_ATTEMPTS: u32 = 5;

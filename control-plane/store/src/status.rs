@@ -9,6 +9,7 @@ use brig_api::session::StatusReport;
 use brig_api::usage::Usage;
 use brig_api::{NodeName, Object, UnitId};
 
+use crate::checkpoint::checkpoints_done;
 use crate::error::StoreError;
 use crate::object::unit_key;
 use crate::store::Store;
@@ -75,6 +76,9 @@ async fn take_over(
     }
     let rows: Vec<&Unit> = changed.iter().filter_map(|id| units.get(*id)).collect();
     units_update(&mut tx.db, &rows).await?;
+    let has_succeeded = |unit: &&&Unit| unit.status.state == UnitState::Succeeded;
+    let done: Vec<&Unit> = rows.iter().filter(has_succeeded).copied().collect();
+    checkpoints_done(tx, &done).await?;
     for id in changed {
         if let Some(unit) = units.remove(id) {
             tx.changed(Object::Unit(Box::new(unit)));

@@ -2,6 +2,7 @@
 
 pub(crate) mod artifact;
 pub(crate) mod change;
+pub(crate) mod checkpoint;
 pub(crate) mod config;
 pub(crate) mod event;
 pub(crate) mod job;

@@ -28,6 +28,10 @@ impl Agent {
                 }
             }
             ToNode::Acknowledge { reports } => self.acknowledge(&reports),
+            ToNode::Checkpoint { unit, task, checkpoint } => {
+                self.take_checkpoint(unit, task, checkpoint);
+            }
+            ToNode::CheckpointsKept { reports } => self.checkpoints_kept(&reports),
             ToNode::OpenStream { stream, unit, request } => {
                 self.open_stream(server, stream, &unit, request);
             }

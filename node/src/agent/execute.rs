@@ -11,6 +11,7 @@ use brig_shim::handover;
 use brig_shim::message::{Request, StartProgram, StartTask, StopSignal, TaskKey};
 
 use super::Agent;
+use super::checkpoint::hand_over;
 use crate::disk::Disk;
 use crate::event::{Event, StartOutcome};
 use crate::plan::{Action, Fault, Preparation, StopSent, TaskSeen};
@@ -55,10 +56,11 @@ impl Agent {
     /// Writes what a unit is to run, if it changed; false when it can't be written.
     pub(super) fn write_assignment(&mut self, id: &UnitId) -> bool {
         let Some(unit) = self.units.get_mut(id) else { return false };
-        if unit.is_assignment_written {
+        if unit.is_assignment_written && self.checkpoints.has_written(id) {
             return true;
         }
-        match self.disk.write_assignment(&unit.assignment) {
+        let written = self.checkpoints.write_for(&self.disk, id);
+        match written.and_then(|()| self.disk.write_assignment(&unit.assignment)) {
             Ok(()) => {
                 unit.is_assignment_written = true;
                 true
@@ -182,6 +184,7 @@ impl Agent {
 
     /// Lets the shim forget a run and removes its directories.
     pub(super) fn collect(&mut self, key: TaskKey, shim: ShimId) {
+        self.keep_checkpoint(&key);
         self.collecting += 1;
         let (shims, disk, events) = (self.shims.clone(), self.disk.clone(), self.events.clone());
         tokio::spawn(async move {
@@ -203,6 +206,7 @@ impl Agent {
             return;
         }
         self.units.remove(id);
+        self.checkpoints.forget(id);
     }
 
     /// Finds out from the disk what became of a task that no shim has.
@@ -260,6 +264,9 @@ async fn start_in_shim(
     if let Err(error) = make_dirs(disk, &start) {
         let dir = start.dir.display();
         return failed(format!("can't make the task's directory `{dir}`: {error}"));
+    }
+    if let Err(error) = hand_over(disk, &start) {
+        return failed(format!("what it is to go on from can't be put in place: {error}"));
     }
     let handed_over = match handover::open(&start, client.owners()) {
         Ok(handed_over) => handed_over,

@@ -36,6 +36,7 @@ impl Agent {
             }
             self.units.insert(id, unit);
         }
+        self.recover_checkpoints();
         // Put in place for a unit that was withdrawn meanwhile, by an agent that was killed then.
         if let Err(error) = self.disk.retain_secrets(self.units.keys()) {
             tracing::warn!(error = %error, "can't remove files of secrets that nobody needs");
@@ -74,6 +75,7 @@ impl Agent {
             if self.is_current(&key) || self.strays.contains(&key) {
                 continue;
             }
+            self.keep_checkpoint(&key);
             tracing::info!(task.key = %key.0, "removes what a run has left");
             if let Err(error) = self.disk.remove_task(&shim, &key) {
                 tracing::warn!(task.key = %key.0, error = %error, "can't remove a run's directories");

@@ -8,6 +8,7 @@
 pub mod allow_host;
 pub mod asks;
 pub mod change;
+pub mod checkpoint;
 pub mod constraint;
 pub mod explain;
 pub mod facts;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, CheckpointReport};
 use crate::object::{NodeFacts, UnitStatus};
 use crate::placement::Grants;
 use crate::request::{AttachRequest, ExecRequest, LogQuery};
@@ -25,6 +26,8 @@ use crate::{NamespacePath, NodeName, PlanSequence, ResourceName, UnitId};
 pub const SESSION_PROTOCOL: u32 = 1;
 /// Largest message of a session, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Most checkpoints in one message: they are one transaction.
+pub const CHECKPOINTS_MAX: usize = 64;
 /// Time between heartbeats, in milliseconds.
 pub const HEARTBEAT_MS: u64 = 5_000;
 /// A node that was silent for this long is unreachable: three heartbeats.
@@ -54,6 +57,12 @@ pub enum FromNode {
     Usage {
         /// Some units or all.
         units: Vec<UsageReport>,
+    },
+    /// What tasks saved last. The next such message follows when this one was answered with
+    /// [`ToNode::CheckpointsKept`].
+    Checkpoints {
+        /// At most [`CHECKPOINTS_MAX`].
+        reports: Vec<CheckpointReport>,
     },
     /// A stream that was asked for can't be opened.
     StreamFailed {
@@ -115,6 +124,21 @@ pub enum ToNode {
     Acknowledge {
         /// Unit and number of the report.
         reports: Vec<(UnitId, u64)>,
+    },
+    /// These checkpoints are committed, or are of no use to anybody: they need not be repeated.
+    CheckpointsKept {
+        /// Unit, task and number of the checkpoint.
+        reports: Vec<(UnitId, ResourceName, u64)>,
+    },
+    /// A task of a unit goes on from this: it was saved by the unit that this one replaces. Comes before the unit's
+    /// assignment, so that it never begins without.
+    Checkpoint {
+        /// The unit that is about to be assigned.
+        unit: UnitId,
+        /// The task.
+        task: ResourceName,
+        /// What was saved.
+        checkpoint: Checkpoint,
     },
     /// Connect to `GET /v1/node-streams/{stream}` and serve this there.
     OpenStream {

@@ -25,6 +25,7 @@ const NAMES_TOLD_MAX: usize = 20;
 /// that links a program has the last word, on the interface: this is for what no node has, whatever its age. Modules
 /// find [`PREVIEW1`].
 const PROVIDED: &[(&str, &[&str])] = &[
+    ("brig:unit", &["0.1"]),
     ("wasi:cli", &["0.2", "0.3"]),
     ("wasi:clocks", &["0.2", "0.3"]),
     ("wasi:config", &[]),
@@ -147,6 +148,8 @@ pub enum Capability {
     KeyValue,
     /// `wasi:logging`
     Logging,
+    /// `brig:unit/checkpoint`
+    Checkpoint,
 }
 
 impl Capability {
@@ -163,6 +166,7 @@ impl Capability {
             Self::Config => "wasi:config",
             Self::KeyValue => "wasi:keyvalue",
             Self::Logging => "wasi:logging",
+            Self::Checkpoint => "brig:unit/checkpoint",
         }
     }
 }
@@ -221,7 +225,7 @@ pub enum Misfit {
     Library(String),
     /// It wants what no node has.
     #[error(
-        "it imports {0}, which nothing provides: a wasm unit finds WASI and nothing else. Build it without that import"
+        "it imports {0}, which nothing provides: a wasm unit finds WASI and `brig:unit/checkpoint`, and nothing else. Build it without that import"
     )]
     NotProvided(String),
     /// It serves requests, and nobody asked it to.
@@ -396,6 +400,9 @@ mod tests {
             ("wasi:cli/stdout@0.3.0", true),
             ("wasi:io/streams@0.3.0", false),
             ("wasi:logging/logging", true),
+            ("brig:unit/checkpoint@0.1.0", true),
+            ("brig:unit/checkpoint@0.2.0", false),
+            ("brig:unit/checkpoint", false),
             ("wasi:keyvalue/store@0.2.0-draft", true),
             ("wasi:nn/graph@0.2.0", false),
             ("wasi:cli/stdout@0.20.0", false),

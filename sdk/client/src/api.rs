@@ -1,6 +1,7 @@
 //! The requests of the API, one method each.
 
 use brig_api::change::Event;
+use brig_api::checkpoint::CheckpointView;
 use brig_api::explain::{Explanation, NodeVerdict};
 use brig_api::manifest::Manifest;
 use brig_api::object::{Job, Object, ObjectKey, Service, Unit};
@@ -226,6 +227,19 @@ impl Client {
     pub async fn usage(&self, namespace: &NamespacePath, unit: &str) -> Result<Usage, ClientError> {
         let path = object_path(&unit_key(namespace, unit));
         self.get_json(&format!("{path}/usage")).await
+    }
+
+    /// When the tasks of a unit last saved where they are, and how much.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn checkpoints(
+        &self,
+        namespace: &NamespacePath,
+        unit: &str,
+    ) -> Result<Vec<CheckpointView>, ClientError> {
+        let path = object_path(&unit_key(namespace, unit));
+        self.get_json(&format!("{path}/checkpoints")).await
     }
 
     /// What happened, newest last.

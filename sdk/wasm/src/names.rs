@@ -130,6 +130,7 @@ fn component_capability(name: &str) -> Known {
         ("wasi:config", _) => Known::Needs(Capability::Config),
         ("wasi:keyvalue", _) => Known::Needs(Capability::KeyValue),
         ("wasi:logging", _) => Known::Needs(Capability::Logging),
+        ("brig:unit", "checkpoint") => Known::Needs(Capability::Checkpoint),
         ("wasi:cli" | "wasi:http" | "wasi:io", _) => Known::NeedsNothing,
         _ => Known::Foreign,
     }

@@ -50,6 +50,7 @@ fn a_kind_is_told_by_what_is_exported() {
 fn capabilities_are_told_by_what_is_imported() {
     use Capability::*;
     let imports = [
+        "brig:unit/checkpoint@0.1.0",
         "wasi:cli/environment@0.2.0",
         "wasi:cli/stdout@0.2.0",
         "wasi:clocks/monotonic-clock@0.2.0",
@@ -65,8 +66,18 @@ fn capabilities_are_told_by_what_is_imported() {
         "acme:shop/prices@1.0.0",
     ];
     let facts = component(&[], &imports);
-    let all =
-        [Filesystem, Sockets, OutgoingHttp, Environment, Clocks, Random, Config, KeyValue, Logging];
+    let all = [
+        Filesystem,
+        Sockets,
+        OutgoingHttp,
+        Environment,
+        Clocks,
+        Random,
+        Config,
+        KeyValue,
+        Logging,
+        Checkpoint,
+    ];
     assert_eq!(facts.capabilities, all.into());
     assert_eq!(facts.imports, imports);
     assert_eq!(facts.foreign, ["wasi:nn/graph@0.2.0", "acme:shop/prices@1.0.0"]);

@@ -6,6 +6,7 @@
 //! records the exit before it tells anybody ([`exit`]); the agent removes it once it has recorded the exit itself.
 #![warn(missing_docs)]
 
+pub mod checkpoint;
 pub mod client;
 pub mod code;
 pub mod exit;

@@ -1,10 +1,10 @@
 //! The messages between agent and shim: JSON in frames, over a unix socket.
 //!
 //! The agent sends [`ToShim`], the shim answers each with [`FromShim::Reply`] of the same `id`, and sends
-//! [`FromShim::Exited`] and [`FromShim::Running`] to every connection by itself. Requests are idempotent: starting
-//! a task that is there, signalling or removing one that has ended, all succeed. After [`Request::Exec`] or
-//! [`Request::Attach`] was answered with [`Reply::Done`] the connection carries [`brig_api::stdio`] frames and nothing
-//! else; so each has a connection of its own.
+//! [`FromShim::Exited`], [`FromShim::Running`] and [`FromShim::Checkpoint`] to every connection by itself. Requests are
+//! idempotent: starting a task that is there, signalling or removing one that has ended, all succeed. After
+//! [`Request::Exec`] or [`Request::Attach`] was answered with [`Reply::Done`] the connection carries [`brig_api::stdio`]
+//! frames and nothing else; so each has a connection of its own.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -119,7 +119,8 @@ pub struct StartTask {
     pub namespace: NamespacePath,
     /// `unit/task` as people know it, for the shim's own log and the container's host name.
     pub title: String,
-    /// The run's directory: exists, is empty, is the shim's until [`Request::Remove`].
+    /// The run's directory: exists, holds the task's newest checkpoint if there is one ([`crate::checkpoint`]) and nothing
+    /// else, is the shim's until [`Request::Remove`].
     pub dir: PathBuf,
     /// Where output goes.
     pub log: LogTarget,
@@ -323,6 +324,13 @@ pub enum FromShim {
         task: TaskKey,
         /// How.
         record: ExitRecord,
+    },
+    /// The task saved where it is ([`crate::checkpoint`]). Whoever was not connected looks into its directory.
+    Checkpoint {
+        /// Which.
+        task: TaskKey,
+        /// See [`brig_api::checkpoint::Checkpoint::number`].
+        number: u64,
     },
 }
 

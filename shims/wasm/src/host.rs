@@ -13,6 +13,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::checkpoint::TaskCheckpoint;
 use crate::clock::CoarseClock;
 use crate::hosts::AllowedHosts;
 use crate::input::{Input, Reader};
@@ -41,6 +42,7 @@ pub(crate) struct Grants {
     sockets: Arc<Sockets>,
     config: Arc<WasiConfigVariables>,
     keyvalue: Option<Arc<keyvalue::Granted>>,
+    checkpoint: Arc<TaskCheckpoint>,
     clocks: Clocks,
 }
 
@@ -53,6 +55,7 @@ impl Grants {
         log: &Arc<TaskLog>,
         input: Option<&Arc<Input>>,
         stores: &keyvalue::Stores,
+        checkpoint: &Arc<TaskCheckpoint>,
     ) -> Self {
         let allowed = Arc::new(AllowedHosts::new(&wasm.allow_hosts));
         Self {
@@ -65,6 +68,7 @@ impl Grants {
             sockets: Sockets::new(&allowed, &wasm.world.ports, log),
             config: Arc::new(wasm.world.config.clone().into_iter().collect()),
             keyvalue: wasm.world.keyvalue.as_ref().map(|granted| stores.grant(granted, log)),
+            checkpoint: Arc::clone(checkpoint),
             clocks: wasm.world.clocks,
         }
     }
@@ -92,6 +96,7 @@ impl Grants {
             sockets: Arc::clone(&self.sockets),
             config: Arc::clone(&self.config),
             keyvalue: self.keyvalue.clone(),
+            checkpoint: Arc::clone(&self.checkpoint),
             log: Arc::clone(&self.log),
             limiter: MemoryLimiter::new(memory).map_err(no_memory)?,
         })
@@ -160,6 +165,7 @@ pub(crate) struct ComponentHost {
     sockets: Arc<Sockets>,
     config: Arc<WasiConfigVariables>,
     keyvalue: Option<Arc<keyvalue::Granted>>,
+    checkpoint: Arc<TaskCheckpoint>,
     log: Arc<TaskLog>,
     pub(crate) limiter: MemoryLimiter,
 }
@@ -173,6 +179,11 @@ impl ComponentHost {
     /// What the guest may keep.
     pub(crate) fn keyvalue(&self) -> Option<&keyvalue::Granted> {
         self.keyvalue.as_deref()
+    }
+
+    /// Where the guest's task keeps where it is.
+    pub(crate) fn checkpoint(&self) -> &Arc<TaskCheckpoint> {
+        &self.checkpoint
     }
 
     /// Appends lines to the log, as if the guest had written them to standard error.

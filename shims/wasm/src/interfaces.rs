@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use brig_api::checkpoint::INTERFACE;
 use brig_api::lifecycle::Reason;
 use wasmparser::{Parser, Payload};
 use wasmtime::component::Component;
@@ -135,7 +136,11 @@ fn is_provided(import: &str) -> bool {
         (version.starts_with(VERSION) && is_in(PROVIDED_BEFORE))
             || (version.starts_with(VERSION_ASYNC) && is_in(PROVIDED_ASYNC))
     });
-    is_wasi || import == CONFIG || keyvalue::is_provided(import) || logging::is_provided(import)
+    is_wasi
+        || import == CONFIG
+        || import == INTERFACE
+        || keyvalue::is_provided(import)
+        || logging::is_provided(import)
 }
 
 /// Does a component keep something?
@@ -190,8 +195,8 @@ fn missing(names: impl Iterator<Item = String>) -> Option<Refusal> {
     }
     let message = format!(
         "it imports {}, which nothing provides: a wasm unit gets WASI preview 1 (modules), or WASI 0.2 and 0.3 with \
-         wasi:http, wasi:config, wasi:keyvalue and wasi:logging (components; docs/wasm.md has the versions). Build it \
-         for wasm32-wasip1 or wasm32-wasip2 without that import",
+         wasi:http, wasi:config, wasi:keyvalue, wasi:logging and brig:unit/checkpoint (components; docs/wasm.md has \
+         the versions). Build it for wasm32-wasip1 or wasm32-wasip2 without that import",
         named.into_iter().collect::<Vec<_>>().join(", ")
     );
     Some(refusal(Reason::ImportNotGranted, message))
@@ -237,9 +242,13 @@ mod tests {
         assert!(is_provided("wasi:cli/stdout@0.2.6") && is_provided("wasi:http/types@0.2.0"));
         assert!(is_provided("wasi:http/client@0.3.0") && !is_provided("wasi:http/client@0.2.0"));
         assert!(is_provided("wasi:config/store@0.2.0-rc.1") && is_provided("wasi:logging/logging"));
-        for other in
-            ["wasi:cli/stdout@0.4.0", "wasi:cli/stdout", "wasi:nn/graph@0.2.0", "x:y/z@0.2.0"]
-        {
+        assert!(is_provided("brig:unit/checkpoint@0.1.0"));
+        for other in [
+            "wasi:cli/stdout@0.4.0",
+            "wasi:cli/stdout",
+            "brig:unit/checkpoint@0.2.0",
+            "x:y/z@0.2.0",
+        ] {
             assert!(!is_provided(other), "{other}");
         }
     }

@@ -6,6 +6,7 @@
 //! ```
 
 mod attached;
+mod checkpoint;
 mod clock;
 mod code_store;
 mod compiler;

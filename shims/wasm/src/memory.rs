@@ -116,6 +116,26 @@ impl MemoryAccount {
     }
 }
 
+/// Memory of the host that is held for a task, until this is dropped.
+pub(crate) struct Charge {
+    account: Arc<MemoryAccount>,
+    bytes: u64,
+}
+
+impl Charge {
+    /// Charges so many bytes to the task.
+    pub(crate) fn new(account: &Arc<MemoryAccount>, bytes: u64) -> Result<Self, MemoryExceeded> {
+        account.take(bytes)?;
+        Ok(Self { account: Arc::clone(account), bytes })
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.account.give_back(self.bytes);
+    }
+}
+
 /// Charges one guest's memory to its task, and gives it back when the guest is gone.
 pub(crate) struct MemoryLimiter {
     account: Arc<MemoryAccount>,
@@ -134,6 +154,11 @@ impl MemoryLimiter {
     /// Of a host that no guest will have.
     pub(crate) fn of_nobody(account: &Arc<MemoryAccount>) -> Self {
         Self { account: Arc::clone(account), held: 0, last: 0 }
+    }
+
+    /// The memory of the guest's task.
+    pub(crate) fn account(&self) -> &Arc<MemoryAccount> {
+        &self.account
     }
 
     fn grow(&mut self, bytes: u64) -> wasmtime::Result<bool> {

@@ -28,7 +28,7 @@ use crate::interfaces::{
 };
 use crate::outcome::{Refusal, refusal};
 use crate::rig::Rig;
-use crate::{keyvalue, logging, sockets};
+use crate::{checkpoint, keyvalue, logging, sockets};
 
 /// Programs that are kept ready, besides those that run.
 const READY_PROGRAMS_MAX: usize = 64;
@@ -83,6 +83,7 @@ impl Side {
         wasmtime_wasi_config::add_to_linker(&mut linker, ComponentHost::config)?;
         keyvalue::add_to_linker(&mut linker)?;
         logging::add_to_linker(&mut linker)?;
+        checkpoint::add_to_linker(&mut linker)?;
         sockets::add_to_linker(&mut linker)?;
         if settings.concurrency == Concurrency::On {
             wasmtime_wasi::p3::add_to_linker(&mut linker)?;

@@ -11,6 +11,7 @@ use brig_api::usage::Usage;
 use brig_shim::message::{StartTask, StartWasm, TaskUsage};
 use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 
+use crate::checkpoint::{OnSaved, TaskCheckpoint};
 use crate::host::{ComponentHost, CoreHost, Grants};
 use crate::http_server;
 use crate::input::Input;
@@ -47,16 +48,24 @@ pub(crate) struct Control {
     meter: Arc<Meter>,
     memory: Arc<MemoryAccount>,
     isolation: Isolation,
+    checkpoint: Arc<TaskCheckpoint>,
 }
 
 impl Control {
-    pub(crate) fn new(start: &StartTask, is_server: bool, isolation: Isolation) -> Self {
+    /// `on_saved` is called whenever the task has saved where it is.
+    pub(crate) fn new(
+        start: &StartTask,
+        is_server: bool,
+        isolation: Isolation,
+        on_saved: OnSaved,
+    ) -> Self {
         // Its cgroup holds a task of its own to its limit.
         let cpu_limit_milli = match isolation {
             Isolation::Namespace => start.limits.cpu_limit_milli,
             Isolation::Unit => 0,
         };
         Self {
+            checkpoint: Arc::new(TaskCheckpoint::new(&start.dir, is_server, on_saved)),
             stop: Arc::new(Stop::new(is_server)),
             isolation,
             input: start.stdin.then(Arc::default),
@@ -306,8 +315,8 @@ async fn set_up(
     })?;
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;
-    let input = control.input.as_ref();
-    let grants = Grants::new(start, wasm, directories, &log, input, &machine.stores);
+    let (input, checkpoint) = (control.input.as_ref(), &control.checkpoint);
+    let grants = Grants::new(start, wasm, directories, &log, input, &machine.stores, checkpoint);
     let (rig, turns) = (ready.rig.clone(), Arc::clone(&machine.turns));
     Ok((Task { rig, turns, control, grants, log, deadline_ms: wasm.deadline_ms }, ready))
 }

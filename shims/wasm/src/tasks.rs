@@ -101,7 +101,13 @@ impl Tasks {
             let message = format!("this shim has {TASKS_MAX} tasks, it takes no more on");
             return refused(Some(Reason::CreateFailed), &message);
         }
-        let control = Arc::new(Control::new(&start, wasm.http.is_some(), self.machine.isolation));
+        let saved = {
+            let (key, events) = (start.key.clone(), self.events.clone());
+            // Whoever is not connected looks into the task's directory.
+            move |number| drop(events.send(FromShim::Checkpoint { task: key.clone(), number }))
+        };
+        let (is_server, isolation) = (wasm.http.is_some(), self.machine.isolation);
+        let control = Arc::new(Control::new(&start, is_server, isolation, Box::new(saved)));
         let entry = Entry { state: TaskState::Starting, control: Arc::clone(&control) };
         table.insert(start.key.clone(), entry);
         self.count.send_replace(table.len());

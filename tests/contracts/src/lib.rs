@@ -5,6 +5,7 @@ mod oci_shim;
 mod shim_client;
 mod shim_contract;
 mod store_contract;
+mod wasm_checkpoint;
 mod wasm_http;
 mod wasm_programs;
 mod wasm_shim;

@@ -71,9 +71,10 @@ impl ShimProcess {
         }
     }
 
-    /// Kills it as a crash would.
+    /// Ends it at once, with everything in it.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("it runs");
+        self.child.wait().expect("a child can be waited for");
     }
 
     /// Waits until the process has ended by itself.
@@ -199,9 +200,9 @@ impl ShimClient {
 
     /// Waits until the task runs; where its http server listens.
     pub(crate) fn wait_running(&mut self, key: &TaskKey) -> Option<std::net::SocketAddr> {
-        let event = self.wait_event(|event| match event {
+        let event = self.wait_for(|event| match event {
             FromShim::Running { task, .. } | FromShim::Exited { task, .. } => task == key,
-            FromShim::Reply { .. } => false,
+            FromShim::Reply { .. } | FromShim::Checkpoint { .. } => false,
         });
         match event {
             FromShim::Running { http, .. } => http,
@@ -212,14 +213,15 @@ impl ShimClient {
     /// Waits until the task has ended.
     pub(crate) fn wait_exited(&mut self, key: &TaskKey) -> ExitRecord {
         let event =
-            self.wait_event(|event| matches!(event, FromShim::Exited { task, .. } if task == key));
+            self.wait_for(|event| matches!(event, FromShim::Exited { task, .. } if task == key));
         match event {
             FromShim::Exited { record, .. } => record,
             other => panic!("expected an exit, got {other:?}"),
         }
     }
 
-    fn wait_event(&mut self, wanted: impl Fn(&FromShim) -> bool) -> FromShim {
+    /// Waits for an event, if it has not come yet.
+    pub(crate) fn wait_for(&mut self, wanted: impl Fn(&FromShim) -> bool) -> FromShim {
         if let Some(index) = self.events.iter().position(&wanted) {
             return self.events.remove(index).expect("the index was just found");
         }

@@ -1,6 +1,7 @@
 //! The contract of the store: every case runs on SQLite and on PostgreSQL.
 
 mod bulk;
+mod checkpoints;
 mod feed;
 mod harness;
 mod intent;

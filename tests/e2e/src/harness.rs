@@ -45,6 +45,9 @@ fn bin_dir() -> PathBuf {
     std::env::var_os("BRIG_BIN_DIR").map_or(beside, PathBuf::from)
 }
 
+/// A taint that the usual units bear.
+pub(crate) const SPOT: &str = "spot:prefer-not";
+
 /// Are containers possible here? Says so when they are not, so that a skipped test is seen.
 pub(crate) fn has_containers() -> bool {
     let is_root = rustix::process::geteuid().is_root();
@@ -252,16 +255,27 @@ impl Cluster {
     }
 
     pub(crate) fn start_node(&mut self) {
-        self.start_node_in("node", "node-1", &[]);
+        self.start_node_in("node", "node-1", SPOT, &[]);
     }
 
     /// Another node, in a folder of its name; it takes the place of the one before in this cluster's fields.
     pub(crate) fn start_node_named(&mut self, name: &str) {
-        self.start_node_in(name, name, &[]);
+        self.start_node_in(name, name, SPOT, &[]);
     }
 
-    /// Another node, with more arguments; those of before are its caller's to keep.
-    pub(crate) fn start_node_in(&mut self, folder: &str, name: &str, arguments: &[&str]) {
+    /// Starts the first node again, as one that its units are to leave.
+    pub(crate) fn start_node_to_be_left(&mut self) {
+        self.start_node_in("node", "node-1", "leaves:evict", &[]);
+    }
+
+    /// Another node, with a taint and more arguments; those of before are its caller's to keep.
+    pub(crate) fn start_node_in(
+        &mut self,
+        folder: &str,
+        name: &str,
+        taint: &str,
+        arguments: &[&str],
+    ) {
         let mut command = brig_command();
         command
             .arg("node")
@@ -269,7 +283,7 @@ impl Cluster {
             .arg(self.data.join(folder))
             .args(["--server", &self.url, "--name", name])
             .args(["--attribute", &format!("place={name}")]);
-        command.args(["--host-path", "/tmp", "--resource", "gpu=2", "--taint", "spot:prefer-not"]);
+        command.args(["--host-path", "/tmp", "--resource", "gpu=2", "--taint", taint]);
         command.args(arguments);
         self.node = Some(Process::start(command, self.data.join(format!("{folder}.log"))));
         self.wait("the node to be ready", || {

@@ -7,6 +7,7 @@
 mod harness;
 
 mod bad_input;
+mod checkpoints;
 mod commands;
 mod containers;
 mod crashes;

@@ -1,6 +1,8 @@
 //! Both rigs on one hull: one unit with both kinds of task, one cluster with both kinds of unit, on both databases.
 
-use crate::harness::{Cluster, get, guest, has_containers, image, postgres_database, try_get};
+use crate::harness::{
+    Cluster, SPOT, get, guest, has_containers, image, postgres_database, try_get,
+};
 
 fn tour(cluster: &Cluster) {
     cluster.ok(&["push", &guest("web.wasm"), "demo/web:1"]);
@@ -79,7 +81,7 @@ fn each_node_runs_the_variant_that_it_can() {
         return;
     }
     let mut cluster = Cluster::without_nodes();
-    cluster.start_node_in("wasm", "wasm-1", &["--runtime", "wasm"]);
+    cluster.start_node_in("wasm", "wasm-1", SPOT, &["--runtime", "wasm"]);
     let _wasm = cluster.node.take();
     cluster.ok(&["push", &guest("web.wasm"), "team-a/shop:1"]);
     cluster.ok(&["push", &image("busybox"), "team-a/shop-image:1"]);
@@ -90,7 +92,7 @@ fn each_node_runs_the_variant_that_it_can() {
     let waiting = units.iter().find(|unit| unit["node"].is_null()).expect("one waits");
     assert_eq!((&waiting["runtime"], units.len()), (&"mixed".into(), 2), "it is open");
 
-    cluster.start_node_in("node", "oci-1", &["--runtime", "oci"]);
+    cluster.start_node_in("node", "oci-1", SPOT, &["--runtime", "oci"]);
     let endpoints = cluster.wait_for_service("shop", 2);
     let mut found: Vec<_> = cluster
         .units_of("shop")

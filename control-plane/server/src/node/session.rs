@@ -5,17 +5,21 @@
 //!
 //! **Invariant:** a status is acknowledged only after it was committed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use axum::response::Response;
-use brig_api::object::{NodeFacts, Unit};
+use brig_api::checkpoint::CheckpointReport;
+use brig_api::lifecycle::UnitState;
+use brig_api::object::{Desired, NodeFacts, Unit};
 use brig_api::session::{
-    Assignment, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX, Texts, ToNode,
+    Assignment, CHECKPOINTS_MAX, FromNode, MESSAGE_BYTES_MAX, SESSION_PROTOCOL, SILENCE_MS_MAX,
+    Texts, ToNode,
 };
-use brig_api::{Code, NodeName, Problem, Revision};
+use brig_api::{Code, NodeName, Problem, Revision, UnitId};
 use brig_store::StoreError;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
@@ -207,11 +211,12 @@ async fn begin<'a>(
     let mut told = Told::new(name.clone());
     told.all(units.iter().chain(&ended));
     app.mail.told(name, units.iter().chain(&ended));
+    let (resumed, units) = resume(app, units, outgoing).await?;
     let mut units = with_texts(app, &units).await?;
     units.extend(ended.iter().map(|unit| assignment(unit, Texts::default())));
     let mut parts = parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX);
     let last = parts.pop().unwrap_or_default();
-    let others = parts.iter().flatten().map(|one| one.unit.clone()).collect();
+    let others = parts.iter().flatten().map(|one| one.unit.clone()).chain(resumed).collect();
     for units in parts {
         push(outgoing, ToNode::Assign { units }).await?;
     }
@@ -264,14 +269,50 @@ impl Line<'_> {
         if !difference.withdraw.is_empty() {
             push(self.outgoing, ToNode::Withdraw { units: difference.withdraw }).await?;
         }
-        if !difference.assign.is_empty() {
-            let units = with_texts(self.app, &difference.assign).await?;
-            for units in parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX) {
-                push(self.outgoing, ToNode::Assign { units }).await?;
+        let (_, units) = resume(self.app, difference.assign, self.outgoing).await?;
+        assign(self.app, &units, self.outgoing).await
+    }
+}
+
+async fn assign(app: &App, units: &[Unit], outgoing: &mpsc::Sender<ToNode>) -> Result<(), End> {
+    if units.is_empty() {
+        return Ok(());
+    }
+    let units = with_texts(app, units).await?;
+    for units in parts(units, ASSIGNMENTS_BYTES_MAX, ALONE_BYTES_MAX) {
+        push(outgoing, ToNode::Assign { units }).await?;
+    }
+    Ok(())
+}
+
+/// Assigns those of the units that have not begun and go on from something, each with it and after it, so that none begins
+/// anew, and those that were told have begun whatever becomes of the session. Gives their names, and the other units.
+async fn resume(
+    app: &App,
+    mut units: Vec<Unit>,
+    outgoing: &mpsc::Sender<ToNode>,
+) -> Result<(BTreeSet<UnitId>, Vec<Unit>), End> {
+    use UnitState::{Assigned, Backoff, Preparing};
+    let has_not_begun = |unit: &&Unit| {
+        unit.desired == Desired::Run && matches!(unit.status.state, Assigned | Preparing | Backoff)
+    };
+    let beginning: Vec<_> = units.iter().filter(has_not_begun).collect();
+    let found = app.store.resumptions(&beginning).await?;
+    let resumed = found.iter().map(|one| one.unit.clone()).collect::<BTreeSet<_>>();
+    for unit in units.iter().filter(|unit| resumed.contains(&unit.id)) {
+        for one in found.iter().filter(|one| one.unit == unit.id) {
+            // Once the one before has left: a node that reads slowly costs the memory of two.
+            let room = outgoing.reserve_many(outgoing.max_capacity()).await;
+            drop(room.map_err(|_| End::Closed)?);
+            if let Some(checkpoint) = app.store.checkpoint_get(&one.saved_by, &one.task).await? {
+                let (unit, task) = (unit.id.clone(), one.task.clone());
+                push(outgoing, ToNode::Checkpoint { unit, task, checkpoint }).await?;
             }
         }
-        Ok(())
+        assign(app, std::slice::from_ref(unit), outgoing).await?;
     }
+    units.retain(|unit| !resumed.contains(&unit.id));
+    Ok((resumed, units))
 }
 
 async fn with_texts(app: &App, units: &[Unit]) -> Result<Vec<Assignment>, End> {
@@ -321,6 +362,17 @@ async fn listen(
             }
             FromNode::Usage { units } => {
                 app.store.usage_report(name, &units, clock::now_ms()).await?;
+            }
+            FromNode::Checkpoints { reports } if reports.len() > CHECKPOINTS_MAX => {
+                let why = format!("at most {CHECKPOINTS_MAX} checkpoints are told at once");
+                return Err(End::Unreadable(why));
+            }
+            FromNode::Checkpoints { reports } => {
+                app.store.checkpoints_report(name, &reports, clock::now_ms()).await?;
+                let kept =
+                    |report: CheckpointReport| (report.unit, report.task, report.checkpoint.number);
+                let reports = reports.into_iter().map(kept).collect();
+                push(outgoing, ToNode::CheckpointsKept { reports }).await?;
             }
             FromNode::StreamFailed { stream, problem } => app.streams.fail(name, &stream, *problem),
             FromNode::Hello { .. } => {

@@ -1,11 +1,12 @@
 //! Nodes over real WebSockets: assignments down, statuses up exactly once, logs and exec, restarts.
 
+use brig_api::checkpoint::{Checkpoint, CheckpointReport, State};
 use brig_api::lifecycle::UnitState;
 use brig_api::object::{Desired, NodeState, Object};
 use brig_api::request::{AttachRequest, ExecRequest, LogQuery};
 use brig_api::session::{FromNode, SESSION_PROTOCOL, StreamRequest, ToNode};
 use brig_api::stdio::StdioFrame;
-use brig_api::{Code, Kind, NamespacePath, Problem, Revision};
+use brig_api::{Code, Kind, NamespacePath, Problem, ResourceName, Revision, UnitId};
 use brig_client::EventQuery;
 use futures::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
@@ -204,7 +205,7 @@ async fn input_goes_through_the_node_to_tasks_that_take_some() {
         node.acknowledged(&units[0].unit, 1).await;
     }
     let attach = async |unit, task: Option<&str>| {
-        let task = task.map(|task| brig_api::ResourceName::new(task).unwrap());
+        let task = task.map(|task| ResourceName::new(task).unwrap());
         let request = AttachRequest { task };
         cluster.client.attach(&default_namespace(), unit, &request).await.unwrap()
     };
@@ -313,4 +314,85 @@ async fn what_is_no_message_of_the_protocol_ends_the_session_with_a_reason() {
     let Some(ToNode::Refused { problem }) = node.hear().await else { panic!("a refusal") };
     assert!(problem.detail.contains("99") && problem.detail.contains("same version"), "{problem}");
     assert!(cluster.client.version().await.is_ok());
+}
+
+fn saved(number: u64, state: &[u8]) -> Checkpoint {
+    Checkpoint { number, saved_ms: 17, state: State::new(state.to_vec()).unwrap() }
+}
+
+async fn save(node: &mut FakeNode, unit: &UnitId, checkpoint: Checkpoint) {
+    let task: ResourceName = "main".parse().unwrap();
+    let kept = (unit.clone(), task.clone(), checkpoint.number);
+    let report = CheckpointReport { unit: unit.clone(), task, checkpoint };
+    node.say(&FromNode::Checkpoints { reports: vec![report] }).await;
+    loop {
+        if let ToNode::CheckpointsKept { reports } = node.hear().await.expect("a session") {
+            assert_eq!(reports, [kept]);
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_attempt_is_given_what_the_last_one_saved_before_it_is_assigned() {
+    let cluster = Cluster::start().await;
+    let (mut node, _) = FakeNode::register(&cluster, "n1").await;
+    cluster
+        .apply("kind: job\nname: j\nretries: 3\nunit: {wasm: {artifact: registry.example/app:1}}\n")
+        .await;
+    let Some(ToNode::Assign { units }) = node.hear().await else { panic!("an assignment") };
+    let (first, name) = (units[0].unit.clone(), units[0].name.clone());
+    node.report(&first, UnitState::Running, 1).await;
+    node.acknowledged(&first, 1).await;
+    save(&mut node, &first, saved(1, b"one")).await;
+    save(&mut node, &first, saved(2, b"hunter2")).await;
+    // Late, and of no use; answered all the same.
+    save(&mut node, &first, saved(1, b"one")).await;
+    let views = cluster.client.checkpoints(&default_namespace(), name.as_str()).await.unwrap();
+    assert_eq!((views.len(), views[0].number, views[0].bytes), (1, 2, 7));
+
+    node.report(&first, UnitState::Failed, 2).await;
+    node.acknowledged(&first, 2).await;
+    let (given, second) = loop {
+        match node.hear().await.expect("an open session") {
+            ToNode::Checkpoint { unit, task, checkpoint } => {
+                assert_eq!((task.as_str(), &checkpoint), ("main", &saved(2, b"hunter2")));
+                let Some(ToNode::Assign { units }) = node.hear().await else {
+                    panic!("its assignment comes next")
+                };
+                assert_eq!(units[0].identity["BRIG_JOB_ATTEMPT"], "1");
+                break (unit, units[0].unit.clone());
+            }
+            ToNode::Assign { units } => assert_eq!(units[0].unit, first, "not without it"),
+            _ => {}
+        }
+    };
+    assert_eq!(given, second);
+    // A node that comes back before it has begun is given it again.
+    drop(node);
+    let mut node = FakeNode::connect(&cluster, "n1").await;
+    loop {
+        match node.hear().await.expect("an open session") {
+            ToNode::Checkpoint { unit, checkpoint, .. } => {
+                assert_eq!((unit, checkpoint), (second.clone(), saved(2, b"hunter2")));
+                let Some(ToNode::Assign { units }) = node.hear().await else {
+                    panic!("its assignment comes next")
+                };
+                assert_eq!(units[0].unit, second);
+                let Some(ToNode::Assignments { others, .. }) = node.hear().await else {
+                    panic!("the other assignments")
+                };
+                assert!(others.contains(&second), "it is not withdrawn by them");
+                break;
+            }
+            ToNode::Assignments { .. } => panic!("the assignments come after it"),
+            _ => {}
+        }
+    }
+    // Whatever else is told of it does not tell what was saved.
+    let events = cluster.client.events(&EventQuery::default()).await.unwrap();
+    let rows = cluster.client.sql("select * from unit_checkpoints").await.unwrap();
+    assert!(!format!("{events:?}{rows:?}").contains("hunter2"));
+    let refused = cluster.client.sql("select state from checkpoint_states").await;
+    assert!(refused.is_err(), "{refused:?}");
 }

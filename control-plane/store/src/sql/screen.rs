@@ -6,7 +6,7 @@
 //! matters on PostgreSQL, where functions change settings and run other queries from texts.
 
 use super::screen_words::{
-    FORBIDDEN_NAMES, FORBIDDEN_WORDS, FUNCTIONS, HIDDEN_NAME, OPENERS, STARTS, SYSTEM_PREFIXES,
+    FORBIDDEN_NAMES, FORBIDDEN_WORDS, FUNCTIONS, HIDDEN, OPENERS, STARTS, SYSTEM_PREFIXES,
     SYSTEM_READABLE,
 };
 
@@ -69,8 +69,8 @@ fn check_name(token: &Token) -> Result<(), String> {
         // SQLite takes a text for a name where only a name makes sense.
         Token::Word(name) | Token::Quoted(name) | Token::Text(name) => name.to_ascii_lowercase(),
     };
-    if name.trim() == HIDDEN_NAME {
-        return Err("the texts of secrets cannot be read".to_owned());
+    if let Some((_, what)) = HIDDEN.iter().find(|(hidden, _)| *hidden == name.trim()) {
+        return Err(format!("{what} cannot be read"));
     }
     let is_name = !matches!(token, Token::Text(_));
     let is_system = SYSTEM_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
@@ -246,6 +246,8 @@ mod tests {
             "select 'a' /* ' */ , * from secret_texts",
             "select * from pg_statistic",
             "select * from sqlite_dbpage",
+            "select hex(state) from checkpoint_states",
+            "select * from \"Checkpoint_States\"",
         ] {
             assert!(screen(query).is_err(), "{query}");
         }

@@ -1,7 +1,8 @@
 //! The words that decide whether a query may be asked; all in lower case.
 
-/// The table that nobody may read.
-pub(super) const HIDDEN_NAME: &str = "secret_texts";
+/// The tables that nobody may read, and what they hold.
+pub(super) const HIDDEN: [(&str, &str); 2] =
+    [("secret_texts", "the texts of secrets"), ("checkpoint_states", "what programs have saved")];
 
 /// A query begins with one of these.
 pub(super) const STARTS: [&str; 4] = ["select", "with", "values", "explain"];

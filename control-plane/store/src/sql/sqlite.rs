@@ -17,9 +17,9 @@ use super::screen::Screened;
 use super::{Answer, QUERY_TIME, misunderstood, too_slow};
 use crate::error::StoreError;
 
-/// The pages at which the table of the secrets' texts and its indexes begin.
-const HIDDEN_PAGES: &str =
-    "SELECT rootpage FROM sqlite_schema WHERE tbl_name = 'secret_texts' AND rootpage > 0";
+/// The pages at which the tables that nobody may read and their indexes begin.
+const HIDDEN_PAGES: &str = "SELECT rootpage FROM sqlite_schema \
+    WHERE tbl_name IN ('secret_texts', 'checkpoint_states') AND rootpage > 0";
 /// Steps of SQLite's machine between two looks at whether the time is up: well under a millisecond.
 const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 /// Instructions that open a table or index: P2 is its first page, in P3 the number of its database.
@@ -97,7 +97,7 @@ async fn refuse_hidden(tx: &mut SqliteConnection, query: Screened<'_>) -> Result
         let flags: i64 = instruction.try_get_unchecked("p5")?;
         let is_hidden = hidden.contains(&page) || flags & P5_PAGE_IS_COMPUTED != 0;
         if is_hidden || opcode == "OpenWrite" {
-            let message = "the texts of secrets cannot be read, and nothing can be written";
+            let message = "the texts of secrets and what programs have saved cannot be read, and nothing can be written";
             return Err(StoreError::ReadOnly(message.to_owned()));
         }
     }
@@ -147,13 +147,17 @@ mod tests {
             "select key from 'secret_texts' where namespace = 'a' and name = 'b'",
             "with t as (select * from secret_texts) select * from units, t",
             "select name from units where exists (select 1 from secret_texts where key = units.name)",
+            "select state from checkpoint_states",
+            "select count(*) from checkpoint_states where unit_id = 'u'",
             "delete from units",
             "update leases set holder = 'me'",
         ] {
             let error = asked(text).await.unwrap_err();
             assert!(matches!(error, StoreError::ReadOnly(_)), "{text}: {error}");
         }
-        assert!(asked("select * from secrets, units, json_each('[1]')").await.is_ok());
+        assert!(
+            asked("select * from secrets, units, unit_checkpoints, json_each('[1]')").await.is_ok()
+        );
         store.close().await;
         std::fs::remove_dir_all(&dir).unwrap();
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use brig_api::checkpoint::CheckpointView;
 use brig_api::explain::Explanation;
 use brig_api::object::{Object, ObjectKey, Owner, Unit};
 use brig_api::usage::Usage;
@@ -11,7 +12,9 @@ use serde_json::Value;
 
 use crate::arguments::{Events, Output, OutputOnly, Sql, Target, Why};
 use crate::failure::{Failure, NOT_FOUND};
-use crate::output::{Column, Field, Row, age, json, print, print_list, printable, table, yaml};
+use crate::output::{
+    Column, Field, Row, age, json, print, print_list, printable, size, table, yaml,
+};
 use crate::rows::{EVENT_COLUMNS, event_row};
 use crate::target;
 
@@ -33,6 +36,10 @@ pub(crate) async fn describe(session: &Session<'_>, arguments: &Target) -> Resul
         }
         let usage = session.client.usage(&unit.namespace, unit.name.as_str()).await?;
         print(&format!("\nUsage\n{}", usage_lines(&usage)))?;
+        let saved = session.client.checkpoints(&unit.namespace, unit.name.as_str()).await?;
+        if !saved.is_empty() {
+            print(&format!("\nCheckpoints\n{}", checkpoint_lines(&saved, now_ms())))?;
+        }
     }
     let query = EventQuery {
         namespace: key.namespace.clone(),
@@ -58,6 +65,15 @@ fn usage_lines(usage: &Usage) -> String {
         seconds(usage.cpu_ns),
         seconds(usage.throttled_ns)
     )
+}
+
+/// When each task last saved where it is, for people.
+fn checkpoint_lines(saved: &[CheckpointView], now_ms: i64) -> String {
+    let line = |one: &CheckpointView| {
+        let (size, age) = (size(one.bytes), age(one.saved_ms, now_ms));
+        format!("{}  number {}, {size}, saved {age} ago\n", one.task, one.number)
+    };
+    saved.iter().map(line).collect()
 }
 
 /// Text of several lines without other control characters.

@@ -1,5 +1,6 @@
 //! A command of WASI 0.3, whose standard library speaks WASI 0.2: both in one component.
 
+use brig::unit::checkpoint;
 use exports::wasi::cli::run::Guest;
 use wasi::cli::stdin::read_via_stream;
 use wasi::cli::stdout::write_via_stream;
@@ -11,10 +12,12 @@ use wit_bindgen::StreamResult;
 const READ_BYTES: usize = 16 << 10;
 
 wit_bindgen::generate!({
+    path: "../../../wit",
     inline: r#"
         package brig:modern;
 
         world modern {
+            import brig:unit/checkpoint@0.1.0;
             import wasi:cli/stdin@0.3.0;
             import wasi:cli/stdout@0.3.0;
             import wasi:clocks/monotonic-clock@0.3.0;
@@ -91,6 +94,14 @@ impl Guest for Modern {
                     return Err(());
                 }
             },
+            ["save", text] => match checkpoint::save(text.as_bytes()) {
+                Ok(()) => println!("saved"),
+                Err(error) => {
+                    eprintln!("{error:?}");
+                    return Err(());
+                }
+            },
+            ["load"] => println!("{:?}", checkpoint::load()),
             ["eat"] => eat(),
             ["spin"] => loop {
                 std::hint::spin_loop();
@@ -98,7 +109,7 @@ impl Guest for Modern {
             ["trap"] => std::process::abort(),
             _ => {
                 eprintln!(
-                    "usage: modern wait MS | say TEXT | stdin | look-up NAME | eat | spin | trap"
+                    "usage: modern wait MS | say TEXT | stdin | look-up NAME | save TEXT | load | eat | spin | trap"
                 );
                 return Err(());
             }

@@ -117,6 +117,8 @@ async fn secrets_cannot_be_read(Fresh { store, .. }: Fresh) {
         "with t as (select * from secret_texts) select * from t",
         "with t as (table secret_texts) select * from t",
         "table secret_texts",
+        "select state from checkpoint_states",
+        "select * from \"Checkpoint_States\"",
         "select * from units where exists (select 1 from secret_texts where text like 'h%')",
         "explain analyze select * from secret_texts",
         "create view v as select * from secret_texts",
@@ -191,8 +193,12 @@ async fn the_reader_role_has_no_right_on_secrets() {
         let mut connection = PgConnection::connect(&url).await.unwrap();
         connection.execute("SET ROLE brig_reader").await.unwrap();
         assert!(connection.execute("SELECT * FROM secrets").await.is_ok());
-        for sql in ["SELECT * FROM secret_texts", "DELETE FROM units", "SELECT * FROM pg_statistic"]
-        {
+        for sql in [
+            "SELECT * FROM secret_texts",
+            "SELECT * FROM checkpoint_states",
+            "DELETE FROM units",
+            "SELECT * FROM pg_statistic",
+        ] {
             let error = connection.execute(sql).await.unwrap_err().to_string();
             assert!(error.contains("permission denied"), "{sql}: {error}");
         }
