@@ -70,3 +70,35 @@ async fn no_secret_outlives_its_unit() {
     agent.recover().unwrap();
     assert!(dirs.iter().all(|dir| !dir.exists()));
 }
+
+#[tokio::test]
+async fn a_shim_is_believed_of_its_own_tasks_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let mut agent = agent(data.path());
+    let record = UnitRecord { phase: Phase::Started, ..UnitRecord::assigned() };
+    let assignment = crate::tests::fake_server::assignment("u1", "never");
+    let namespace = assignment.namespace.clone();
+    let id = assignment.unit.clone();
+    agent.units.insert(id.clone(), Unit::new(assignment, record));
+    let task = agent.units[&id].assignment.template.tasks[0].name.clone();
+    let key = agent.units[&id].key(&task);
+    agent.units.get_mut(&id).unwrap().tasks.insert(task.clone(), TaskSeen::Starting);
+    let own = ShimId::Wasm(namespace.clone());
+    let mut says = |shim: &ShimId, task: &TaskKey| {
+        let running = FromShim::Running { task: task.clone(), http: None };
+        agent.hear(Event::Shim(shim.clone(), ShimEvent::Heard(running)));
+        agent.units[&id].tasks.values().next() == Some(&TaskSeen::Running { http: None })
+    };
+    let other_unit = TaskKey("u2.main.0".into());
+    for stranger in [
+        ShimId::Wasm(NamespacePath::new("other").unwrap()),
+        ShimId::WasmUnit(namespace, key.clone()),
+        ShimId::Oci(other_unit),
+    ] {
+        assert!(!says(&stranger, &key), "{stranger:?}");
+    }
+    // A key is the name of a folder that is removed when nobody wants the task.
+    says(&own, &TaskKey("../../precious".into()));
+    assert!(says(&own, &key));
+    assert_eq!(agent.collecting, 0, "nothing is removed");
+}

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use brig_shim::handover;
-use brig_shim::mapped;
+use brig_shim::mapped::{self, Access};
 use brig_shim::message::TaskKey;
 use brig_shim::worker::Worker;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -175,13 +175,17 @@ impl Stage {
         let owners = users.namespace().map_err(anyhow::Error::from)?;
         let mut trees = Vec::new();
         let files = NAME_FILES.map(PathBuf::from).into_iter().filter(|path| path.exists());
-        let readable = worker.readable.iter().cloned().chain(files).map(|path| (path, true));
-        for (path, read_only) in
-            readable.chain(worker.writable.iter().cloned().map(|path| (path, false)))
-        {
-            let tree = mapped::clone(&path, read_only, Some(owners.as_fd()))
+        for path in worker.readable.iter().cloned().chain(files) {
+            let tree = mapped::clone(&path, Access::Read, owners.as_fd())
                 .with_context(|| format!("opening {}", path.display()))?;
-            trees.push((path.clone(), path.is_dir(), tree));
+            let is_dir = path.is_dir();
+            trees.push((path, is_dir, tree));
+        }
+        for path in worker.writable.iter().cloned() {
+            // Another shim of the namespace can write where the folders of single tasks are.
+            let tree = mapped::clone_directly(&path, Access::Write, owners.as_fd())
+                .with_context(|| format!("opening {}", path.display()))?;
+            trees.push((path, true, tree));
         }
         mount_stage().context("mounting the stage")?;
         let stage = Path::new(STAGE);
@@ -264,7 +268,7 @@ pub(crate) fn try_namespaces(dir: &Path) -> Result<(), Failure> {
     let users = Users::numbered(0);
     helper::run("trying a user namespace", NAMESPACE_SECONDS, &[], || {
         let owners = users.namespace()?;
-        let tree = mapped::clone(dir, true, Some(owners.as_fd()))
+        let tree = mapped::clone(dir, Access::Read, owners.as_fd())
             .map_err(|error| Failure::system("mapping the owners of files", error))?;
         drop(tree);
         Ok(())

@@ -21,7 +21,7 @@ use rustix::net::{
 };
 
 use crate::code::Refusal;
-use crate::mapped;
+use crate::mapped::{self, Access};
 use crate::message::{BindMount, Request, StartProgram, StartTask};
 
 /// Most descriptors of one message; the kernel takes 253.
@@ -66,7 +66,10 @@ pub fn open(start: &StartTask, owners: Option<BorrowedFd<'_>>) -> Result<Vec<Own
 
 fn open_mount(mount: &BindMount, owners: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Refusal> {
     let opened = match owners {
-        Some(owners) => mapped::open_dir(&mount.source, mount.read_only, owners),
+        Some(owners) => {
+            let access = if mount.read_only { Access::Read } else { Access::Write };
+            mapped::open_dir(&mount.source, access, owners)
+        }
         None => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(&mount.source, flags, Mode::empty()).map_err(io::Error::from)

@@ -31,16 +31,27 @@ impl LogWriter {
     /// # Errors
     /// Those of the filesystem.
     pub fn open(target: LogTarget) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(&target.path)?;
-        let size = file.metadata()?.len();
-        Ok(Self {
-            target,
-            file: Some(file),
-            size,
-            is_torn: false,
-            dropped_bytes: 0,
-            buffer: Vec::new(),
-        })
+        let mut log = Self::when_needed(target);
+        log.file()?;
+        Ok(log)
+    }
+
+    /// A log whose file is opened, or made, with the first output: most tasks of many say nothing for long.
+    #[must_use]
+    pub fn when_needed(target: LogTarget) -> Self {
+        Self { target, file: None, size: 0, is_torn: false, dropped_bytes: 0, buffer: Vec::new() }
+    }
+
+    fn file(&mut self) -> io::Result<&mut File> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                let file = OpenOptions::new().create(true).append(true).open(&self.target.path)?;
+                self.size = file.metadata()?.len();
+                file
+            }
+        };
+        Ok(self.file.insert(file))
     }
 
     /// Appends output as it came from the program. A last line without newline is written at once (flag `P`), so
@@ -78,18 +89,16 @@ impl LogWriter {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.file()?;
         if self.size > 0 && self.size.saturating_add(length) > self.target.bytes_max {
             self.rotate()?;
         }
-        if self.file.is_none() {
-            self.file = Some(OpenOptions::new().create(true).append(true).open(&self.target.path)?);
-        }
-        let Some(file) = &mut self.file else { return Ok(()) };
         if self.is_torn {
-            file.write_all(b"\n")?;
+            self.file()?.write_all(b"\n")?;
             self.is_torn = false;
             self.size = self.size.saturating_add(1);
         }
+        let file = self.file()?;
         if let Err(error) = file.write_all(bytes) {
             // A disk that fills up takes a part. It stays, for readers may have it: the next line begins anew.
             let size = file.metadata().map_or(self.size, |metadata| metadata.len());
@@ -156,6 +165,19 @@ mod tests {
             again.extend_from_slice(if line.ends_line { b"\n" } else { b"" });
         }
         assert_eq!(again, output.as_bytes());
+    }
+
+    #[test]
+    fn a_log_without_output_has_no_file_and_goes_on_where_another_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = LogWriter::when_needed(target(dir.path(), 100));
+        let path = dir.path().join("main.log");
+        assert!(!path.exists());
+        first.write(1, Stream::Stdout, &[b'x'; 60]);
+        let mut second = LogWriter::when_needed(target(dir.path(), 100));
+        second.write(1, Stream::Stdout, &[b'y'; 60]);
+        assert!(std::fs::read(&path).unwrap().ends_with(b"y\n"));
+        assert!(dir.path().join("main.log.1").exists(), "the size of what was there counts");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -17,36 +17,68 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_NOSUID: u64 = 0x2;
 const MOUNT_ATTR_NODEV: u64 = 0x4;
+const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+
+/// What may be done there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Files are read, and executed.
+    Read,
+    /// Files are read and written, and not executed.
+    Write,
+}
 
 /// A copy of the mounts below a path, which is nowhere in the file tree yet. Without devices and set-user-id programs;
 /// `owners` is the user namespace that is to find its own users in it.
 ///
 /// # Errors
 /// Those of the filesystem; that the path is not there, above all.
-pub fn clone(path: &Path, read_only: bool, owners: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+pub fn clone(path: &Path, access: Access, owners: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    clone_at(CWD, path, OpenTreeFlags::empty(), access, owners)
+}
+
+/// The same of a directory in a place where others may have put links: none is followed, anywhere on the way.
+///
+/// # Errors
+/// As [`clone`]; `FilesystemLoop` for a link.
+pub fn clone_directly(path: &Path, access: Access, owners: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
+    clone_at(found.as_fd(), Path::new(""), OpenTreeFlags::AT_EMPTY_PATH, access, owners)
+}
+
+fn clone_at(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    flags: OpenTreeFlags,
+    access: Access,
+    owners: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let flags = flags
+        | OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, path, flags)?;
-    let access = if read_only { MOUNT_ATTR_RDONLY } else { 0 };
+    let tree = open_tree(dir, path, flags)?;
+    let access = match access {
+        Access::Read => MOUNT_ATTR_RDONLY,
+        Access::Write => MOUNT_ATTR_NOEXEC,
+    };
     set(&tree, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | access, None)?;
-    if let Some(owners) = owners {
-        match set(&tree, MOUNT_ATTR_IDMAP, Some(owners)) {
-            // A filesystem that can't: its files have the owners that they have, and what others may read can be read.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => {}
-            outcome => outcome?,
-        }
+    match set(&tree, MOUNT_ATTR_IDMAP, Some(owners)) {
+        // A filesystem that can't: its files have the owners that they have, and what others may read can be read.
+        Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(tree),
+        Err(error) => Err(error.into()),
     }
-    Ok(tree)
 }
 
 /// A directory of such a copy, open.
 ///
 /// # Errors
 /// As [`clone`]; `NotADirectory`.
-pub fn open_dir(path: &Path, read_only: bool, owners: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let tree = clone(path, read_only, Some(owners))?;
+pub fn open_dir(path: &Path, access: Access, owners: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let tree = clone(path, access, owners)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(&tree, ".", flags, Mode::empty())?)
 }

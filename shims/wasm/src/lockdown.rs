@@ -30,8 +30,8 @@ const CLONE_THREAD: u64 = 0x1_0000;
 const FAMILIES: [u64; 2] = [2, 10];
 /// The only local sockets are pairs, such as the one that wakes an event loop.
 const FAMILY_LOCAL: u64 = 1;
-/// `prctl`: the names of threads and of memory.
-const PRCTL: [u64; 3] = [15, 16, 0x5356_4d41];
+/// `prctl`: the names of threads and of memory, and what the kernel told the program of itself.
+const PRCTL: [u64; 4] = [15, 16, 0x5356_4d41, 0x4155_5856];
 /// `ioctl`: TCGETS (is it a terminal?), FIONREAD, FIONBIO, and PAGEMAP_SCAN, by which wasmtime finds what a guest wrote to.
 const IOCTL: [u64; 4] = [0x5401, 0x541b, 0x5421, 0xc060_6610];
 /// Answered as by a kernel that does not have it: its flags lie in memory, where a filter can't look, so that C libraries

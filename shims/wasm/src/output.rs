@@ -26,9 +26,9 @@ const NOTE_BYTES_MAX: usize = 64 << 10;
 pub(crate) struct TaskLog(Mutex<LogWriter>);
 
 impl TaskLog {
-    /// Opens the log.
-    pub(crate) fn open(target: LogTarget) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self(Mutex::new(LogWriter::open(target)?))))
+    /// A log that nothing was written to.
+    pub(crate) fn new(target: LogTarget) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(LogWriter::when_needed(target))))
     }
 
     /// Appends what a guest wrote. A file of this machine takes it at once or, on a full disk, drops it.
@@ -129,7 +129,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let target = LogTarget { path: path.clone(), bytes_max: 64 << 20, files_kept: 1 };
-        TaskLog::open(target).unwrap().note(&"ü".repeat(8 << 20));
+        TaskLog::new(target).note(&"ü".repeat(8 << 20));
         let length = usize::try_from(path.metadata().unwrap().len()).unwrap();
         assert!((NOTE_BYTES_MAX..2 * NOTE_BYTES_MAX).contains(&length), "{length}");
     }

@@ -320,7 +320,7 @@ mod tests {
         fn new(allow: &[&str], ports: &[u16]) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("log");
-            let log = TaskLog::open(LogTarget { path, bytes_max: 1 << 20, files_kept: 1 }).unwrap();
+            let log = TaskLog::new(LogTarget { path, bytes_max: 1 << 20, files_kept: 1 });
             let allow: Vec<_> = allow.iter().map(|text| (*text).to_owned()).collect();
             let sockets = Sockets::new(&Arc::new(AllowedHosts::new(&allow)), ports, &log);
             Self { dir, sockets }

@@ -306,13 +306,7 @@ async fn set_up(
     wasm: &StartWasm,
     directories: Vec<OwnedFd>,
 ) -> Result<(Task, Arc<Ready>), Refusal> {
-    let log = TaskLog::open(start.log.clone()).map_err(|error| {
-        let reason = match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::DiskFull,
-            _ => Reason::CreateFailed,
-        };
-        refusal(reason, format!("its log {} can't be opened: {error}", start.log.path.display()))
-    })?;
+    let log = TaskLog::new(start.log.clone());
     let ready = machine.programs.get(wasm).await?;
     ready.check(wasm, start.limits.memory_bytes)?;
     let (input, checkpoint) = (control.input.as_ref(), &control.checkpoint);

@@ -112,7 +112,7 @@ impl Tasks {
         table.insert(start.key.clone(), entry);
         self.count.send_replace(table.len());
         drop(table);
-        tracing::info!(task = %start.key.0, namespace = %start.namespace, title = %start.title, "starting");
+        tracing::debug!(task = %start.key.0, namespace = %start.namespace, title = %start.title, "starting");
         let (key, dir, tasks) = (start.key.clone(), start.dir.clone(), Arc::clone(self));
         let running = {
             let (tasks, key) = (Arc::clone(self), key.clone());
@@ -223,7 +223,7 @@ impl Tasks {
         let Outcome { code, reason, message } = outcome;
         let usage = control.usage().used;
         let record = ExitRecord { code, reason, message, finished_ms: now_ms(), usage };
-        tracing::info!(task = %key.0, code, reason = ?reason, "ended");
+        tracing::debug!(task = %key.0, code, reason = ?reason, "ended");
         let mut is_written = write(&record, &dir).await;
         {
             let mut table = self.table();

@@ -140,3 +140,21 @@ fn who_takes_a_shim_over_is_nobody_and_finds_nothing() {
         said.lines().filter(|line| line.contains(": ") && line.contains("       0    0")).collect();
     assert!(interfaces.len() == 1 && interfaces[0].trim_start().starts_with("lo:"), "{said}");
 }
+
+#[test]
+fn no_link_leads_a_worker_to_what_is_not_its_own() {
+    let base = tempfile::tempdir().unwrap();
+    std::fs::create_dir(base.path().join("precious")).unwrap();
+    std::os::unix::fs::symlink(base.path().join("precious"), base.path().join("own")).unwrap();
+    if Contained::available().is_none() {
+        return;
+    }
+    let dir = base.path().join("shim");
+    std::fs::create_dir(&dir).unwrap();
+    let args = ["/bin/sh", "-c", "exit 0"].map(str::to_owned).into();
+    let mut shim = start(&dir, args, vec!["/usr".into()], vec![base.path().join("own")]);
+    assert!(!shim.wait_for_end().success());
+    let log = std::fs::read_to_string(dir.join("shim.log")).unwrap();
+    assert!(log.contains("opening") && log.contains("/own"), "{log}");
+    assert!(!dir.join("container.json").exists(), "nothing is left to clean up");
+}

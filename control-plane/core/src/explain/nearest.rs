@@ -316,10 +316,15 @@ fn broken(
     let mut all: Vec<_> =
         question.broken_rules(index, shape, node, &[]).filter_map(of_rule).collect();
     if obstacle == Obstacle::Away {
-        all.extend(question.held_against(index, node, &[]).map(|(term, topology)| {
-            let whom = neighbours.describe(neighbours.selector_of(term));
-            Broken::Held { whom, place: place(topology) }
-        }));
+        let held = question.held_against(index, node, &[]);
+        let mut held: Vec<_> = held
+            .map(|(term, topology)| {
+                (neighbours.describe(neighbours.selector_of(term)), place(topology))
+            })
+            .collect();
+        // Terms are numbered as the model came to know them, which another model did otherwise.
+        held.sort();
+        all.extend(held.into_iter().map(|(whom, place)| Broken::Held { whom, place }));
     }
     all
 }
