@@ -148,7 +148,8 @@ fn the_same_data_on_the_next_start_continues_where_it_was() {
     cluster.ok(&["deploy", &guest("web.wasm"), "--http", "--name", "web"]);
     cluster.wait_for_service("web", 1);
     assert_eq!(cluster.server.as_mut().unwrap().terminate(), Some(0));
-    assert!(cluster.shims("wasm").is_empty(), "`brig dev` leaves nothing running");
+    // They were told to end, and are about to.
+    cluster.wait("nothing to be left running", || cluster.shims("wasm").is_empty());
     cluster.start_dev();
     // The cluster knows the old place until the node has told the new one.
     cluster.wait("an answer", || {
