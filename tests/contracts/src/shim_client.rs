@@ -87,8 +87,8 @@ impl Drop for ShimProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // What looks after a container leaves its cgroup when it is killed.
-        if self.dir.join("worker.json").exists() {
+        // What looks after a container leaves it when it is killed, or at least its cgroup.
+        if self.dir.join("container.json").exists() {
             let mut command = Command::new(shim_binary("brig-shim-oci"));
             let _ = command.arg("cleanup").arg("--dir").arg(&self.dir).status();
         }

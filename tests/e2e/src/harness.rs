@@ -434,15 +434,31 @@ impl Drop for Cluster {
         for pid in self.shims("wasm").into_iter().chain(self.shims("oci")) {
             let _ = kill_process(pid, Signal::KILL);
         }
-        let left = std::fs::read_dir(self.data.join("node/shims/oci"));
-        for entry in left.into_iter().flatten().filter_map(Result::ok) {
+        for dir in containers_below(&self.data) {
             let _ = Command::new(bin_dir().join("brig-shim-oci"))
                 .arg("cleanup")
                 .arg("--dir")
-                .arg(entry.path())
+                .arg(dir)
                 .status();
         }
     }
+}
+
+/// The directories of shims that have recorded a container.
+fn containers_below(data: &Path) -> Vec<PathBuf> {
+    let (mut found, mut open) = (Vec::new(), vec![data.to_owned()]);
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            // Images and what they unpack to are large, and hold no shims.
+            if is_dir && entry.file_name() != "artifacts" {
+                open.push(entry.path());
+            } else if entry.file_name() == "container.json" {
+                found.push(folder.clone());
+            }
+        }
+    }
+    found
 }
 
 /// A request over HTTP/1.1: the status and the body.
