@@ -23,7 +23,7 @@ use crate::exit::ExitRecord;
 
 /// The version of this protocol. An agent that finds a shim of another version lets it run its tasks to their
 /// end and starts new tasks in a new shim.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// The shim's socket in its state directory.
 pub const SOCKET_NAME: &str = "shim.sock";
 
