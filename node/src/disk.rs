@@ -329,6 +329,24 @@ impl Disk {
         tree::remove(&self.unit(unit))
     }
 
+    /// Removes the logs of wasm tasks of all units but these.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn retain_wasm_logs<'a>(
+        &self,
+        kept: impl IntoIterator<Item = &'a UnitId>,
+    ) -> io::Result<()> {
+        let kept: BTreeSet<_> = kept.into_iter().map(UnitId::as_str).collect();
+        for namespace in self.namespaces()? {
+            let logs = self.namespace(&namespace).join("logs");
+            for name in names_if_there(&logs)?.iter().filter(|name| !kept.contains(name.as_str())) {
+                tree::remove(&logs.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the files of secrets of all units but these.
     ///
     /// # Errors
@@ -349,9 +367,6 @@ impl Disk {
     pub fn write_assignment(&self, assignment: &Assignment) -> io::Result<()> {
         let dir = self.unit(&assignment.unit);
         std::fs::create_dir_all(&dir)?;
-        for dir in self.log_dirs(assignment) {
-            std::fs::create_dir_all(dir)?;
-        }
         let texts = Texts { configs: assignment.texts.configs.clone(), secrets: BTreeMap::new() };
         let assignment = Assignment { texts, ..assignment.clone() };
         replace(&dir.join("assignment.json"), &serde_json::to_vec(&assignment)?, false)

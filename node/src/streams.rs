@@ -34,7 +34,7 @@ pub(crate) struct Place {
 
 /// The logs of a unit.
 pub(crate) struct LogSource {
-    /// Where the files are; they exist.
+    /// Where the files are, or will be.
     pub dirs: Vec<PathBuf>,
     pub tasks: Vec<(ResourceName, PathBuf)>,
     /// True once nothing more is written.
@@ -60,6 +60,8 @@ pub(crate) async fn serve_logs(
     let failed = |error: io::Error| {
         Problem::new(Code::Internal, format!("the node can't read the log: {error}"))
     };
+    // They are made with the first output otherwise.
+    source.dirs.iter().try_for_each(std::fs::create_dir_all).map_err(failed)?;
     // Watched before it is read: what is written in between wakes us up.
     let mut changes = Changes::of(&source.dirs).map_err(failed)?;
     let mut merged = Merged::open(source.tasks, LOG_FILES_KEPT, query.tail).map_err(failed)?;

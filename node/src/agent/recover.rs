@@ -41,6 +41,10 @@ impl Agent {
         if let Err(error) = self.disk.retain_secrets(self.units.keys()) {
             tracing::warn!(error = %error, "can't remove files of secrets that nobody needs");
         }
+        // Somebody who wanted to read them may have made their folder just then.
+        if let Err(error) = self.disk.retain_wasm_logs(self.units.keys()) {
+            tracing::warn!(error = %error, "can't remove logs that nobody needs");
+        }
         let (all, events) = (self.shims.clone(), self.events.clone());
         tokio::spawn(async move {
             futures::future::join_all(shims.iter().map(|shim| all.look_after(shim))).await;

@@ -64,9 +64,14 @@ fn units_are_read_back_without_the_texts_of_secrets() {
     std::fs::write(disk.unit(&assignment.unit).join("state.new"), b"{").unwrap();
     assert_eq!(disk.units().unwrap().0[0].record, record);
     let logs = disk.logs(&assignment, Runtime::Wasm);
-    assert!(logs.is_dir());
+    std::fs::create_dir_all(&logs).unwrap();
     disk.remove_unit(&assignment.namespace, &assignment.unit).unwrap();
     disk.remove_unit(&assignment.namespace, &assignment.unit).unwrap();
+    assert!(!logs.exists());
+    std::fs::create_dir_all(&logs).unwrap();
+    disk.retain_wasm_logs([&assignment.unit]).unwrap();
+    assert!(logs.exists());
+    disk.retain_wasm_logs([]).unwrap();
     assert!(!logs.exists());
     assert!(disk.units().unwrap().0.is_empty());
 }

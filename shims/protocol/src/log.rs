@@ -46,7 +46,7 @@ impl LogWriter {
         let file = match self.file.take() {
             Some(file) => file,
             None => {
-                let file = OpenOptions::new().create(true).append(true).open(&self.target.path)?;
+                let file = open_or_make(&self.target.path)?;
                 self.size = file.metadata()?.len();
                 file
             }
@@ -134,6 +134,18 @@ impl LogWriter {
     }
 }
 
+/// Opens a log for more; its directory is made with the first log of a unit.
+fn open_or_make(path: &Path) -> io::Result<File> {
+    let open = || OpenOptions::new().create(true).append(true).open(path);
+    match (open(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(parent)?;
+            open()
+        }
+        (outcome, _) => outcome,
+    }
+}
+
 /// The name of the `index`th older file, from 1.
 #[must_use]
 pub fn rotated(path: &Path, index: u32) -> PathBuf {
@@ -170,14 +182,15 @@ mod tests {
     #[test]
     fn a_log_without_output_has_no_file_and_goes_on_where_another_has_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let mut first = LogWriter::when_needed(target(dir.path(), 100));
-        let path = dir.path().join("main.log");
-        assert!(!path.exists());
+        let dir = dir.path().join("unit");
+        let mut first = LogWriter::when_needed(target(&dir, 100));
+        let path = dir.join("main.log");
+        assert!(!dir.exists());
         first.write(1, Stream::Stdout, &[b'x'; 60]);
-        let mut second = LogWriter::when_needed(target(dir.path(), 100));
+        let mut second = LogWriter::when_needed(target(&dir, 100));
         second.write(1, Stream::Stdout, &[b'y'; 60]);
         assert!(std::fs::read(&path).unwrap().ends_with(b"y\n"));
-        assert!(dir.path().join("main.log.1").exists(), "the size of what was there counts");
+        assert!(dir.join("main.log.1").exists(), "the size of what was there counts");
     }
 
     #[test]
