@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use brig_api::Digest;
 use brig_api::reference::Reference;
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::MissedTickBehavior;
 
+use crate::clock::now_ms;
 use crate::compiled::CompiledCode;
 use crate::program::Fetched;
 
@@ -31,7 +32,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// So often is looked whether what was held is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// That an artifact was used is written down so often.
-const MARK_EVERY: Duration = Duration::from_secs(600);
+const MARK_EVERY_MS: i64 = 600_000;
 /// Largest record: an image may have 127 layers, each of a path.
 const RECORD_BYTES_MAX: u64 = 256 << 10;
 
@@ -62,7 +63,8 @@ struct Record {
 #[derive(Debug, Clone)]
 struct Known {
     record: Record,
-    used: SystemTime,
+    /// When it was used last, as far as was noted.
+    used_ms: i64,
     is_ready: bool,
 }
 
@@ -101,20 +103,20 @@ impl HeldArtifacts {
             Fetched::Image { layers, .. } => Record { files: layers.clone(), program: None },
         };
         let name = (digest, runtime);
-        let now = SystemTime::now();
+        let now_ms = now_ms();
         let mut known = self.known();
         let before = known.get_mut(&name).filter(|known| known.record == record);
         if let Some(before) = before {
-            if now.duration_since(before.used).is_ok_and(|since| since < MARK_EVERY) {
+            if now_ms.saturating_sub(before.used_ms) < MARK_EVERY_MS {
                 return Some(name);
             }
-            before.used = now;
+            before.used_ms = now_ms;
         } else {
             if known.len() >= HELD_ARTIFACTS_MAX {
                 self.forget_oldest(&mut known);
             }
             let is_ready = record.program.is_none();
-            known.insert(name.clone(), Known { record: record.clone(), used: now, is_ready });
+            known.insert(name.clone(), Known { record: record.clone(), used_ms: now_ms, is_ready });
             self.inner.changed.notify_one();
         }
         drop(known);
@@ -134,7 +136,7 @@ impl HeldArtifacts {
     }
 
     fn forget_oldest(&self, known: &mut HashMap<Name, Known>) {
-        let oldest = known.iter().min_by_key(|(_, known)| known.used);
+        let oldest = known.iter().min_by_key(|(_, known)| known.used_ms);
         if let Some(name) = oldest.map(|(name, _)| name.clone()) {
             known.remove(&name);
             let _ = std::fs::remove_file(self.path(&name));
@@ -245,7 +247,7 @@ fn read_all(dir: &Path) -> io::Result<HashMap<Name, Known>> {
             }
         }
     }
-    all.sort_by_key(|(_, (_, known))| std::cmp::Reverse(known.used));
+    all.sort_by_key(|(_, (_, known))| std::cmp::Reverse(known.used_ms));
     for (path, _) in all.drain(HELD_ARTIFACTS_MAX.min(all.len())..) {
         let _ = std::fs::remove_file(path);
     }
@@ -261,9 +263,10 @@ fn read(path: &Path) -> Option<(Name, Known)> {
     let file = File::open(path).ok()?;
     let metadata = file.metadata().ok().filter(|metadata| metadata.len() <= RECORD_BYTES_MAX)?;
     let record: Record = serde_json::from_reader(io::BufReader::new(file)).ok()?;
-    let used = metadata.modified().ok()?;
+    let used = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let used_ms = i64::try_from(used.as_millis()).ok()?;
     let is_ready = record.program.is_none();
-    Some(((digest, runtime), Known { record, used, is_ready }))
+    Some(((digest, runtime), Known { record, used_ms, is_ready }))
 }
 
 #[cfg(test)]
