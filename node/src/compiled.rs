@@ -155,6 +155,16 @@ impl CompiledCode {
         }
     }
 
+    /// What tells, without another process, whether there is code of a program for any of its shims.
+    pub(crate) async fn finder(&self) -> impl Fn(&Digest) -> bool + Send + use<> {
+        let all = self.compatibilities().await.cloned();
+        let code = self.clone();
+        move |program| {
+            let names = all.iter().flat_map(|all| all.namespace.iter().chain(&all.unit));
+            names.into_iter().any(|name| code.path(name, program).exists())
+        }
+    }
+
     fn cell(&self, wanted: &Wanted) -> Arc<OnceCell<Ready>> {
         let mut programs = self.programs();
         if programs.len() >= PROGRAMS_KNOWN_MAX {

@@ -14,6 +14,7 @@ pub mod disk;
 mod event;
 mod facts;
 mod fetch;
+mod held;
 mod logs;
 pub mod plan;
 mod prepare;

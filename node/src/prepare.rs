@@ -21,6 +21,7 @@ use brig_shim::message::{
 
 use crate::compiled::CompiledCode;
 use crate::disk::Disk;
+use crate::held::HeldArtifacts;
 use crate::plan::Fault;
 use crate::program::{Fetched, Programs};
 use crate::shims::ShimId;
@@ -31,6 +32,7 @@ pub(crate) struct Preparer {
     pub disk: Arc<Disk>,
     pub programs: Arc<dyn Programs>,
     pub compiled: CompiledCode,
+    pub held: HeldArtifacts,
     /// Directories that may be mounted.
     pub host_paths: Vec<PathBuf>,
     /// Where servers listen.
@@ -70,6 +72,7 @@ impl Preparer {
         let reference = task.program().reference();
         let runtime = task.program().runtime();
         let fetched = self.programs.fetch(&assignment.namespace, reference, runtime).await?;
+        let held = self.held.fetched(reference, runtime, &fetched);
         let key = TaskKey::new(&assignment.unit, &task.name, run);
         let shim = ShimId::of(&assignment.namespace, task.program(), &key);
         let ports = ports(task, grants)?;
@@ -87,6 +90,9 @@ impl Preparer {
                 let isolation =
                     if wasm.http.is_some() { Isolation::Namespace } else { wasm.isolation };
                 let compatibility = self.compiled.ready(&path, &digest, isolation).await?;
+                if let Some(held) = &held {
+                    self.held.ready(held);
+                }
                 StartProgram::Wasm(StartWasm {
                     digest,
                     compatibility,

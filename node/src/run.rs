@@ -13,6 +13,7 @@ use crate::config::{InvalidServer, NodeConfig, http_base, websocket_base};
 use crate::disk::{Disk, Lock, OpenError};
 use crate::event::EVENTS_WAITING_MAX;
 use crate::facts;
+use crate::held::HeldArtifacts;
 use crate::prepare::Preparer;
 use crate::program;
 use crate::session::{self, SessionConfig};
@@ -98,8 +99,10 @@ async fn work(
         holds_workers: check.holds_workers(),
     };
     let compiled = CompiledCode::new(config.shim_wasm.clone(), disk.wasm_cache());
+    let held = HeldArtifacts::open(disk.root(), compiled.clone());
     let preparer = Preparer {
         compiled: compiled.clone(),
+        held: held.clone(),
         disk: disk.clone(),
         programs,
         host_paths: config.host_paths.clone(),
@@ -117,7 +120,7 @@ async fn work(
     });
     agent.recover().map_err(RunError::Read)?;
     let session =
-        SessionConfig { name: config.name, facts, servers, token: config.token, compiled };
+        SessionConfig { name: config.name, facts, servers, token: config.token, compiled, held };
     let session = tokio::spawn(session::run(session, events));
     agent.run(heard, shutdown, config.stops_units_at_shutdown).await;
     session.abort();

@@ -22,6 +22,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use crate::compiled::CompiledCode;
 use crate::event::Event;
+use crate::held::HeldArtifacts;
 
 /// Wait before the second try, and after a session that worked.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -46,6 +47,7 @@ pub(crate) struct SessionConfig {
     pub servers: Vec<String>,
     pub token: Option<String>,
     pub compiled: CompiledCode,
+    pub held: HeldArtifacts,
 }
 
 /// Why a session ended or did not begin.
@@ -136,8 +138,13 @@ async fn session(
     *was_up = true;
     let (outgoing_tx, outgoing) = mpsc::channel(OUTGOING_MAX);
     let gone = |_| SessionError::AgentGone;
+    // The agent's is the one that keeps it open.
+    let tells = config.held.tell(outgoing_tx.downgrade());
     events.send(Event::SessionUp(outgoing_tx)).await.map_err(gone)?;
-    converse(server, events, write, read, outgoing).await
+    tokio::select! {
+        result = converse(server, events, write, read, outgoing) => result,
+        () = tells => Err(SessionError::AgentGone),
+    }
 }
 
 /// Compiled code is kept by the server of the session, whose key is good for what it keeps.

@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::holdings::Held;
 use crate::index::shapes::{Fixed, Shape};
 use crate::index::topologies::{Domain, TopologyId};
 use crate::index::{Index, NodeSlot, ShapeId};
-use crate::judge::{LOCALITY_SCORE, Question};
+use crate::judge::{Question, locality_score};
 use crate::obstacle::Obstacle;
 use crate::tournament::Tournament;
 
@@ -37,7 +38,8 @@ pub(crate) struct Candidate {
 pub(crate) struct Search {
     pub(crate) question: Question,
     topologies: Vec<TopologyId>,
-    is_at_home: Vec<bool>,
+    /// How far each node is with what the shape runs there.
+    held: Vec<Held>,
     was_asked: bool,
     kept: Option<Kept>,
     /// How many of the pass's changes are in `kept`.
@@ -74,14 +76,11 @@ fn candidate_of(index: &Index, key: i64) -> Option<Candidate> {
 impl Search {
     pub(crate) fn new(index: &Index, shape: ShapeId, is_short: bool) -> Self {
         let question = Question::new(index, shape, is_short);
-        let mut is_at_home = vec![false; index.nodes.slots()];
-        if let Some(shape) = index.shapes.get(shape) {
-            for node in index.shapes.homes(shape, &index.nodes) {
-                is_at_home[node] = true;
-            }
-        }
+        let shape = index.shapes.get(shape);
+        let held = shape.map(|shape| index.shapes.held_by_node(shape, &index.nodes));
         let topologies = question.topologies(index);
-        Self { question, topologies, is_at_home, was_asked: false, kept: None, seen: 0 }
+        let held = held.unwrap_or_default();
+        Self { question, topologies, held, was_asked: false, kept: None, seen: 0 }
     }
 
     /// The best nodes, best first, and how many nodes each filter turned down. `changes` are the nodes that the pass has
@@ -115,7 +114,7 @@ impl Search {
         node: NodeSlot,
     ) -> Result<i64, Obstacle> {
         let score = self.question.on_node(index, shape, fixed, node)?;
-        Ok(if self.is_at_home[node] { score + LOCALITY_SCORE } else { score })
+        Ok(score + locality_score(self.held[node]))
     }
 
     /// Judges every slot, those without a node too: they are never ready.
@@ -127,12 +126,9 @@ impl Search {
         mut tell: impl FnMut(NodeSlot, Result<i64, Obstacle>),
     ) {
         if self.question.is_plain(shape, fixed) {
-            let is_at_home = &self.is_at_home;
+            let held = &self.held;
             self.question.on_all_nodes(index, shape, fixed, |slot, judged| {
-                tell(
-                    slot,
-                    judged.map(|score| score + LOCALITY_SCORE * i64::from(is_at_home[slot])),
-                );
+                tell(slot, judged.map(|score| score + locality_score(held[slot])));
             });
         } else {
             for slot in 0..index.nodes.slots() {
@@ -173,7 +169,7 @@ impl Search {
         let unseen = changes.get(self.seen..).unwrap_or_default();
         self.seen = changes.len();
         for node in unseen {
-            self.is_at_home[*node] = index.shapes.is_at_home(shape, *node, &index.nodes);
+            self.held[*node] = index.shapes.held_on(shape, *node, &index.nodes);
         }
         let is_stale = if unseen.is_empty() { false } else { self.question.refresh(index) };
         let Some(mut kept) =

@@ -463,6 +463,12 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
                         .collect();
                     format!("without the directory {}", few(paths.into_iter().collect(), "or"))
                 }
+                Obstacle::Artifacts => {
+                    let missing: BTreeSet<_> = first(obstacle)
+                        .flat_map(|(node, _)| nearest::missing_artifacts(index, shape, *node))
+                        .collect();
+                    format!("without the artifact {}", few(missing.into_iter().collect(), "or"))
+                }
                 Obstacle::Ports => {
                     let ports: BTreeSet<_> = first(obstacle)
                         .flat_map(|(node, _)| &shape.way_on(index.nodes.runtimes[*node]).ports)
@@ -514,6 +520,8 @@ fn no_node_fits(index: &Index, shape: &Shape, findings: &Findings) -> String {
         "it starts as soon as others have moved, or a node that fits is added"
     } else if has(Obstacle::Near) {
         "it starts as soon as they are there"
+    } else if has(Obstacle::Artifacts) {
+        "it starts as soon as one that fits holds it"
     } else {
         "change the unit, or add a node that fits"
     };

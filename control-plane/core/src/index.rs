@@ -23,6 +23,7 @@ use nodes::Nodes;
 use shapes::Shapes;
 use tenants::Tenants;
 
+use crate::holdings::Holdings;
 use crate::preempt::standing;
 use crate::vector::{ScalarNames, Vector};
 
@@ -208,6 +209,13 @@ impl Index {
         }
     }
 
+    /// A node holds this, or has nothing to say about it any more. True when that may help units that were refused.
+    pub(crate) fn node_holds(&mut self, slot: NodeSlot, holdings: Option<Holdings>) -> bool {
+        let new = holdings.clone().unwrap_or_default();
+        let old = self.nodes.set_holdings(slot, holdings).unwrap_or_default();
+        self.shapes.holdings_changed(slot, &old, &new)
+    }
+
     /// Forgets a node; its units, which are given, become strays.
     pub(crate) fn node_remove(&mut self, name: &NodeName) -> Vec<Arc<Unit>> {
         let Some(slot) = self.nodes.slot(name) else { return Vec::new() };
@@ -215,6 +223,7 @@ impl Index {
         for unit in &charged {
             self.uncharge(*unit);
         }
+        self.node_holds(slot, None);
         self.nodes.remove(name);
         self.shapes.node_changed(slot, &self.nodes);
         self.neighbours.node_changed(slot, &self.nodes);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use brig_api::explain::Score;
 
+use crate::holdings::Held;
 use crate::index::identities::TermId;
 use crate::index::nodes::POINTS_MAX;
 use crate::index::shapes::{Fixed, Rule, RuleKind, Shape, Way};
@@ -13,7 +14,7 @@ use crate::obstacle::Obstacle;
 use crate::vector::{Entry, Vector};
 
 /// The name and version of the policy below, for the records of its decisions.
-pub(crate) const POLICY: &str = "bin-packing/3";
+pub(crate) const POLICY: &str = "bin-packing/4";
 
 /// How much each term counts. Packing counts most of what is always there: a node that is full leaves another one free
 /// for a large unit, or for nobody. Balance breaks ties such that cpu and memory run out together. What users ask for
@@ -154,6 +155,9 @@ impl Question {
         if let Some(obstacle) = fixed.obstacles[slot] {
             return Err(obstacle);
         }
+        if index.shapes.lacks_artifacts(shape, slot, nodes) {
+            return Err(Obstacle::Artifacts);
+        }
         if shape.has_ports {
             ports(index, shape, slot, &[]).map_or(Ok(()), Err)?;
         }
@@ -206,6 +210,7 @@ impl Question {
     /// and every node is looked at for each of them.
     pub(crate) fn is_plain(&self, shape: &Shape, fixed: &Fixed) -> bool {
         !shape.has_ports
+            && !shape.needs_artifacts
             && shape.request.disk == 0
             && shape.request.scalars.is_empty()
             && fixed.points.is_empty()
@@ -408,6 +413,9 @@ impl Question {
             found.push(Obstacle::Ready);
         }
         found.extend(fixed.and_then(|fixed| fixed.obstacles[slot]));
+        if index.shapes.lacks_artifacts(shape, slot, &index.nodes) {
+            found.push(Obstacle::Artifacts);
+        }
         let leavers: Vec<UnitSlot>;
         let gone = if without.leavers {
             let on_node = index.nodes.units[slot].iter().copied();
@@ -504,7 +512,7 @@ impl Question {
             nodes.memory_scale[slot].share(nodes.used.memory[slot].wrapping_add(request.memory));
         let packing = packing(index, request, slot, cpu, memory);
         let balance = POINTS_MAX - (cpu - memory).abs();
-        let locality = if self.has_locality(index, slot) { LOCALITY_POINTS } else { 0 };
+        let locality = locality_points(index.shapes.held_on(shape, slot, nodes));
         let spared = if self.is_sparing && !nodes.has_scalars[slot] { POINTS_MAX } else { 0 };
         let prefer = index.shapes.fixed(shape).and_then(|fixed| fixed.points.get(slot).copied());
         let mut of_rules = [("near", 0), ("away", 0), ("spread", 0)];
@@ -530,19 +538,22 @@ impl Question {
             .map(|(name, points, weight)| Score { name: name.into(), points, weight })
             .collect()
     }
+}
 
-    /// Is everything that the shape runs on the node already?
-    fn has_locality(&self, index: &Index, slot: NodeSlot) -> bool {
-        let shape = index.shapes.get(self.shape);
-        shape.is_some_and(|shape| index.shapes.is_at_home(shape, slot, &index.nodes))
+/// Points for a node that could run everything at once: as much as it counts that a node is a twentieth fuller, and less than
+/// one step of a spread that names no weight. Half of that where there is nothing to fetch, but something to compile.
+fn locality_points(held: Held) -> i64 {
+    match held {
+        Held::Not => 0,
+        Held::Fetched => POINTS_MAX / 10,
+        Held::Ready => POINTS_MAX / 5,
     }
 }
 
-/// Points for a node that has everything already: as much as it counts that a node is a twentieth fuller, and less than one
-/// step of a spread that names no weight.
-const LOCALITY_POINTS: i64 = POINTS_MAX / 5;
 /// The same, weighted.
-pub(crate) const LOCALITY_SCORE: i64 = LOCALITY * LOCALITY_POINTS;
+pub(crate) fn locality_score(held: Held) -> i64 {
+    LOCALITY * locality_points(held)
+}
 
 /// How full the node would be: the mean of cpu and memory and of every other resource that is asked for.
 fn packing(index: &Index, request: &Vector, slot: NodeSlot, cpu: i64, memory: i64) -> i64 {
@@ -641,7 +652,10 @@ fn eligible_domains(index: &Index, shape: &Shape, topology: TopologyId) -> Vec<b
     let Some(fixed) = index.shapes.fixed(shape) else { return eligible };
     for slot in index.nodes.in_order() {
         let domain = topologies.of(topology, slot);
-        if domain != NO_DOMAIN && index.nodes.is_ready[slot] && fixed.obstacles[slot].is_none() {
+        let can_use = index.nodes.is_ready[slot]
+            && fixed.obstacles[slot].is_none()
+            && !index.shapes.lacks_artifacts(shape, slot, &index.nodes);
+        if domain != NO_DOMAIN && can_use {
             eligible[domain] = true;
         }
     }

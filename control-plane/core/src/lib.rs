@@ -3,6 +3,7 @@
 //! ```text
 //!   change feed ──▶ Model ──┐
 //!                           ├──▶ plan() = reconcile ▶ queue ▶ filter ▶ score ▶ place ──▶ Plan ──▶ (store commits it)
+//!   what nodes hold ────────┤
 //!   now, silent nodes ──────┘
 //! ```
 //!
@@ -22,6 +23,7 @@ mod draft;
 mod explain;
 mod gang;
 mod ground;
+mod holdings;
 mod index;
 mod judge;
 mod names;
@@ -32,6 +34,7 @@ mod queue;
 mod tournament;
 mod vector;
 
+pub use holdings::Holdings;
 pub use model::Model;
 pub use plan::{Decision, Moment, Plan, plan, preview, why, why_on};
 pub use simulate::{Arrival, Scenario, simulate};

@@ -10,6 +10,7 @@ use brig_api::{Kind, NamespacePath, NodeName, PlanSequence, ResourceName, Revisi
 use serde::{Deserialize, Serialize};
 
 use crate::agenda::{Agenda, Concern};
+use crate::holdings::Holdings;
 use crate::index::{Index, NodeSlot};
 use crate::reconcile::evicting;
 
@@ -33,6 +34,8 @@ pub(crate) struct Objects {
     pub(crate) namespaces: BTreeMap<NamespacePath, Namespace>,
     /// By name.
     pub(crate) nodes: BTreeMap<NodeName, Arc<Node>>,
+    /// What nodes say they hold, by name: also of one that the feed has not told of yet.
+    pub(crate) holdings: BTreeMap<NodeName, Holdings>,
     /// By namespace, then name.
     pub(crate) services: BTreeMap<NamespacePath, BTreeMap<ResourceName, Arc<Service>>>,
     /// By namespace, then name.
@@ -46,6 +49,8 @@ struct Snapshot {
     plan: PlanSequence,
     namespaces: Vec<Namespace>,
     nodes: Vec<Arc<Node>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    holdings: BTreeMap<NodeName, Holdings>,
     services: Vec<Arc<Service>>,
     jobs: Vec<Arc<Job>>,
     units: Vec<Arc<Unit>>,
@@ -58,6 +63,7 @@ impl From<Model> for Snapshot {
             plan: model.plan,
             namespaces: model.objects.namespaces.values().cloned().collect(),
             nodes: model.objects.nodes.values().cloned().collect(),
+            holdings: model.objects.holdings,
             services: model.objects.services.values().flat_map(BTreeMap::values).cloned().collect(),
             jobs: model.objects.jobs.values().flat_map(BTreeMap::values).cloned().collect(),
             units: model.index.units().cloned().collect(),
@@ -73,6 +79,9 @@ impl From<Snapshot> for Model {
         }
         for node in snapshot.nodes {
             model.node_put(node);
+        }
+        for (node, holdings) in snapshot.holdings {
+            model.hold(&node, Some(holdings));
         }
         for service in snapshot.services {
             model.service_put(service);
@@ -194,6 +203,22 @@ impl Model {
         self.index.hope_again();
     }
 
+    /// Takes over what a node says it holds; None when nobody knows any more. True when units that wait may be helped by it:
+    /// only then is another pass worth while.
+    pub fn hold(&mut self, node: &NodeName, holdings: Option<Holdings>) -> bool {
+        match &holdings {
+            Some(holdings) => self.objects.holdings.insert(node.clone(), holdings.clone()),
+            None => self.objects.holdings.remove(node),
+        };
+        let slot = self.index.nodes.slot(node);
+        slot.is_some_and(|slot| self.index.node_holds(slot, holdings))
+    }
+
+    /// What nodes say they hold, by name.
+    pub fn holdings(&self) -> impl Iterator<Item = (&NodeName, &Holdings)> {
+        self.objects.holdings.iter()
+    }
+
     /// Takes over an object as it is now.
     pub fn put(&mut self, object: Object) {
         match object {
@@ -212,8 +237,14 @@ impl Model {
 
     fn node_put(&mut self, node: Arc<Node>) {
         self.agenda.add(Concern::Node(node.name.clone()));
-        self.objects.nodes.insert(node.name.clone(), Arc::clone(&node));
+        let name = node.name.clone();
+        self.objects.nodes.insert(name.clone(), Arc::clone(&node));
         self.index.node_put(node);
+        if let Some(holdings) = self.objects.holdings.get(&name)
+            && let Some(slot) = self.index.nodes.slot(&name)
+        {
+            self.index.node_holds(slot, Some(holdings.clone()));
+        }
         self.index.hope_again();
     }
 

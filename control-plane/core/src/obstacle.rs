@@ -14,6 +14,8 @@ pub(crate) enum Obstacle {
     Taints,
     /// It does not offer a directory that the unit mounts.
     Volumes,
+    /// It does not hold all that the unit would run there, and must.
+    Artifacts,
     /// A port is taken, or too few are left.
     Ports,
     /// There is too little of a resource.
@@ -30,12 +32,13 @@ pub(crate) enum Obstacle {
 
 impl Obstacle {
     /// All of them, in their order.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Ready,
         Self::Runtime,
         Self::Attributes,
         Self::Taints,
         Self::Volumes,
+        Self::Artifacts,
         Self::Ports,
         Self::Resources,
         Self::Kept,
@@ -52,6 +55,7 @@ impl Obstacle {
             Self::Attributes => "attributes",
             Self::Taints => "taints",
             Self::Volumes => "volumes",
+            Self::Artifacts => "artifacts",
             Self::Ports => "ports",
             Self::Resources => "resources",
             Self::Kept => "kept",
@@ -69,12 +73,13 @@ impl Obstacle {
             Self::Attributes => 2,
             Self::Taints => 3,
             Self::Volumes => 4,
-            Self::Ports => 5,
-            Self::Resources => 6,
-            Self::Kept => 7,
-            Self::Near => 8,
-            Self::Away => 9,
-            Self::Spread => 10,
+            Self::Artifacts => 5,
+            Self::Ports => 6,
+            Self::Resources => 7,
+            Self::Kept => 8,
+            Self::Near => 9,
+            Self::Away => 10,
+            Self::Spread => 11,
         }
     }
 }

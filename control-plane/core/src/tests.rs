@@ -5,6 +5,7 @@ mod devices;
 mod draws;
 mod fairness;
 mod gangs;
+mod held;
 mod jobs;
 mod neighbours;
 mod nodes_and_units;
@@ -28,7 +29,7 @@ use brig_api::object::{
     Desired, Job, JobState, Meta, Namespace, Node, NodeFacts, NodeState, Object, ObjectKey, Owner,
     Service, Unit, UnitStatus,
 };
-use brig_api::placement::{Grants, PlacementRules};
+use brig_api::placement::{ArtifactRule, Grants, PlacementRules};
 use brig_api::spec::{JobSpec, Labels, NamespaceSpec, ServiceSpec};
 use brig_api::unit_spec::{
     Disconnect, HttpServing, OciProgram, Program, RestartPolicy, Runtime, Task, UnitTemplate,
@@ -36,12 +37,12 @@ use brig_api::unit_spec::{
 };
 use brig_api::variants::Variants;
 use brig_api::{
-    Bytes, Kind, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
+    Bytes, Digest, Kind, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
     Revision, UnitId,
 };
 
 use crate::commit::commit;
-use crate::{Decision, Model, Moment, Plan, plan};
+use crate::{Decision, Holdings, Model, Moment, Plan, plan};
 
 pub(super) const MI: u64 = 1 << 20;
 pub(super) const GI: u64 = 1 << 30;
@@ -83,6 +84,20 @@ pub(super) fn variants(of: &[UnitTemplate]) -> UnitTemplate {
     let mut unit = of[0].clone();
     unit.tasks[0].variants = Variants::new(programs).unwrap();
     unit
+}
+
+pub(super) fn digest(number: u8) -> Digest {
+    Digest::of_sha256(&[number.wrapping_mul(85); 32])
+}
+
+/// Every program of the unit is that of the reference.
+pub(super) fn fix(unit: &mut UnitTemplate, reference: &str) {
+    for (_, program) in unit.tasks.iter_mut().flat_map(|task| task.variants.iter_mut()) {
+        match program {
+            Program::Wasm(wasm) => wasm.artifact = reference.to_owned(),
+            Program::Oci(oci) => oci.image = reference.to_owned(),
+        }
+    }
 }
 
 fn template(request: Resources, program: Program) -> UnitTemplate {
@@ -182,6 +197,7 @@ impl Cluster {
             facts,
             state: NodeState::Ready,
             state_since_ms: 0,
+            held_artifacts: None,
             meta,
         }));
         name

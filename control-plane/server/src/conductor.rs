@@ -1,7 +1,7 @@
 //! The loop that makes things happen: keeps the model up to date, asks the core for a plan, commits it.
 //!
-//! It is woken by commits, by nodes that come back, by nodes that fall silent and by the core's own timer; what woke
-//! it is not trusted, it looks at everything each time. Only the holder of the lease plans, but correctness rests
+//! It is woken by commits, by nodes that come back, by nodes that fall silent, by nodes that got what a unit waits for there
+//! and by the core's own timer; what woke it is not trusted, it looks at everything each time. Only the holder of the lease plans, but correctness rests
 //! on [`Store::plan_commit`] alone: a plan that was not made after the newest one is refused.
 //!
 //! After a pass it rests for as long as that took, a tenth of a second at most: what comes in a burst, as when a thousand
@@ -81,7 +81,10 @@ async fn lead(app: &App, lease: &mut Lease) -> Result<(), FeedError> {
         tracing::info!("this server plans now");
     }
     let planning = async {
-        let model = app.store.model_load().await?;
+        let mut model = app.store.model_load().await?;
+        for (node, holdings) in app.nodes.news_of_holdings(true) {
+            model.hold(&node, holdings);
+        }
         let follower = app.feed.follow(model.revision);
         let pass = Pass {
             app,
@@ -223,6 +226,13 @@ impl Pass<'_> {
         }
     }
 
+    /// Takes over what nodes say they hold now; true when that may help a unit that waits.
+    fn take_holdings(&mut self) -> bool {
+        let news = self.app.nodes.news_of_holdings(false);
+        news.into_iter()
+            .fold(false, |helps, (node, holdings)| self.model.hold(&node, holdings) || helps)
+    }
+
     /// Waits until the model holds what was just committed: a plan made without it would do the same again.
     async fn see(&mut self, own: Revision) -> Result<(), FeedError> {
         while self.follower.position() < own {
@@ -270,6 +280,12 @@ impl Pass<'_> {
                 }
                 Some(question) = self.questions.recv() => self.asked.push(question),
                 () = self.app.nodes.changed() => return Ok(()),
+                () = self.app.nodes.told() => {
+                    if self.take_holdings() {
+                        tokio::time::sleep_until(self.rests_until).await;
+                        return Ok(());
+                    }
+                }
                 () = &mut timer => return Ok(()),
             }
             self.answer().await?;
@@ -277,6 +293,7 @@ impl Pass<'_> {
     }
 
     async fn plan_once(&mut self) -> Result<Outcome, FeedError> {
+        self.take_holdings();
         let (moment, silence_due) = moment(self.app, &self.model);
         let began = Instant::now();
         let plan = self.with_model(move |model| brig_core::plan(model, &moment)).await?;

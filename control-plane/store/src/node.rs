@@ -57,6 +57,7 @@ async fn register(tx: &mut Write, name: &NodeName, facts: &NodeFacts) -> Result<
                 facts: facts.clone(),
                 state: NodeState::Ready,
                 state_since_ms: tx.now_ms,
+                held_artifacts: None,
                 meta: tx.meta(),
             };
             (node, ("Registered", "is part of the cluster"))

@@ -127,12 +127,14 @@ pub(super) mod tests {
         let (disk, nowhere) = (Arc::new(disk), PathBuf::from("/nonexistent"));
         let programs = Programs { wasm: nowhere.clone(), oci: nowhere, holds_workers: false };
         let address = "127.0.0.1".parse().unwrap();
+        let compiled = crate::compiled::CompiledCode::new("/none".into(), "/none".into());
         Agent::new(Parts {
             shims: Shims::new(disk.clone(), programs, events.clone()),
             preparer: Preparer {
                 disk: disk.clone(),
                 programs: Arc::new(Known),
-                compiled: crate::compiled::CompiledCode::new("/none".into(), "/none".into()),
+                compiled: compiled.clone(),
+                held: crate::held::HeldArtifacts::open(disk.root(), compiled),
                 host_paths: Vec::new(),
                 address,
                 architecture: "amd64",

@@ -34,10 +34,12 @@ fn agent(data: &std::path::Path) -> Agent {
     let (events, _) = mpsc::channel(8);
     let programs = Programs { wasm: "/none".into(), oci: "/none".into(), holds_workers: false };
     let address = "127.0.0.1".parse().unwrap();
+    let compiled = crate::compiled::CompiledCode::new("/none".into(), "/none".into());
     let preparer = Preparer {
         disk: disk.clone(),
         programs: Arc::new(NoPrograms),
-        compiled: crate::compiled::CompiledCode::new("/none".into(), "/none".into()),
+        compiled: compiled.clone(),
+        held: crate::held::HeldArtifacts::open(disk.root(), compiled),
         host_paths: vec![],
         address,
         architecture: "amd64",

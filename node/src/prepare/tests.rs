@@ -53,13 +53,13 @@ fn task(program: &Value, more: &Value) -> Value {
 }
 
 fn preparer(data: &Path) -> Preparer {
+    let compiler = crate::tests::fake_compiler::make(data);
+    let compiled = CompiledCode::new(compiler, data.join("wasm-cache"));
     Preparer {
         disk: Arc::new(Disk::open(data).unwrap().0),
         programs: Arc::new(Known),
-        compiled: CompiledCode::new(
-            crate::tests::fake_compiler::make(data),
-            data.join("wasm-cache"),
-        ),
+        held: HeldArtifacts::open(data, compiled.clone()),
+        compiled,
         host_paths: vec![],
         address: "127.0.0.1".parse().unwrap(),
         architecture: "amd64",

@@ -4,8 +4,9 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// `compile --module M --digest D --cache C …`
+/// `compatibility`, and `compile --module M --digest D --cache C …`
 const SCRIPT: &str = r#"#!/bin/sh
+if [ "$1" = compatibility ]; then echo '{"namespace": ["aa", "ab"], "unit": ["ba", "bb"]}'; exit; fi
 digest=${5#sha256:}
 mkdir -p "$7/aa" && touch "$7/aa/$digest.code" && echo '{"Ok": {"compatibility": "aa", "is_new": false}}'
 "#;

@@ -1,10 +1,11 @@
 //! The session: what is repeated, what is refused, and what happens when it breaks.
 
-use brig_api::PlanSequence;
 use brig_api::lifecycle::UnitState;
-use brig_api::session::ToNode;
+use brig_api::session::{FromNode, HeldArtifact, ToNode};
+use brig_api::unit_spec::Runtime;
+use brig_api::{Digest, PlanSequence};
 
-use super::fake_server::{FakeServer, assignment};
+use super::fake_server::{Connection, FakeServer, assignment};
 use super::fake_shim::{Asked, FakeShim};
 use super::lifecycle::{Running, config, unit};
 
@@ -18,7 +19,7 @@ async fn a_node_says_what_it_is() {
     assert_eq!(facts.taints[0].to_string(), "gpu=yes:no-schedule");
     assert_eq!(facts.allocatable.scalars["gpu"], brig_api::Milli(4_000));
     assert!(facts.allocatable.cpu.0 > 0 && facts.allocatable.memory.0 > 0);
-    assert_eq!(facts.runtimes, [brig_api::unit_spec::Runtime::Wasm], "the other shim is not there");
+    assert_eq!(facts.runtimes, [Runtime::Wasm], "the other shim is not there");
     assert!(!facts.boot_id.is_empty());
 }
 
@@ -118,4 +119,41 @@ async fn another_server_is_tried_and_units_run_on_meanwhile() {
     session.until(&unit(), UnitState::Backoff).await;
     shim.removed(&start.key).await;
     assert_eq!(shim.started().await.key.0, "u1.main.1");
+}
+
+/// What the node tells next of what it holds: whether that is all, and each with whether it is ready.
+async fn told(session: &mut Connection) -> (bool, Vec<HeldArtifact>) {
+    loop {
+        if let FromNode::Artifacts { is_complete, held, gone } = session.next().await {
+            assert_eq!(gone, []);
+            return (is_complete, held);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_node_holds_is_told_as_it_comes_and_all_of_it_in_each_session() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::new().await);
+    let mut shim = FakeShim::new(dir.path());
+    let _agent = Running::start(config(dir.path(), &server));
+    let digest = Digest::of_sha256(&[5; 32]);
+    let mut unit = assignment("u1", "never");
+    let mut template = serde_json::to_value(&unit.template).unwrap();
+    template["tasks"][0]["wasm"]["artifact"] = format!("team/app:1@{digest}").into();
+    unit.template = serde_json::from_value(template).unwrap();
+    let mut session = server.session(vec![]).await;
+    assert_eq!(told(&mut session).await, (true, vec![]));
+    session.say(&ToNode::Assign { units: vec![unit.clone()] }).await;
+    shim.started().await;
+    let mut ready = HeldArtifact { digest, runtime: Runtime::Wasm, is_ready: false };
+    let mut news = told(&mut session).await;
+    if news == (false, vec![ready.clone()]) {
+        // It was not compiled yet.
+        news = told(&mut session).await;
+    }
+    ready.is_ready = true;
+    assert_eq!(news, (false, vec![ready]));
+    drop(session);
+    let mut session = server.session(vec![unit]).await;
+    assert_eq!(told(&mut session).await, (true, vec![]), "its file is not there, if one looks");
 }

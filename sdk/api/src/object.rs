@@ -488,6 +488,9 @@ pub struct Node {
     pub state: NodeState,
     /// When `state` last changed, Unix milliseconds.
     pub state_since_ms: i64,
+    /// How many artifacts it holds, where it is in session with the server that answers. Never stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_artifacts: Option<u32>,
     /// Revision and times.
     #[serde(flatten)]
     pub meta: Meta,

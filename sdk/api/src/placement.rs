@@ -45,6 +45,22 @@ pub struct PlacementRules {
     /// No two units of the service or job on one node.
     #[serde(skip_serializing_if = "is_default")]
     pub distinct_hosts: bool,
+    /// Whether the unit may have to wait for its programs on the node.
+    #[serde(skip_serializing_if = "is_default")]
+    pub artifacts: ArtifactRule,
+}
+
+/// Where a unit's programs have to be when it gets a node.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum ArtifactRule {
+    /// Anywhere: the node fetches what it lacks.
+    #[default]
+    Anywhere,
+    /// On the node already, all that the unit would run there.
+    Present,
 }
 
 /// A kind of node that is preferred: `{when: {attribute: disk, operator: '=', values: [nvme]}, weight: 50}`.

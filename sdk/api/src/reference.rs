@@ -139,6 +139,13 @@ impl Reference {
     pub fn pinned(&self, digest: Digest) -> Self {
         Self { digest: Some(digest), ..self.clone() }
     }
+
+    /// As people name it: without the digest, where it has a tag as well.
+    #[must_use]
+    pub fn short(&self) -> Self {
+        let digest = self.digest.clone().filter(|_| self.tag.is_none());
+        Self { digest, ..self.clone() }
+    }
 }
 
 #[cfg(test)]

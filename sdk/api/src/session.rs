@@ -18,9 +18,9 @@ use crate::checkpoint::{Checkpoint, CheckpointReport};
 use crate::object::{NodeFacts, UnitStatus};
 use crate::placement::Grants;
 use crate::request::{AttachRequest, ExecRequest, LogQuery};
-use crate::unit_spec::{UnitTemplate, is_default};
+use crate::unit_spec::{Runtime, UnitTemplate, is_default};
 use crate::usage::{Usage, UsageReport};
-use crate::{NamespacePath, NodeName, PlanSequence, ResourceName, UnitId};
+use crate::{Digest, NamespacePath, NodeName, PlanSequence, ResourceName, UnitId};
 
 /// The version of this protocol; a server refuses others with a message that names both.
 pub const SESSION_PROTOCOL: u32 = 1;
@@ -30,6 +30,8 @@ pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 pub const CHECKPOINTS_MAX: usize = 64;
 /// Time between heartbeats, in milliseconds.
 pub const HEARTBEAT_MS: u64 = 5_000;
+/// Most artifacts that a node tells of, the most recently used ones: some 450 KB of JSON, far below a message's limit.
+pub const HELD_ARTIFACTS_MAX: usize = 4_096;
 /// A node that was silent for this long is unreachable: three heartbeats.
 pub const SILENCE_MS_MAX: u64 = 15_000;
 
@@ -64,6 +66,16 @@ pub enum FromNode {
         /// At most [`CHECKPOINTS_MAX`].
         reports: Vec<CheckpointReport>,
     },
+    /// Which artifacts the node holds whole, as far as that is news; the first message of a session tells all. A hint
+    /// for the scheduler, not acknowledged, and at most [`HELD_ARTIFACTS_MAX`] together.
+    Artifacts {
+        /// These are all: what was told before counts no more.
+        is_complete: bool,
+        /// Held now, or in another state than was told.
+        held: Vec<HeldArtifact>,
+        /// Held no longer.
+        gone: Vec<(Digest, Runtime)>,
+    },
     /// A stream that was asked for can't be opened.
     StreamFailed {
         /// Which.
@@ -71,6 +83,17 @@ pub enum FromNode {
         /// Why, for the user who asked.
         problem: Box<crate::Problem>,
     },
+}
+
+/// An artifact that is whole on a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HeldArtifact {
+    /// As references of units have it: of the manifest, or of an index of several.
+    pub digest: Digest,
+    /// What it is to be run in; an index may have something for each runtime.
+    pub runtime: Runtime,
+    /// Nothing is left to be done before it runs: of wasm, its compiled code is there too.
+    pub is_ready: bool,
 }
 
 /// How one unit is.

@@ -119,6 +119,7 @@ const NODE_COLUMNS: &[Column] = &[
     wide("TAINTS"),
     wide("DEVICES"),
     wide("VOLUMES"),
+    wide("ARTIFACTS"),
     wide("ATTRIBUTES"),
 ];
 const NAMESPACE_COLUMNS: &[Column] = &[
@@ -287,6 +288,7 @@ fn node_fields(node: &Node, now_ms: i64) -> Vec<Field> {
         joined(facts.allocatable.scalars.iter().map(|(name, amount)| format!("{name}={amount}")))
             .into(),
         facts.volumes.join(" ").into(),
+        node.held_artifacts.map(|count| count.to_string()).unwrap_or_default().into(),
         joined(facts.attributes.iter().map(|(key, value)| format!("{key}={value}"))).into(),
     ]
 }

@@ -14,15 +14,16 @@ use brig_api::constraint::{Constraint, Operator};
 use brig_api::lifecycle::UnitState;
 use brig_api::object::{Desired, Meta, Node, NodeFacts, NodeState, Object, Unit, UnitStatus};
 use brig_api::placement::{Gang, Grants, Neighbours, PlacementRules, Spread};
+use brig_api::session::HeldArtifact;
 use brig_api::spec::Labels;
 use brig_api::unit_spec::{
     Disconnect, Program, RestartPolicy, Runtime, Task, UnitTemplate, WasmProgram,
 };
 use brig_api::{
-    Bytes, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources, Revision,
-    UnitId,
+    Bytes, Digest, MilliCpu, NamespacePath, NodeName, PlanSequence, ResourceName, Resources,
+    Revision, UnitId,
 };
-use brig_core::{Decision, Model, Moment, plan};
+use brig_core::{Decision, Holdings, Model, Moment, plan};
 
 const RUNS_DEFAULT: usize = 5;
 const GI: u64 = 1 << 30;
@@ -62,6 +63,13 @@ const CASES: &[Case] = &[
         nodes: SIZES,
         units: 5_000,
         make: all_different,
+    },
+    Case {
+        name: "... that half of the nodes hold",
+        bar: 20_000,
+        nodes: SIZES,
+        units: 5_000,
+        make: all_different_held,
     },
     Case { name: "spread over zones", bar: 50_000, nodes: SIZES, units: 5_000, make: spread },
     Case { name: "node affinity", bar: 50_000, nodes: SIZES, units: 10_000, make: node_affinity },
@@ -139,7 +147,8 @@ fn measure(mut model: Model) -> Result<(Duration, usize)> {
     Ok((took, decided.count()))
 }
 
-/// 10,000 nodes and 300,000 units: what the model weighs, and what one changed unit costs.
+/// 10,000 nodes and 300,000 units: what the model weighs, and what one changed unit costs. Then the same with nodes that
+/// have told what they hold.
 fn memory() -> Result<()> {
     let before = resident()?;
     let mut model = cluster(10_000)?;
@@ -172,6 +181,16 @@ fn memory() -> Result<()> {
     }
     times.sort_unstable();
     println!("one changed unit: median {:?} (bar 20 us)", times[times.len() / 2]);
+    let before = resident()?;
+    let holdings = held(500);
+    let began = Instant::now();
+    for index in 0..10_000 {
+        let name = NodeName::new(format!("node-{index:05}"))?;
+        model.hold(&name, Some(Holdings::default().after(&holdings, &[])));
+    }
+    let took = began.elapsed() / 10_000;
+    let more = resident()?.saturating_sub(before);
+    println!("500 held artifacts on each node: {} KiB more, {took:?} a node", more >> 10);
     Ok(())
 }
 
@@ -203,6 +222,7 @@ fn cluster(nodes: usize) -> Result<Model> {
             },
             state: NodeState::Ready,
             state_since_ms: 0,
+            held_artifacts: None,
             meta: Meta::default(),
         }));
     }
@@ -290,6 +310,44 @@ fn all_different(nodes: usize, units: usize) -> Result<(Model, usize)> {
         template(100, 100 * MI + u64::try_from(index)?)
     })?;
     Ok((model, units))
+}
+
+fn all_different_held(nodes: usize, units: usize) -> Result<(Model, usize)> {
+    let mut model = cluster(nodes)?;
+    for node in (0..nodes).step_by(2) {
+        let held = held(64);
+        model.hold(
+            &NodeName::new(format!("node-{node:05}"))?,
+            Some(Holdings::default().after(&held, &[])),
+        );
+    }
+    add(&mut model, units, &Labels::new(), |index| {
+        let mut shape = (*template(100, 100 * MI + u64::try_from(index)?)?).clone();
+        fix(&mut shape, 0)?;
+        Ok(Arc::new(shape))
+    })?;
+    Ok((model, units))
+}
+
+/// So many artifacts.
+fn held(count: u32) -> Vec<HeldArtifact> {
+    let digests = (0..count).map(digest);
+    digests.map(|digest| HeldArtifact { digest, runtime: Runtime::Wasm, is_ready: true }).collect()
+}
+
+fn digest(number: u32) -> Digest {
+    let mut sum = [7; 32];
+    // Far apart, as digests are.
+    sum[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_be_bytes());
+    Digest::of_sha256(&sum)
+}
+
+/// The program is one that nodes may hold.
+fn fix(template: &mut UnitTemplate, number: u32) -> Result<()> {
+    let task = template.tasks.first_mut().context("a task")?;
+    let artifact = format!("a:1@{}", digest(number));
+    task.variants = Program::Wasm(WasmProgram { artifact, ..WasmProgram::default() }).into();
+    Ok(())
 }
 
 fn spread(nodes: usize, units: usize) -> Result<(Model, usize)> {

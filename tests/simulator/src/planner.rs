@@ -1,22 +1,29 @@
 //! A server that plans: a model kept up to date from the change feed, late, and loaded anew whenever something went wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::ensure;
+use brig_api::NodeName;
 use brig_api::change::Change;
 use brig_api::lifecycle::Reason;
 use brig_api::object::Object;
-use brig_core::{Decision, Model, Moment, Plan, plan};
+use brig_api::session::HeldArtifact;
+use brig_core::{Decision, Holdings, Model, Moment, Plan, plan};
 
 use crate::database::{Database, Rows};
 use crate::random::Random;
 use crate::soundness;
+
+/// What nodes say they hold.
+pub(crate) type Held = BTreeMap<NodeName, Vec<HeldArtifact>>;
 
 /// See the module.
 pub(crate) struct Planner {
     model: Model,
     /// The same objects, kept without the core.
     rows: Rows,
+    /// What it was told that nodes hold; not with the feed, and forgotten with the model.
+    held: Held,
     /// How much of the feed it has read.
     position: usize,
     /// How much of it must be read before the next plan: at least its own commits and what it loaded.
@@ -31,6 +38,7 @@ impl Planner {
         Self {
             model: database.load(),
             rows: database.rows().clone(),
+            held: Held::new(),
             position: read,
             must_read: read,
             made: None,
@@ -63,6 +71,22 @@ impl Planner {
             None => self.rows.remove(&change.key),
         };
         self.position += 1;
+    }
+
+    /// Nodes tell it what they hold now: each with so much chance, in percent.
+    pub(crate) fn listen(&mut self, held: &Held, percent: u32, random: &mut Random) {
+        let names: BTreeSet<_> = held.keys().chain(self.held.keys()).cloned().collect();
+        for name in names {
+            let (before, now) = (self.held.get(&name).cloned(), held.get(&name).cloned());
+            if before == now || !random.chance(percent) {
+                continue;
+            }
+            self.model.hold(&name, now.as_deref().map(holdings));
+            match now {
+                Some(now) => self.held.insert(name, now),
+                None => self.held.remove(&name),
+            };
+        }
     }
 
     /// Reads the whole feed.
@@ -148,7 +172,7 @@ impl Planner {
                 difference(&kept, &fresh)
             );
         }
-        soundness::check(&self.rows, moment, &made)?;
+        soundness::check(&self.rows, &self.held, moment, &made)?;
         Ok(made)
     }
 
@@ -186,7 +210,10 @@ impl Planner {
     fn fresh(&self, random: &mut Random) -> anyhow::Result<Model> {
         let mut objects: Vec<_> = self.rows.values().cloned().collect();
         random.shuffle(&mut objects);
-        let fresh = Model::new(self.model.revision, self.model.plan, objects);
+        let mut fresh = Model::new(self.model.revision, self.model.plan, objects);
+        for (node, held) in &self.held {
+            fresh.hold(node, Some(holdings(held)));
+        }
         ensure!(fresh == self.model, "the kept model has other objects than the feed told");
         Ok(fresh)
     }
@@ -236,6 +263,10 @@ impl Planner {
     pub(crate) fn rows(&self) -> &Rows {
         &self.rows
     }
+}
+
+fn holdings(held: &[HeldArtifact]) -> Holdings {
+    Holdings::default().after(held, &[])
 }
 
 /// Where the batch begins that the change at `position` is in.

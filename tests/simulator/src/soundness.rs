@@ -7,25 +7,26 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use brig_api::lifecycle::{Reason, UnitState};
 use brig_api::object::{Desired, JobState, Namespace, Node, Owner, Service, Unit};
-use brig_api::placement::{Grants, Neighbours, OVER_NODE, TaintEffect};
+use brig_api::placement::{ArtifactRule, Grants, Neighbours, OVER_NODE, TaintEffect};
 use brig_api::unit_spec::UnitTemplate;
 use brig_api::{NamespacePath, NodeName, ResourceName, Resources, UnitId};
 use brig_core::{Decision, Moment, Plan};
 
 use crate::amounts::{bounded_excess, guarantee_excess, sum_of};
 use crate::database::{Objects, Rows};
+use crate::planner::Held;
 
 /// Checks a plan that was made on these objects.
 ///
 /// # Errors
 /// The first rule that a step of it breaks.
-pub(crate) fn check(rows: &Rows, moment: &Moment, plan: &Plan) -> anyhow::Result<()> {
+pub(crate) fn check(rows: &Rows, held: &Held, moment: &Moment, plan: &Plan) -> anyhow::Result<()> {
     if plan.is_empty() {
         return Ok(());
     }
     ensure!(plan.wake_at_ms.is_none_or(|at_ms| at_ms > moment.now_ms), "wakes in the past");
     let before = Objects::new(rows);
-    let mut walk = Walk { now: before.clone(), before: &before, moment };
+    let mut walk = Walk { now: before.clone(), before: &before, held, moment };
     let mut placed = BTreeSet::new();
     for decision in &plan.decisions {
         walk.step(decision).with_context(|| format!("{decision:?}"))?;
@@ -40,6 +41,7 @@ pub(crate) fn check(rows: &Rows, moment: &Moment, plan: &Plan) -> anyhow::Result
 struct Walk<'w> {
     before: &'w Objects,
     now: Objects,
+    held: &'w Held,
     moment: &'w Moment,
 }
 
@@ -218,11 +220,26 @@ impl Walk<'_> {
         let mut volumes = mounts.filter_map(|mount| mount.host.as_ref());
         let mut repelling =
             facts.taints.iter().filter(|taint| taint.effect != TaintEffect::PreferNot);
+        let choice = template.choice(facts.runtimes.iter().copied().collect());
         self.is_in_reach(&node.name)
-            && template.choice(facts.runtimes.iter().copied().collect()).is_some()
+            && choice.is_some_and(|choice| self.is_stocked(&template.chosen(choice), &node.name))
             && template.constraints.iter().all(|wanted| wanted.is_met_by(&facts.attributes))
             && repelling.all(|taint| tolerations.iter().any(|known| known.tolerates(taint)))
             && volumes.all(|path| facts.volumes.iter().any(|volume| path.starts_with(volume)))
+    }
+
+    /// Does the node hold what the template runs, where that is asked for?
+    fn is_stocked(&self, template: &UnitTemplate, node: &NodeName) -> bool {
+        template.placement.artifacts == ArtifactRule::Anywhere
+            || template.tasks.iter().all(|task| {
+                let program = task.program();
+                let reference = program.reference().split_once('@');
+                let held = self.held.get(node).into_iter().flatten();
+                reference.is_some_and(|(_, digest)| {
+                    held.filter(|held| held.runtime == program.runtime())
+                        .any(|held| held.digest.as_str() == digest)
+                })
+            })
     }
 
     fn place(&self, unit: &Unit, node: &Node, grants: &Grants) -> anyhow::Result<()> {

@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use brig_api::constraint::{Constraint, Operator};
 use brig_api::object::{Meta, Node, NodeFacts, NodeState};
 use brig_api::placement::{
-    Concurrency, Dependency, Gang, Neighbours, OVER_NODE, PlacementRules, Preference, Spread,
-    Taint, TaintEffect, Toleration,
+    ArtifactRule, Concurrency, Dependency, Gang, Neighbours, OVER_NODE, PlacementRules, Preference,
+    Spread, Taint, TaintEffect, Toleration,
 };
+use brig_api::session::HeldArtifact;
 use brig_api::spec::{Labels, NamespaceSpec};
 use brig_api::unit_spec::{
     Disconnect, HttpServing, Mount, OciProgram, Program, RestartPolicy, Runtime, Task,
     UnitTemplate, WasmProgram,
 };
 use brig_api::variants::Variants;
-use brig_api::{Bytes, Milli, MilliCpu, NamespacePath, NodeName, ResourceName, Resources};
+use brig_api::{Bytes, Digest, Milli, MilliCpu, NamespacePath, NodeName, ResourceName, Resources};
 
 use crate::random::Random;
 
@@ -24,6 +25,8 @@ pub(crate) const NAMESPACES: [&str; 5] = ["default", "team", "team/dev", "team/o
 pub(crate) const PRIORITIES: i32 = 3;
 /// The service that others come after.
 pub(crate) const NEEDED_SERVICE: &str = "s0";
+/// Artifacts that units run.
+const ARTIFACTS: u32 = 3;
 /// What a node has at least, of cpu, memory and disk alike.
 const NODE_SIZE: u32 = 5;
 
@@ -51,6 +54,7 @@ pub(crate) fn node(name: &str, random: &mut Random) -> anyhow::Result<Node> {
         facts: facts(random)?,
         state: NodeState::Ready,
         state_since_ms: 0,
+        held_artifacts: None,
         meta: Meta::default(),
     })
 }
@@ -88,6 +92,25 @@ pub(crate) fn facts(random: &mut Random) -> anyhow::Result<NodeFacts> {
         agent_version: "0".to_owned(),
         boot_id: "0".to_owned(),
     })
+}
+
+fn digest(artifact: u32) -> Digest {
+    let [first, ..] = artifact.to_le_bytes();
+    Digest::of_sha256(&[first.wrapping_mul(85); 32])
+}
+
+/// What a node says it holds.
+pub(crate) fn held(random: &mut Random) -> Vec<HeldArtifact> {
+    let mut held = Vec::new();
+    for artifact in 0..ARTIFACTS {
+        for runtime in [Runtime::Wasm, Runtime::Oci] {
+            if random.chance(40) {
+                let (digest, is_ready) = (digest(artifact), random.chance(60));
+                held.push(HeldArtifact { digest, runtime, is_ready });
+            }
+        }
+    }
+    held
 }
 
 /// What a namespace may have.
@@ -172,7 +195,11 @@ pub(crate) fn template(
 }
 
 fn task(random: &mut Random, request: Resources) -> anyhow::Result<Task> {
-    let artifact = format!("a:{}", random.below(3));
+    let number = random.below(ARTIFACTS);
+    let artifact = match random.chance(70) {
+        true => format!("a:{number}@{}", digest(number)),
+        false => format!("a:{number}"),
+    };
     let wasm = |random: &mut Random| {
         let port = || HttpServing { port: Some(8_080), ..HttpServing::default() };
         let http = random.chance(15).then(port);
@@ -256,6 +283,9 @@ fn rules(random: &mut Random, namespace: &NamespacePath) -> PlacementRules {
         rules.spread.push(Spread { over: over(random), max_skew, weight, targets });
     }
     rules.distinct_hosts = random.chance(8);
+    if random.chance(10) {
+        rules.artifacts = ArtifactRule::Present;
+    }
     if random.chance(15) {
         let key = random.pick(&["gpu", "broken", "*"]).copied().unwrap_or("*");
         let effect = if random.chance(30) { Some(TaintEffect::NoSchedule) } else { None };

@@ -14,7 +14,7 @@ use brig_core::{Model, Moment};
 use crate::agent::{Agent, Assignment, Mood};
 use crate::database::Database;
 use crate::invariants::Witness;
-use crate::planner::Planner;
+use crate::planner::{Held, Planner};
 use crate::random::Random;
 use crate::workload;
 
@@ -40,6 +40,8 @@ struct World {
     planners: Vec<Planner>,
     now_ms: i64,
     silent: BTreeSet<NodeName>,
+    /// What nodes say they hold.
+    held: Held,
     agents: BTreeMap<NodeName, Agent>,
     messages: Vec<Message>,
     witness: Witness,
@@ -70,6 +72,7 @@ impl World {
             planners: Vec::new(),
             now_ms: 1_000_000,
             silent: BTreeSet::new(),
+            held: Held::new(),
             agents: BTreeMap::new(),
             messages: Vec::new(),
             witness: Witness::default(),
@@ -96,7 +99,8 @@ impl World {
     fn event(&mut self) -> anyhow::Result<()> {
         match self.random.below(100) {
             0..34 => self.planner_steps()?,
-            34..48 => self.tell_nodes(),
+            34..46 => self.tell_nodes(),
+            46..48 => self.holdings_change(),
             48..66 => self.deliver(),
             66..80 => self.work(false),
             80..83 => self.now_ms += i64::from(self.random.below(40_000)),
@@ -120,6 +124,7 @@ impl World {
             if self.random.chance(1) {
                 planner.crash(&self.database, &mut self.random);
             }
+            planner.listen(&self.held, 50, &mut self.random);
             planner.step(&mut self.database, &moment, &mut self.random)?;
         }
         Ok(())
@@ -209,6 +214,16 @@ impl World {
         }
     }
 
+    /// A node fetches or removes artifacts, or nobody knows any more what it holds.
+    fn holdings_change(&mut self) {
+        let Some(node) = self.any_node() else { return };
+        if self.random.chance(20) {
+            self.held.remove(&node);
+        } else {
+            self.held.insert(node, workload::held(&mut self.random));
+        }
+    }
+
     fn reboot(&mut self) {
         if let Some(node) = self.any_node()
             && let Some(agent) = self.agents.get_mut(&node)
@@ -236,6 +251,7 @@ impl World {
             (1, Some(name)) if self.random.chance(60) => {
                 self.agents.remove(&name);
                 self.silent.remove(&name);
+                self.held.remove(&name);
                 // What it still has to say comes from nobody, should its name come back.
                 self.messages.retain(|message| match message {
                     Message::Assignments(node, ..) | Message::Report(node, ..) => *node != name,

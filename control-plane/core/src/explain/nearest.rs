@@ -1,6 +1,7 @@
 //! The smallest change that would be enough: for each filter the node that it turned down by the least.
 
 use brig_api::constraint::Constraint;
+use brig_api::reference::Reference;
 use brig_api::variants::RuntimeSet;
 
 use super::{Findings, LISTED_MAX, asked, joined, name, node_name, readable, readable_up};
@@ -21,6 +22,9 @@ pub(super) fn nearest(
     let nodes = turned_down.iter().copied();
     match obstacle {
         Obstacle::Attributes => nodes.min_by_key(|node| unmet(index, shape, *node).len()),
+        Obstacle::Artifacts => {
+            nodes.min_by_key(|node| missing_artifacts(index, shape, *node).len())
+        }
         Obstacle::Resources => nodes.min_by_key(|node| distance(index, shape, *node)),
         _ => nodes.into_iter().next(),
     }
@@ -95,6 +99,13 @@ pub(crate) fn obstacle_detail(
             let paths = joined(missing_volumes(index, shape, node).into_iter(), "and");
             format!("does not offer {paths}")
         }
+        Obstacle::Artifacts if index.nodes.has_told_holdings(node) => {
+            format!(
+                "does not hold {}",
+                joined(missing_artifacts(index, shape, node).into_iter(), "or")
+            )
+        }
+        Obstacle::Artifacts => "has not told which artifacts it holds".to_owned(),
         Obstacle::Ports => {
             let way = shape.way_on(index.nodes.runtimes[node]);
             let port = index.nodes.taken_port(node, &way.ports, shape.port_owner, &[]);
@@ -170,6 +181,12 @@ fn enough(
             let paths = joined(missing_volumes(index, shape, node).into_iter(), "and");
             format!("that `{name_of_node}` offers {paths}")
         }
+        Obstacle::Artifacts => {
+            let missing = joined(missing_artifacts(index, shape, node).into_iter(), "and");
+            format!(
+                "to drop `artifacts: present` (for `{name_of_node}`, which would fetch {missing})"
+            )
+        }
         Obstacle::Ports => {
             let way = shape.way_on(index.nodes.runtimes[node]);
             let port = index.nodes.taken_port(node, &way.ports, shape.port_owner, &[]);
@@ -192,6 +209,20 @@ fn enough(
             joined(rules.iter().map(Broken::enough), "and")
         }
     }
+}
+
+/// What the node does not say it holds, as people name it; each once.
+pub(super) fn missing_artifacts(index: &Index, shape: &Shape, node: NodeSlot) -> Vec<String> {
+    let missing = index.shapes.missing_artifacts(shape, node, &index.nodes);
+    let mut names: Vec<_> = missing
+        .map(|text| match text.parse::<Reference>() {
+            Ok(reference) => format!("`{}`", reference.short()),
+            Err(_) => format!("`{text}`"),
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 fn resources_enough(index: &Index, shape: &Shape, node: NodeSlot) -> String {

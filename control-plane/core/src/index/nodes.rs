@@ -10,6 +10,7 @@ use brig_api::unit_spec::HostPort;
 use brig_api::variants::RuntimeSet;
 
 use super::{NodeSlot, OwnerId, UnitSlot};
+use crate::holdings::{ArtifactKey, Held, Holdings};
 use crate::vector::{ScalarId, ScalarNames, Vector};
 
 /// A named scalar of more than so many devices is a pool: nobody counts 10,000 licences one by one.
@@ -226,6 +227,8 @@ pub(crate) struct Nodes {
     pub(crate) is_ready: Vec<bool>,
     /// What it can run.
     pub(crate) runtimes: Vec<RuntimeSet>,
+    /// What it says it holds; None when it has said nothing.
+    holdings: Vec<Option<Holdings>>,
     /// What there is.
     pub(crate) capacity: Columns,
     /// What is taken by the units on it, and promised to units that wait for others to leave.
@@ -319,6 +322,7 @@ impl Nodes {
             self.rank.push(0);
             self.is_ready.push(false);
             self.runtimes.push(RuntimeSet::default());
+            self.holdings.push(None);
             for columns in [&mut self.capacity, &mut self.used, &mut self.leaving, &mut self.kept] {
                 columns.grow();
             }
@@ -348,6 +352,28 @@ impl Nodes {
         self.stock[slot].clear();
         self.unused.push(slot);
         self.is_rank_stale = true;
+    }
+
+    /// The node holds something else than before, which is given back.
+    pub(crate) fn set_holdings(
+        &mut self,
+        slot: NodeSlot,
+        holdings: Option<Holdings>,
+    ) -> Option<Holdings> {
+        std::mem::replace(&mut self.holdings[slot], holdings)
+    }
+
+    /// Has the node said what it holds?
+    pub(crate) fn has_told_holdings(&self, slot: NodeSlot) -> bool {
+        self.holdings[slot].is_some()
+    }
+
+    /// The nodes that hold an artifact.
+    pub(crate) fn holding(&self, key: ArtifactKey) -> impl Iterator<Item = (NodeSlot, Held)> {
+        let told = self.holdings.iter().enumerate();
+        let found =
+            told.filter_map(move |(slot, holdings)| Some((slot, holdings.as_ref()?.find(key))));
+        found.filter(|(_, held)| *held != Held::Not)
     }
 
     /// Positions by name, after nodes came or went.

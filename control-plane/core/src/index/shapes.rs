@@ -1,19 +1,22 @@
 //! Shapes: everything about a unit that decides which nodes can take it. Units of one shape are filtered and scored once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use brig_api::constraint::Constraint;
 use brig_api::object::{Node, Unit};
 use brig_api::placement::{
-    Neighbours, OVER_NODE, PlacementRules, Preference, Spread, Taint, TaintEffect, Toleration,
+    ArtifactRule, Neighbours, OVER_NODE, PlacementRules, Preference, Spread, Taint, TaintEffect,
+    Toleration,
 };
-use brig_api::unit_spec::{HostPort, UnitTemplate};
+use brig_api::reference::Reference;
+use brig_api::unit_spec::{HostPort, Program, Runtime, UnitTemplate};
 use brig_api::variants::{Choice, RuntimeSet};
 
 use super::identities::{IdentityId, Neighbourhoods, SelectorId, SelectorKey, TermId};
 use super::nodes::Nodes;
 use super::topologies::TopologyId;
 use super::{NodeSlot, OwnerId, ShapeId, owner_key};
+use crate::holdings::{ArtifactKey, Held, Holdings};
 use crate::obstacle::Obstacle;
 use crate::vector::{ScalarNames, Vector};
 
@@ -103,6 +106,7 @@ struct ShapeKey {
     request: Vector,
     fixed: usize,
     ways: Ways,
+    needs_artifacts: bool,
     port_owner: Option<OwnerId>,
     /// Only where other units matter to it, or it may matter to others.
     neighbours: Option<(IdentityId, NeighbourRules)>,
@@ -124,6 +128,8 @@ pub(crate) struct Shape {
     pub(crate) has_ports: bool,
     /// Its service, where it shares a port.
     pub(crate) port_owner: Option<OwnerId>,
+    /// It goes only where everything that it would run is held.
+    pub(crate) needs_artifacts: bool,
     /// Rules about other units.
     pub(crate) rules: Vec<Rule>,
     /// What its units hold against others.
@@ -149,11 +155,73 @@ impl Shape {
     }
 }
 
+/// A set of nodes, as bits.
+#[derive(Debug, Clone, Default)]
+struct NodeSet(Vec<u64>);
+
+impl NodeSet {
+    fn set(&mut self, node: NodeSlot, is_in: bool) {
+        let (word, bit) = (node / WORD_BITS, 1 << (node % WORD_BITS));
+        if self.0.len() <= word {
+            if !is_in {
+                return;
+            }
+            self.0.resize(word + 1, 0);
+        }
+        if is_in {
+            self.0[word] |= bit;
+        } else {
+            self.0[word] &= !bit;
+        }
+    }
+
+    fn has(&self, node: NodeSlot) -> bool {
+        self.word(node / WORD_BITS) >> (node % WORD_BITS) & 1 == 1
+    }
+
+    fn word(&self, position: usize) -> u64 {
+        self.0.get(position).copied().unwrap_or(0)
+    }
+}
+
+const WORD_BITS: usize = u64::BITS as usize;
+
+/// An artifact that shapes run, and where it is.
 #[derive(Debug, Clone, Default)]
 struct Artifact {
+    reference: String,
+    runtime: Option<Runtime>,
+    /// None: the reference has no digest, so that no node can say that it holds what it names.
+    key: Option<ArtifactKey>,
     uses: usize,
+    /// Shapes that go nowhere else than where it is held.
+    needed_by: BTreeSet<ShapeId>,
     /// Units on nodes that run it.
     counts: BTreeMap<NodeSlot, u32>,
+    /// Nodes that have any.
+    running: NodeSet,
+    /// Nodes that say that it is there.
+    held: NodeSet,
+    /// Those of them that could run it at once.
+    ready: NodeSet,
+}
+
+impl Artifact {
+    fn set_held(&mut self, node: NodeSlot, held: Held) {
+        self.held.set(node, held != Held::Not);
+        self.ready.set(node, held == Held::Ready);
+    }
+
+    /// Of 64 nodes those that have it, and those that could run it at once. Where another unit runs it, it is on the way
+    /// at least, whatever the node has told so far.
+    fn word(&self, position: usize) -> (u64, u64) {
+        let running = self.running.word(position);
+        (self.held.word(position) | running, self.ready.word(position) | running)
+    }
+
+    fn words(&self) -> usize {
+        self.running.0.len().max(self.held.0.len())
+    }
 }
 
 /// All shapes.
@@ -165,8 +233,10 @@ pub(crate) struct Shapes {
     fixed_ids: BTreeMap<FixedKey, usize>,
     fixed: Vec<Option<Fixed>>,
     unused_fixed: Vec<usize>,
-    artifact_ids: BTreeMap<String, usize>,
+    artifact_ids: [BTreeMap<String, usize>; 2],
     artifacts: Vec<Artifact>,
+    unused_artifacts: Vec<usize>,
+    artifact_keys: BTreeSet<(ArtifactKey, usize)>,
 }
 
 impl Shapes {
@@ -202,17 +272,90 @@ impl Shapes {
         wanted.iter().filter(|path| !offers(node, path)).cloned().collect()
     }
 
-    /// Is everything that it runs on the node already, for another unit?
-    pub(crate) fn is_at_home(&self, shape: &Shape, node: NodeSlot, nodes: &Nodes) -> bool {
-        let mut artifacts = shape.way_on(nodes.runtimes[node]).artifacts.iter();
-        artifacts.all(|artifact| self.artifacts[*artifact].counts.contains_key(&node))
+    /// How far the node is with all that the shape runs there.
+    pub(crate) fn held_on(&self, shape: &Shape, node: NodeSlot, nodes: &Nodes) -> Held {
+        let artifacts = shape.way_on(nodes.runtimes[node]).artifacts.iter();
+        let states = artifacts.map(|artifact| {
+            let (held, ready) = self.artifacts[*artifact].word(node / WORD_BITS);
+            match (held >> (node % WORD_BITS) & 1, ready >> (node % WORD_BITS) & 1) {
+                (_, 1) => Held::Ready,
+                (1, _) => Held::Fetched,
+                _ => Held::Not,
+            }
+        });
+        states.min().unwrap_or_default()
     }
 
-    /// The nodes on which everything it runs there is there already.
-    pub(crate) fn homes(&self, shape: &Shape, nodes: &Nodes) -> Vec<NodeSlot> {
-        let firsts = shape.key.ways.all().filter_map(|way| way.artifacts.first());
-        let some = firsts.flat_map(|first| self.artifacts[*first].counts.keys().copied());
-        some.filter(|node| self.is_at_home(shape, *node, nodes)).collect()
+    /// The same for every node.
+    pub(crate) fn held_by_node(&self, shape: &Shape, nodes: &Nodes) -> Vec<Held> {
+        let mut all = vec![Held::Not; nodes.slots()];
+        let has_choice = !shape.key.ways.others.is_empty();
+        for way in shape.key.ways.all() {
+            let artifacts = || way.artifacts.iter().map(|artifact| &self.artifacts[*artifact]);
+            for position in 0..artifacts().map(Artifact::words).min().unwrap_or(0) {
+                let together =
+                    |(held, ready), (more_held, more_ready)| (held & more_held, ready & more_ready);
+                let words = artifacts().map(|artifact| artifact.word(position));
+                let (mut held, ready) = words.fold((u64::MAX, u64::MAX), together);
+                while held != 0 {
+                    let bit = held.trailing_zeros() as usize;
+                    held &= held - 1;
+                    let node = position * WORD_BITS + bit;
+                    let is_its_way = || {
+                        std::ptr::eq(shape.way_on(nodes.runtimes[node]), std::ptr::from_ref(way))
+                    };
+                    if node < all.len() && (!has_choice || is_its_way()) {
+                        all[node] = if ready >> bit & 1 == 1 { Held::Ready } else { Held::Fetched };
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// What the shape runs on the node and the node does not say it holds, by reference.
+    pub(crate) fn missing_artifacts<'s>(
+        &'s self,
+        shape: &'s Shape,
+        node: NodeSlot,
+        nodes: &Nodes,
+    ) -> impl Iterator<Item = &'s str> {
+        let way = shape.way_on(nodes.runtimes[node]);
+        let artifacts = way.artifacts.iter().map(|artifact| &self.artifacts[*artifact]);
+        artifacts
+            .filter(move |artifact| !artifact.held.has(node))
+            .map(|artifact| artifact.reference.as_str())
+    }
+
+    /// Does the shape ask for more than the node says it holds?
+    pub(crate) fn lacks_artifacts(&self, shape: &Shape, node: NodeSlot, nodes: &Nodes) -> bool {
+        shape.needs_artifacts && self.missing_artifacts(shape, node, nodes).next().is_some()
+    }
+
+    /// A node holds something else than before. True when shapes that wait for that may use the node now; those that were
+    /// refused are asked for again, and no others.
+    pub(crate) fn holdings_changed(
+        &mut self,
+        node: NodeSlot,
+        old: &Holdings,
+        new: &Holdings,
+    ) -> bool {
+        let mut is_wanted = false;
+        for (key, held) in new.changes_since(old) {
+            let same = self.artifact_keys.range((key, 0)..=(key, usize::MAX));
+            for (_, id) in same {
+                let artifact = &mut self.artifacts[*id];
+                let is_gain = held != Held::Not && !artifact.held.has(node);
+                artifact.set_held(node, held);
+                for shape in artifact.needed_by.iter().filter(|_| is_gain) {
+                    if let Some(Some(shape)) = self.rows.get_mut(*shape) {
+                        shape.hopeless = None;
+                        is_wanted = true;
+                    }
+                }
+            }
+        }
+        is_wanted
     }
 
     /// See [`super::Index::set_hopeless`].
@@ -238,7 +381,7 @@ impl Shapes {
     ) -> ShapeId {
         let template = &unit.template;
         let rules = &template.placement;
-        let ways = self.ways_of(template);
+        let ways = self.ways_of(template, nodes);
         let shares_port =
             ways.all().any(|way| way.ports.iter().any(|port| port.is_shared_by_service));
         let has_rules = !rules.near.is_empty()
@@ -251,6 +394,7 @@ impl Shapes {
             fixed: self.intern_fixed(template, nodes),
             port_owner: owner.filter(|_| shares_port),
             ways,
+            needs_artifacts: rules.artifacts == ArtifactRule::Present,
             neighbours: matters.then(|| {
                 let rules = (
                     rules.near.clone(),
@@ -283,6 +427,7 @@ impl Shapes {
             fixed: key.fixed,
             has_ports: key.ways.all().any(|way| !way.ports.is_empty() || way.open_ports > 0),
             port_owner: key.port_owner,
+            needs_artifacts: key.needs_artifacts,
             rules: resolved.0,
             away_terms: resolved.1,
             identity: matters.then_some(identity),
@@ -299,19 +444,24 @@ impl Shapes {
                 self.rows.len() - 1
             }
         };
+        for artifact in key.ways.all().flat_map(|way| &way.artifacts) {
+            if key.needs_artifacts {
+                self.artifacts[*artifact].needed_by.insert(id);
+            }
+        }
         self.ids.insert(key, id);
         id
     }
 
     /// A unit of the shape is gone.
-    pub(crate) fn release(&mut self, id: ShapeId, neighbours: &mut Neighbourhoods) {
-        let Some(Some(shape)) = self.rows.get_mut(id) else { return };
+    pub(crate) fn release(&mut self, shape_id: ShapeId, neighbours: &mut Neighbourhoods) {
+        let Some(Some(shape)) = self.rows.get_mut(shape_id) else { return };
         shape.uses -= 1;
         if shape.uses > 0 {
             return;
         }
-        let Some(shape) = self.rows[id].take() else { return };
-        self.unused.push(id);
+        let Some(shape) = self.rows[shape_id].take() else { return };
+        self.unused.push(shape_id);
         self.ids.remove(&shape.key);
         self.release_fixed(shape.fixed);
         for rule in &shape.rules {
@@ -320,9 +470,26 @@ impl Shapes {
         for term in &shape.away_terms {
             neighbours.release_term(*term);
         }
-        for artifact in shape.key.ways.all().flat_map(|way| &way.artifacts) {
-            self.artifacts[*artifact].uses -= 1;
+        for id in shape.key.ways.all().flat_map(|way| &way.artifacts) {
+            self.release_artifact(*id, shape_id);
         }
+    }
+
+    fn release_artifact(&mut self, id: usize, shape: ShapeId) {
+        let artifact = &mut self.artifacts[id];
+        artifact.needed_by.remove(&shape);
+        artifact.uses -= 1;
+        if artifact.uses > 0 {
+            return;
+        }
+        let Artifact { reference, runtime, key, .. } = std::mem::take(artifact);
+        if let Some(runtime) = runtime {
+            self.artifact_ids[place_of(runtime)].remove(&reference);
+        }
+        if let Some(key) = key {
+            self.artifact_keys.remove(&(key, id));
+        }
+        self.unused_artifacts.push(id);
     }
 
     fn intern_fixed(&mut self, template: &UnitTemplate, nodes: &Nodes) -> usize {
@@ -377,67 +544,85 @@ impl Shapes {
         }
     }
 
-    fn ways_of(&mut self, template: &UnitTemplate) -> Ways {
+    fn ways_of(&mut self, template: &UnitTemplate, nodes: &Nodes) -> Ways {
         if !template.has_variants() {
-            return Ways { preferred: self.way(template, Choice::default()), others: Vec::new() };
+            let preferred = self.way(template, Choice::default(), nodes);
+            return Ways { preferred, others: Vec::new() };
         }
         let preferred = template.tasks.iter().map(|task| task.program().runtime()).collect();
-        let preferred = self.way(template, preferred);
+        let preferred = self.way(template, preferred, nodes);
         let mut others = Vec::new();
         for node in RuntimeSet::ALL {
             let choice = template.choice(node);
             if let Some(runtimes) = choice.filter(|choice| *choice != preferred.runtimes) {
-                others.push((node, self.way(template, runtimes)));
+                others.push((node, self.way(template, runtimes, nodes)));
             }
         }
         Ways { preferred, others }
     }
 
-    fn way(&mut self, template: &UnitTemplate, runtimes: Choice) -> Way {
+    fn way(&mut self, template: &UnitTemplate, runtimes: Choice, nodes: &Nodes) -> Way {
         let chosen = template.chosen(runtimes);
         Way {
             ports: chosen.host_ports(),
             open_ports: chosen.open_ports(),
-            artifacts: self.artifacts_of(&chosen),
+            artifacts: self.artifacts_of(&chosen, nodes),
             runtimes,
         }
     }
 
-    fn artifacts_of(&mut self, template: &UnitTemplate) -> Vec<usize> {
-        let mut ids: Vec<_> = template
-            .tasks
-            .iter()
-            .map(|task| {
-                let reference = task.program().reference();
-                if let Some(id) = self.artifact_ids.get(reference) {
-                    return *id;
-                }
-                // A number that nothing uses stands for nothing any more.
-                let id = match self.artifacts.iter().position(|artifact| artifact.uses == 0) {
-                    Some(id) if self.artifacts.len() > ARTIFACTS_KEPT => {
-                        self.artifact_ids.retain(|_, other| *other != id);
-                        self.artifacts[id] = Artifact::default();
-                        id
-                    }
-                    _ => {
-                        self.artifacts.push(Artifact::default());
-                        self.artifacts.len() - 1
-                    }
-                };
-                self.artifact_ids.insert(reference.to_owned(), id);
-                id
-            })
-            .collect();
+    /// Numbers for what a template runs. What has no use yet gets its first with the shape, at once.
+    fn artifacts_of(&mut self, template: &UnitTemplate, nodes: &Nodes) -> Vec<usize> {
+        let tasks = template.tasks.iter();
+        let mut ids: Vec<_> = tasks.map(|task| self.artifact(task.program(), nodes)).collect();
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+
+    fn artifact(&mut self, program: &Program, nodes: &Nodes) -> usize {
+        let (reference, runtime) = (program.reference(), program.runtime());
+        if let Some(id) = self.artifact_ids[place_of(runtime)].get(reference) {
+            return *id;
+        }
+        let digest = reference.parse::<Reference>().ok().and_then(|reference| reference.digest);
+        let key = digest.map(|digest| ArtifactKey::new(&digest, runtime));
+        let mut artifact = Artifact {
+            reference: reference.to_owned(),
+            runtime: Some(runtime),
+            key,
+            ..Artifact::default()
+        };
+        if let Some(key) = key {
+            for (node, held) in nodes.holding(key) {
+                artifact.set_held(node, held);
+            }
+        }
+        let id = match self.unused_artifacts.pop() {
+            Some(id) => {
+                self.artifacts[id] = artifact;
+                id
+            }
+            None => {
+                self.artifacts.push(artifact);
+                self.artifacts.len() - 1
+            }
+        };
+        self.artifact_ids[place_of(runtime)].insert(reference.to_owned(), id);
+        self.artifact_keys.extend(key.map(|key| (key, id)));
+        id
     }
 
     /// A unit of the shape came onto a node, and was granted these runtimes.
     pub(crate) fn charge_artifacts(&mut self, id: ShapeId, node: NodeSlot, runtimes: Choice) {
         let Some(Some(shape)) = self.rows.get(id) else { return };
         for artifact in &shape.way_chosen(runtimes).artifacts {
-            *self.artifacts[*artifact].counts.entry(node).or_default() += 1;
+            let artifact = &mut self.artifacts[*artifact];
+            let count = artifact.counts.entry(node).or_default();
+            *count += 1;
+            if *count == 1 {
+                artifact.running.set(node, true);
+            }
         }
     }
 
@@ -445,11 +630,12 @@ impl Shapes {
     pub(crate) fn uncharge_artifacts(&mut self, id: ShapeId, node: NodeSlot, runtimes: Choice) {
         let Some(Some(shape)) = self.rows.get(id) else { return };
         for artifact in &shape.way_chosen(runtimes).artifacts {
-            let counts = &mut self.artifacts[*artifact].counts;
-            if let Some(count) = counts.get_mut(&node) {
+            let artifact = &mut self.artifacts[*artifact];
+            if let Some(count) = artifact.counts.get_mut(&node) {
                 *count -= 1;
                 if *count == 0 {
-                    counts.remove(&node);
+                    artifact.counts.remove(&node);
+                    artifact.running.set(node, false);
                 }
             }
         }
@@ -463,8 +649,10 @@ impl Shapes {
     }
 }
 
-/// Numbers of artifacts that nothing uses are used again beyond so many.
-const ARTIFACTS_KEPT: usize = 4_096;
+/// The place of a runtime's artifacts in [`Shapes::artifact_ids`].
+fn place_of(runtime: Runtime) -> usize {
+    usize::from(runtime == Runtime::Oci)
+}
 
 impl Fixed {
     fn decide(&mut self, slot: NodeSlot, nodes: &Nodes) {

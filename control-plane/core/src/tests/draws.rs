@@ -4,6 +4,7 @@ use brig_api::Milli;
 use brig_api::placement::{
     Concurrency, Dependency, Gang, Neighbours, Preference, Spread, Taint, TaintEffect, Toleration,
 };
+use brig_api::session::HeldArtifact;
 use brig_api::unit_spec::Mount;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option::{of, weighted};
@@ -115,15 +116,18 @@ fn any_rules() -> impl Strategy<Value = PlacementRules> {
         any_neighbours(),
         any_neighbours(),
         any_spread(),
-        weighted(0.1, Just(())),
+        (weighted(0.1, Just(())), weighted(0.15, Just(ArtifactRule::Present))),
     );
-    all.prop_map(|(prefer, tolerations, near, away, spread, distinct)| PlacementRules {
-        prefer,
-        tolerations,
-        near,
-        away,
-        spread,
-        distinct_hosts: distinct.is_some(),
+    all.prop_map(|(prefer, tolerations, near, away, spread, (distinct, artifacts))| {
+        PlacementRules {
+            prefer,
+            tolerations,
+            near,
+            away,
+            spread,
+            distinct_hosts: distinct.is_some(),
+            artifacts: artifacts.unwrap_or_default(),
+        }
     })
 }
 
@@ -137,16 +141,39 @@ fn any_dependency() -> impl Strategy<Value = Dependency> {
 /// A program with its ports, which may be left open or be in the range that is given to open ones.
 fn any_program(request: Resources) -> impl Strategy<Value = UnitTemplate> {
     let port = || prop_oneof![Just(0u16), Just(0), 1..4u16, Just(20_000), Just(20_001)];
-    (0..6u8, vec(port(), 0..3), 0..3u16).prop_map(move |(kind, ports, port)| {
+    let fixed = of((0..ARTIFACTS, 0..2u8));
+    (0..6u8, vec(port(), 0..3), 0..3u16, fixed).prop_map(move |(kind, ports, port, fixed)| {
         let container = || oci(request.clone(), &ports);
-        match kind {
+        let mut template = match kind {
             0 => container(),
             1 => http(request.clone(), port),
             2 => variants(&[http(request.clone(), port), container()]),
             3 => variants(&[container(), wasm(request.clone())]),
             _ => wasm(request.clone()),
+        };
+        if let Some((number, tag)) = fixed {
+            fix(&mut template, &format!("a:{tag}@{}", digest(number)));
         }
+        template
     })
+}
+
+/// Artifacts that nodes may hold.
+const ARTIFACTS: u8 = 3;
+
+pub(in crate::tests) fn any_holdings() -> impl Strategy<Value = Option<Vec<HeldArtifact>>> {
+    let runtime = prop_oneof![2 => Just(Runtime::Wasm), 1 => Just(Runtime::Oci)];
+    let held = (0..ARTIFACTS, runtime, any::<bool>()).prop_map(|(number, runtime, is_ready)| {
+        HeldArtifact { digest: digest(number), runtime, is_ready }
+    });
+    weighted(0.8, vec(held, 0..6))
+}
+
+/// The node tells that it holds these and nothing else, or nobody knows any more.
+pub(in crate::tests) fn tell(cluster: &mut Cluster, index: usize, held: Option<&[HeldArtifact]>) {
+    let name = NodeName::new(format!("n{index}")).unwrap();
+    let holdings = held.map(|held| Holdings::default().after(held, &[]));
+    cluster.model.hold(&name, holdings);
 }
 
 fn any_template() -> impl Strategy<Value = UnitTemplate> {
@@ -197,6 +224,7 @@ pub(in crate::tests) struct NodeDraw {
     is_silent: bool,
     is_away: bool,
     since_ms: i64,
+    held: Option<Vec<HeldArtifact>>,
 }
 
 fn any_facts() -> impl Strategy<Value = NodeFacts> {
@@ -252,11 +280,8 @@ fn any_facts() -> impl Strategy<Value = NodeFacts> {
 
 pub(in crate::tests) fn any_node() -> impl Strategy<Value = NodeDraw> {
     let away = (weighted(0.1, Just(())), weighted(0.2, Just(())), any_time());
-    (any_facts(), away).prop_map(|(facts, (silent, away, since_ms))| NodeDraw {
-        facts,
-        is_silent: silent.is_some(),
-        is_away: away.is_some(),
-        since_ms,
+    (any_facts(), away, any_holdings()).prop_map(|(facts, (silent, away, since_ms), held)| {
+        NodeDraw { held, facts, is_silent: silent.is_some(), is_away: away.is_some(), since_ms }
     })
 }
 
@@ -398,6 +423,7 @@ pub(in crate::tests) fn add_node(cluster: &mut Cluster, index: usize, draw: Node
     node.state = if draw.is_away { NodeState::Unreachable } else { NodeState::Ready };
     node.state_since_ms = draw.since_ms;
     cluster.put(Object::Node(node));
+    tell(cluster, index, draw.held.as_deref());
     if draw.is_silent {
         cluster.moment.silent.insert(name);
     } else {

@@ -1,8 +1,9 @@
 //! What holds for every model: plans are sound, repeatable, and lead to rest.
 
+use brig_api::session::HeldArtifact;
 use proptest::prelude::*;
 
-use super::draws::{any_cluster, any_namespace, any_node, any_unit};
+use super::draws::{any_cluster, any_holdings, any_namespace, any_node, any_unit};
 use super::soundness::{assert_sound, objects, shuffled};
 use super::*;
 use crate::candidates::Search;
@@ -77,6 +78,8 @@ impl Act {
 #[derive(Debug, Clone)]
 enum Event {
     Node(usize, Box<draws::NodeDraw>),
+    /// The n-th node tells what it holds, or goes silent about it.
+    Holds(usize, Option<Vec<HeldArtifact>>),
     Unit(usize, Box<draws::UnitDraw>),
     Namespace(Box<NamespaceSpec>),
     /// The n-th of all objects goes.
@@ -89,6 +92,7 @@ enum Event {
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         1 => (0..5usize, any_node()).prop_map(|(index, draw)| Event::Node(index, Box::new(draw))),
+        2 => (0..5usize, any_holdings()).prop_map(|(index, held)| Event::Holds(index, held)),
         2 => (0..16usize, any_unit()).prop_map(|(index, draw)| Event::Unit(index, Box::new(draw))),
         1 => any_namespace().prop_map(|spec| Event::Namespace(Box::new(spec))),
         1 => (0..30usize).prop_map(Event::Gone),
@@ -101,6 +105,7 @@ impl Event {
     fn happen(self, cluster: &mut Cluster) {
         match self {
             Self::Node(index, draw) => draws::add_node(cluster, index, *draw),
+            Self::Holds(index, held) => draws::tell(cluster, index, held.as_deref()),
             Self::Unit(index, draw) => {
                 let text = format!("j1-{index}");
                 if !cluster.model.units().any(|unit| unit.name == name(&text)) {

@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 
 use brig_api::placement::{Neighbours, OVER_NODE, TaintEffect};
+use brig_api::reference::Reference;
 use brig_api::unit_spec::HostPort;
 
 use super::*;
+use crate::holdings::{ArtifactKey, Held};
 
 /// Checks a plan against the model it was made on: nothing is decided twice, and each step is allowed once all steps before
 /// it were taken. What was wrong before, such as a node that has shrunk, is not the plan's fault, but it may not add to it.
@@ -288,6 +290,11 @@ impl Walk<'_> {
     fn assert_rules(&self, unit: &Unit, node: &NodeName) {
         let rules = &unit.template.placement;
         let here = self.model.node(node).unwrap();
+        if rules.artifacts == ArtifactRule::Present {
+            for task in &chosen(unit).tasks {
+                assert!(self.is_held(node, task.program()), "{} is not there", task.name);
+            }
+        }
         let node_of = |other: &Unit| self.model.node(other.node.as_ref().unwrap()).unwrap();
         let is_here = |over: &str, other: &Unit| {
             domain(here, over).is_some() && domain(here, over) == domain(node_of(other), over)
@@ -328,12 +335,26 @@ impl Walk<'_> {
         }
     }
 
+    fn is_held(&self, node: &NodeName, program: &Program) -> bool {
+        let digest = program.reference().parse::<Reference>().unwrap().digest;
+        let holdings = self.model.holdings().find(|(name, _)| *name == node);
+        digest.zip(holdings).is_some_and(|(digest, (_, holdings))| {
+            holdings.find(ArtifactKey::new(&digest, program.runtime())) != Held::Not
+        })
+    }
+
     /// Could it be there as far as the node's own properties go?
     fn is_eligible(&self, unit: &Unit, node: &Node) -> bool {
         let (template, facts) = (&unit.template, &node.facts);
+        let choice = template.choice(facts.runtimes.iter().copied().collect());
+        let is_anywhere = template.placement.artifacts == ArtifactRule::Anywhere;
+        let is_held = choice.is_some_and(|choice| {
+            let there = template.chosen(choice);
+            is_anywhere || there.tasks.iter().all(|task| self.is_held(&node.name, task.program()))
+        });
         let mut mounts = template.tasks.iter().flat_map(|task| &task.mounts);
         !self.moment.silent.contains(&node.name)
-            && template.choice(facts.runtimes.iter().copied().collect()).is_some()
+            && is_held
             && template.constraints.iter().all(|c| c.is_met_by(&facts.attributes))
             && facts.taints.iter().all(|taint| {
                 taint.effect == TaintEffect::PreferNot
@@ -400,7 +421,7 @@ pub(in crate::tests) fn objects(model: &Model) -> Vec<Object> {
     namespaces.chain(nodes).chain(services).chain(jobs).chain(units).collect()
 }
 
-/// A model made of the same objects in another order.
+/// A model made of the same objects in another order, before or after nodes told what they hold.
 pub(in crate::tests) fn shuffled(model: &Model, seed: u64) -> Model {
     let mut objects = objects(model);
     let mut state = seed;
@@ -410,5 +431,19 @@ pub(in crate::tests) fn shuffled(model: &Model, seed: u64) -> Model {
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         state >> 32
     });
-    Model::new(model.revision, model.plan, objects)
+    let mut anew = Model::new(model.revision, model.plan, []);
+    let is_told_first = seed.is_multiple_of(2);
+    let tell = |anew: &mut Model| {
+        for (node, holdings) in model.holdings() {
+            anew.hold(node, Some(holdings.clone()));
+        }
+    };
+    if is_told_first {
+        tell(&mut anew);
+    }
+    objects.into_iter().for_each(|object| anew.put(object));
+    if !is_told_first {
+        tell(&mut anew);
+    }
+    anew
 }

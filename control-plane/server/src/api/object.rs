@@ -37,7 +37,9 @@ fn list_routes(kind: Kind) -> Routes {
     Routes::default().add(
         operation.query::<ListQuery>().answers::<ListResponse>(),
         move |State(app): State<Arc<App>>, QueryOf(query): QueryOf<ListQuery>| async move {
-            let (revision, items) = app.store.object_list(kind, query.namespace.as_ref()).await?;
+            let (revision, mut items) =
+                app.store.object_list(kind, query.namespace.as_ref()).await?;
+            items.iter_mut().for_each(|object| add_holdings(&app, object));
             Answer::Ok(Json(ListResponse { revision, items }))
         },
     )
@@ -155,7 +157,16 @@ pub(super) fn cluster_key(kind: Kind, name: String) -> Answer<ObjectKey> {
 }
 
 async fn get(State(app): State<Arc<App>>, key: ObjectKey) -> Answer<Json<Object>> {
-    Ok(Json(app.store.object_get(&key).await?))
+    let mut object = app.store.object_get(&key).await?;
+    add_holdings(&app, &mut object);
+    Ok(Json(object))
+}
+
+/// What is known of a node only while it is in session with this server.
+fn add_holdings(app: &App, object: &mut Object) {
+    if let Object::Node(node) = object {
+        node.held_artifacts = app.nodes.held_artifacts(&node.name);
+    }
 }
 
 async fn delete(State(app): State<Arc<App>>, key: ObjectKey) -> Answer<Json<DeleteResponse>> {

@@ -1,4 +1,7 @@
-//! Which nodes are in touch: their sessions, and when each was heard last.
+//! Which nodes are in touch: their sessions, when each was heard last, and what they say they hold.
+//!
+//! What nodes hold is kept here and nowhere else: it is a hint, it changes often, and nodes are in session with the server
+//! that plans. Another one that takes over hears it from them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,6 +9,7 @@ use std::time::Duration;
 
 use brig_api::session::{SILENCE_MS_MAX, StreamRequest};
 use brig_api::{Code, NodeName, Problem, Revision, UnitId};
+use brig_core::Holdings;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +50,7 @@ pub(crate) struct Seat {
 pub(crate) struct Nodes {
     table: Mutex<Table>,
     changed: Notify,
+    told: Notify,
 }
 
 #[derive(Debug)]
@@ -54,6 +59,8 @@ struct Table {
     counts_from: Instant,
     sessions: u64,
     nodes: BTreeMap<NodeName, Contact>,
+    /// Nodes of which the planner does not know yet what they hold now.
+    news: BTreeSet<NodeName>,
 }
 
 #[derive(Debug)]
@@ -67,12 +74,21 @@ struct Session {
     number: u64,
     commands: mpsc::Sender<Command>,
     replaced: CancellationToken,
+    /// What the node holds; None until it has told.
+    holdings: Option<Holdings>,
+}
+
+impl Table {
+    fn held_by(&self, name: &NodeName) -> Option<&Holdings> {
+        self.nodes.get(name)?.session.as_ref()?.holdings.as_ref()
+    }
 }
 
 impl Nodes {
     pub(crate) fn new(now: Instant) -> Self {
-        let table = Table { counts_from: now, sessions: 0, nodes: BTreeMap::new() };
-        Self { table: Mutex::new(table), changed: Notify::new() }
+        let table =
+            Table { counts_from: now, sessions: 0, nodes: BTreeMap::new(), news: BTreeSet::new() };
+        Self { table: Mutex::new(table), changed: Notify::new(), told: Notify::new() }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -92,9 +108,12 @@ impl Nodes {
             let mut table = self.table();
             table.sessions += 1;
             let number = table.sessions;
-            let session = Session { number, commands: sender, replaced: replaced.clone() };
+            let session =
+                Session { number, commands: sender, replaced: replaced.clone(), holdings: None };
             let contact = Contact { heard: now, session: Some(session) };
             let before = table.nodes.insert(name.clone(), contact);
+            // The one before may have told something, which this one has to tell again.
+            table.news.insert(name.clone());
             if let Some(session) = before.and_then(|contact| contact.session) {
                 session.replaced.cancel();
             }
@@ -118,9 +137,51 @@ impl Nodes {
 
     /// A session ended. The node counts as in touch until its time is up.
     pub(crate) fn leave(&self, name: &NodeName, number: u64) {
-        if let Some(contact) = self.table().nodes.get_mut(name) {
-            contact.session.take_if(|session| session.number == number);
+        let mut table = self.table();
+        let contact = table.nodes.get_mut(name);
+        let session =
+            contact.and_then(|contact| contact.session.take_if(|own| own.number == number));
+        if session.is_some_and(|session| session.holdings.is_some()) {
+            table.news.insert(name.clone());
         }
+    }
+
+    /// The node of a session tells what it holds: `change` makes that of what it told before.
+    pub(crate) fn tell_holdings(
+        &self,
+        name: &NodeName,
+        number: u64,
+        change: impl FnOnce(Option<&Holdings>) -> Holdings,
+    ) {
+        {
+            let mut table = self.table();
+            let session = table.nodes.get_mut(name).and_then(|contact| contact.session.as_mut());
+            let Some(session) = session.filter(|session| session.number == number) else { return };
+            session.holdings = Some(change(session.holdings.as_ref()));
+            table.news.insert(name.clone());
+        }
+        self.told.notify_one();
+    }
+
+    /// What is new about what nodes hold since this was asked last; None where nobody knows any more. With `is_all`
+    /// everything that is known.
+    pub(crate) fn news_of_holdings(&self, is_all: bool) -> Vec<(NodeName, Option<Holdings>)> {
+        let mut table = self.table();
+        let mut names = std::mem::take(&mut table.news);
+        if is_all {
+            names.extend(table.nodes.keys().cloned());
+        }
+        let told = |name| {
+            let holdings = table.held_by(&name).cloned();
+            (name, holdings)
+        };
+        names.into_iter().map(told).collect()
+    }
+
+    /// How many artifacts the node holds, if it is in session here and has told.
+    pub(crate) fn held_artifacts(&self, name: &NodeName) -> Option<u32> {
+        let table = self.table();
+        table.held_by(name).map(|holdings| u32::try_from(holdings.len()).unwrap_or(u32::MAX))
     }
 
     /// Passes a command to the node's session.
@@ -164,6 +225,11 @@ impl Nodes {
         (silent, next)
     }
 
+    /// Waits until a node told what it holds.
+    pub(crate) async fn told(&self) {
+        self.told.notified().await;
+    }
+
     /// Waits until a node came (back).
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
@@ -172,6 +238,10 @@ impl Nodes {
 
 #[cfg(test)]
 mod tests {
+    use brig_api::Digest;
+    use brig_api::session::HeldArtifact;
+    use brig_api::unit_spec::Runtime;
+
     use super::*;
 
     fn name() -> NodeName {
@@ -217,5 +287,40 @@ mod tests {
         assert!(second.commands.recv().await.is_some());
         nodes.leave(&name(), second.number);
         assert_eq!(nodes.command(&name(), command()).unwrap_err().code, Code::NodeUnreachable);
+    }
+
+    #[test]
+    fn what_a_node_holds_is_known_for_as_long_as_its_session() {
+        let nodes = Nodes::new(Instant::now());
+        let news = |is_all| {
+            let count = |holdings: Option<Holdings>| holdings.map(|holdings| holdings.len());
+            let news = nodes.news_of_holdings(is_all).into_iter();
+            news.map(|(_, holdings)| count(holdings)).collect::<Vec<_>>()
+        };
+        let held = |number: u8| HeldArtifact {
+            digest: Digest::of_sha256(&[number; 32]),
+            runtime: Runtime::Wasm,
+            is_ready: true,
+        };
+        let tell = |seat: &Seat, number| {
+            nodes.tell_holdings(&name(), seat.number, |before| {
+                before.cloned().unwrap_or_default().after(&[held(number)], &[])
+            });
+        };
+        let first = nodes.enter(&name(), Instant::now());
+        tell(&first, 1);
+        tell(&first, 2);
+        assert_eq!(news(false), [Some(2)]);
+        assert_eq!((news(false), news(true)), (vec![], vec![Some(2)]));
+        assert_eq!(nodes.held_artifacts(&name()), Some(2));
+        let second = nodes.enter(&name(), Instant::now());
+        assert_eq!(news(false), [None], "another session has to tell it again");
+        tell(&first, 3);
+        nodes.leave(&name(), first.number);
+        assert_eq!(news(false), []);
+        tell(&second, 1);
+        assert_eq!(news(false), [Some(1)]);
+        nodes.leave(&name(), second.number);
+        assert_eq!((news(false), nodes.held_artifacts(&name())), (vec![None], None));
     }
 }

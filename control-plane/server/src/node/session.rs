@@ -158,14 +158,14 @@ async fn converse(
 ) -> End {
     let (outgoing, queue) = mpsc::channel(SESSION_QUEUE_MAX);
     let mut is_leader = app.is_leader.subscribe();
-    let replaced = seat.replaced.clone();
+    let (replaced, number) = (seat.replaced.clone(), seat.number);
     let downwards = async {
         let (line, letters) = begin(app, name, facts, &outgoing).await?;
         tell(line, letters, seat).await
     };
     let result = tokio::select! {
         result = downwards => result,
-        result = listen(app, name, stream, &outgoing) => result,
+        result = listen(app, (name, number), stream, &outgoing) => result,
         result = send(sink, queue) => result,
         () = replaced.cancelled() => Err(End::Replaced),
         () = app.stop.cancelled() => Err(End::Leaving),
@@ -339,7 +339,7 @@ async fn with_texts(app: &App, units: &[Unit]) -> Result<Vec<Assignment>, End> {
 /// Takes in what the node says, for ever.
 async fn listen(
     app: &App,
-    name: &NodeName,
+    (name, number): (&NodeName, u64),
     mut stream: SplitStream<WebSocket>,
     outgoing: &mpsc::Sender<ToNode>,
 ) -> Result<(), End> {
@@ -373,6 +373,12 @@ async fn listen(
                     |report: CheckpointReport| (report.unit, report.task, report.checkpoint.number);
                 let reports = reports.into_iter().map(kept).collect();
                 push(outgoing, ToNode::CheckpointsKept { reports }).await?;
+            }
+            FromNode::Artifacts { is_complete, held, gone } => {
+                app.nodes.tell_holdings(name, number, |before| {
+                    let before = before.filter(|_| !is_complete).cloned();
+                    before.unwrap_or_default().after(&held, &gone)
+                });
             }
             FromNode::StreamFailed { stream, problem } => app.streams.fail(name, &stream, *problem),
             FromNode::Hello { .. } => {

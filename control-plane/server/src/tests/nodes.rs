@@ -4,9 +4,10 @@ use brig_api::checkpoint::{Checkpoint, CheckpointReport, State};
 use brig_api::lifecycle::UnitState;
 use brig_api::object::{Desired, NodeState, Object};
 use brig_api::request::{AttachRequest, ExecRequest, LogQuery};
-use brig_api::session::{FromNode, SESSION_PROTOCOL, StreamRequest, ToNode};
+use brig_api::session::{FromNode, HeldArtifact, SESSION_PROTOCOL, StreamRequest, ToNode};
 use brig_api::stdio::StdioFrame;
-use brig_api::{Code, Kind, NamespacePath, Problem, ResourceName, Revision, UnitId};
+use brig_api::unit_spec::Runtime;
+use brig_api::{Code, Digest, Kind, NamespacePath, Problem, ResourceName, Revision, UnitId};
 use brig_client::EventQuery;
 use futures::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
@@ -395,4 +396,84 @@ async fn the_next_attempt_is_given_what_the_last_one_saved_before_it_is_assigned
     assert!(!format!("{events:?}{rows:?}").contains("hunter2"));
     let refused = cluster.client.sql("select state from checkpoint_states").await;
     assert!(refused.is_err(), "{refused:?}");
+}
+
+fn holds(is_complete: bool, digests: &[&Digest], gone: &[&Digest]) -> FromNode {
+    let held = |digest: &&Digest| HeldArtifact {
+        digest: (*digest).clone(),
+        runtime: Runtime::Wasm,
+        is_ready: true,
+    };
+    FromNode::Artifacts {
+        is_complete,
+        held: digests.iter().map(held).collect(),
+        gone: gone.iter().map(|digest| ((*digest).clone(), Runtime::Wasm)).collect(),
+    }
+}
+
+async fn held_artifacts_become(cluster: &Cluster, node: &str, count: Option<u32>) {
+    soon(&format!("{node} holds {count:?}"), async {
+        loop {
+            let found = cluster.client.get(&key(Kind::Node, node)).await.unwrap();
+            let Object::Node(found) = found else { panic!("{found:?}") };
+            if found.held_artifacts == count {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// Waits until it was refused for want of its artifact.
+async fn waits_for_its_artifact(cluster: &Cluster, name: &str) {
+    soon(&format!("{name} waits"), async {
+        loop {
+            let unit = cluster.client.unit(&default_namespace(), name).await.unwrap();
+            assert_eq!(unit.node, None);
+            if let Some(message) = unit.status.message {
+                assert!(message.contains("without the artifact `registry.example/app:1`"));
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unit_that_needs_its_artifact_goes_where_a_node_says_it_is_also_after_a_restart() {
+    let mut cluster = Cluster::start().await;
+    let [digest, other] = [[1; 32], [200; 32]].map(|sum| Digest::of_sha256(&sum));
+    let unit = |name: &str| {
+        format!(
+            "kind: unit\nname: {name}\nunit:\n  wasm: {{artifact: 'registry.example/app:1@{digest}'}}\n  \
+             placement: {{artifacts: present}}\n"
+        )
+    };
+    let (mut idle, _) = FakeNode::register(&cluster, "n1").await;
+    let (mut node, _) = FakeNode::register(&cluster, "n2").await;
+    held_artifacts_become(&cluster, "n2", None).await;
+    idle.say(&holds(true, &[], &[])).await;
+    node.say(&holds(true, &[&other], &[])).await;
+    held_artifacts_become(&cluster, "n2", Some(1)).await;
+    cluster.apply(&unit("first")).await;
+    waits_for_its_artifact(&cluster, "first").await;
+    node.say(&holds(false, &[&digest], &[])).await;
+    let Some(ToNode::Assign { units }) = node.hear().await else { panic!("an assignment") };
+    assert_eq!(units[0].name.as_str(), "first");
+    held_artifacts_become(&cluster, "n2", Some(2)).await;
+    node.say(&holds(false, &[], &[&digest])).await;
+    held_artifacts_become(&cluster, "n2", Some(1)).await;
+    cluster.apply(&unit("second")).await;
+    waits_for_its_artifact(&cluster, "second").await;
+
+    cluster.restart().await;
+    let (mut idle, _) = FakeNode::register(&cluster, "n1").await;
+    held_artifacts_become(&cluster, "n1", None).await;
+    idle.say(&holds(true, &[&digest], &[])).await;
+    let Some(ToNode::Assign { units }) = idle.hear().await else { panic!("an assignment") };
+    assert_eq!(units[0].name.as_str(), "second", "a new leader is told by the nodes");
+    drop(idle);
+    held_artifacts_become(&cluster, "n1", None).await;
 }

@@ -91,6 +91,7 @@ fn node(row: NodeRow, attributes: &mut Attributes) -> Result<Node, StoreError> {
         },
         state: named("nodes.state", NodeState::parse, &row.state)?,
         state_since_ms: row.state_since_ms,
+        held_artifacts: None,
         meta: Meta {
             revision: Revision(unsigned("nodes.revision", row.revision)?),
             created_ms: row.created_ms,

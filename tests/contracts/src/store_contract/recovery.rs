@@ -46,7 +46,9 @@ async fn raw(url: &str, sql: &str) {
 async fn check_whole(store: &Store, size: usize) {
     let (revision, units) = store.object_list(Kind::Unit, None).await.unwrap();
     assert_eq!(units.len() % size, 0, "{} units", units.len());
-    let changes = store.changes_since(Revision(1), 10_000).await.unwrap();
+    let mut changes = store.changes_since(Revision(1), 10_000).await.unwrap();
+    // The feed is read a moment after the list, and a commit that its asker gave up on may still go through in between.
+    changes.retain(|change| change.revision <= revision);
     assert_eq!(changes.len(), units.len());
     let mut revisions: Vec<_> = changes.iter().map(|change| change.revision.0).collect();
     revisions.dedup();

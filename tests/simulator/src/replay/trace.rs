@@ -107,6 +107,7 @@ pub(crate) fn node(
         facts,
         state: NodeState::Ready,
         state_since_ms: 0,
+        held_artifacts: None,
         meta: Meta::default(),
     })
 }

@@ -53,7 +53,10 @@ impl World {
     fn pass(&mut self) -> anyhow::Result<Option<i64>> {
         let moment = self.moment();
         match self.planners.first_mut() {
-            Some(planner) => planner.pass(&mut self.database, &moment, &mut self.random),
+            Some(planner) => {
+                planner.listen(&self.held, 100, &mut self.random);
+                planner.pass(&mut self.database, &moment, &mut self.random)
+            }
             None => Ok(None),
         }
     }
@@ -81,6 +84,7 @@ impl World {
         let moment = self.moment();
         for planner in &mut self.planners {
             planner.catch_up(&self.database);
+            planner.listen(&self.held, 100, &mut self.random);
             let more = planner.plan(&moment, &mut self.random, true)?;
             // One that has looked at everything later than the others may know more obstacles.
             let more = planner.without_rewordings(&more);
