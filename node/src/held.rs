@@ -345,6 +345,9 @@ mod tests {
             sum[..8].copy_from_slice(&(number as u64).to_be_bytes());
             let reference = format!("app@{}", Digest::of_sha256(&sum));
             names.extend(held.fetched(&reference, Runtime::Oci, &image(dir.path())));
+            if let [first] = &names[..] {
+                held.known().get_mut(first).unwrap().used_ms -= 1;
+            }
         }
         let now = held.now();
         assert_eq!(now.len(), HELD_ARTIFACTS_MAX);
