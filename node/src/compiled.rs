@@ -18,7 +18,7 @@ use std::io::{self, Read, Seek as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use brig_api::Digest;
 use brig_api::lifecycle::Reason;
@@ -29,8 +29,10 @@ use brig_shim::code::{Compatibilities, CompileAnswer, Compiled};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
 use sha2::Sha256;
 use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
 use crate::plan::Fault;
@@ -185,7 +187,9 @@ impl CompiledCode {
         }
         *marked = Instant::now();
         // Files of code are never modified, so that the time of that says when one was used last.
-        File::open(path).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).is_ok()
     }
 
     fn path(&self, compatibility: &str, program: &Digest) -> PathBuf {

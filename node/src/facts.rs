@@ -14,7 +14,7 @@ const CHECK_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 const CHECK_BYTES_MAX: usize = 64 << 10;
 
 /// Finds out everything.
-pub(crate) async fn gather(config: &NodeConfig, check: &Check) -> NodeFacts {
+pub(crate) fn gather(config: &NodeConfig, check: &Check) -> NodeFacts {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let uname = rustix::system::uname();
     let text = |bytes: &std::ffi::CStr| bytes.to_string_lossy().into_owned();

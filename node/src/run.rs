@@ -91,7 +91,7 @@ async fn work(
     }
     let disk = Arc::new(disk);
     let check = facts::Check::of(&config).await;
-    let facts = facts::gather(&config, &check).await;
+    let facts = facts::gather(&config, &check);
     let (events, heard) = mpsc::channel(EVENTS_WAITING_MAX);
     let shim_programs = Programs {
         wasm: config.shim_wasm.clone(),

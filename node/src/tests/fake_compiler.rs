@@ -17,7 +17,7 @@ pub(crate) fn make(dir: &Path) -> PathBuf {
     if !path.exists() {
         let new = dir.join("fake-compiler.new");
         let mut file =
-            std::fs::File::options().write(true).create(true).mode(0o755).open(&new).unwrap();
+            std::fs::File::options().write(true).create_new(true).mode(0o755).open(&new).unwrap();
         file.write_all(SCRIPT.as_bytes()).unwrap();
         drop(file);
         std::fs::rename(new, &path).unwrap();

@@ -235,12 +235,10 @@ impl Users {
             drop(ours);
             let made = sys::unshare(UnshareFlags::NEWUSER).is_ok();
             let _ = io::Write::write(&mut &theirs, &[u8::from(made)]);
-            // Until it is killed.
-            loop {
-                let time = rustix::time::Timespec { tv_sec: NAMESPACE_SECONDS, tv_nsec: 0 };
-                let _ = rustix::thread::nanosleep(&time);
-                sys::exit_now(0);
-            }
+            // It is killed long before.
+            let time = rustix::time::Timespec { tv_sec: NAMESPACE_SECONDS, tv_nsec: 0 };
+            let _ = rustix::thread::nanosleep(&time);
+            sys::exit_now(0);
         };
         drop(theirs);
         let namespace = self.of_process(child, ours);

@@ -378,7 +378,7 @@ mod tests {
         let [old, new] = ["old", "new"].map(|name| CodeStore::open(cache.path(), name).unwrap());
         let [first, second, third] = ["1", "2", "3"].map(|text| digest(text.as_bytes()));
         for (store, module, used) in [(&old, &first, 10), (&old, &second, 20), (&new, &third, 30)] {
-            put(&store, module, BinaryKind::Module, b"0123456789");
+            put(store, module, BinaryKind::Module, b"0123456789");
             age(&store.paths(module).0, used);
         }
         assert!(old.fetch(&first).unwrap().is_some(), "it is used again");

@@ -60,7 +60,7 @@ const FILES_MAX: u64 = 65_536;
 fn main() -> ExitCode {
     let result = match Options::parse(std::env::args_os().skip(1)) {
         Ok(Options::Compile(job)) => compiler::run(&job).context("compiling"),
-        Ok(Options::Shim(options)) => run_shim(options),
+        Ok(Options::Shim(options)) => run_shim(&options),
         Ok(Options::Transform(settings)) => compiler::transform(settings),
         Ok(Options::Compatibility) => compiler::print_compatibilities(),
         Ok(Options::Libraries) => print_libraries().context("looking for its libraries"),
@@ -90,7 +90,7 @@ fn print_libraries() -> anyhow::Result<()> {
     Ok(std::io::Write::flush(&mut stdout)?)
 }
 
-fn run_shim(options: ShimOptions) -> anyhow::Result<()> {
+fn run_shim(options: &ShimOptions) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())

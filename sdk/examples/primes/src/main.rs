@@ -1,4 +1,5 @@
 //! A long command that says where it is by `brig:unit/checkpoint`: counts primes, and goes on where a run before it was.
+#![expect(clippy::disallowed_methods, reason = "a program has the clock that its host gives it")]
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -63,11 +63,7 @@ fn filter() -> [sock_filter; 6] {
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
     const OFFSET_NUMBER: u32 = 0;
     const OFFSET_ARCHITECTURE: u32 = 4;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "numbers of system calls are small"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "numbers of system calls are small")]
     const SOCKET: u32 = libc::SYS_socket as u32;
     let step = |code, jt, jf, k| sock_filter { code, jt, jf, k };
     [
