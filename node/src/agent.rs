@@ -10,6 +10,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod weight;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,6 +33,7 @@ use crate::record::{Phase, UnitRecord};
 use crate::shims::{ShimEvent, ShimId, Shims};
 use checkpoint::Checkpoints;
 use usage::{METER_EVERY, Metered};
+use weight::{WEIGH_EVERY, Weights};
 
 /// Statuses that were not acknowledged are sent again after this time.
 const RESEND: Duration = Duration::from_secs(10);
@@ -84,6 +86,7 @@ pub(crate) struct Agent {
     wakes: BTreeSet<(i64, UnitId)>,
     /// What wasm tasks saved, on its way to the control plane and from there.
     checkpoints: Checkpoints,
+    weights: Weights,
     /// Units that began to be prepared and were not reported yet, and since when there is any.
     untold: BTreeSet<UnitId>,
     untold_since: Option<Instant>,
@@ -118,6 +121,7 @@ impl Agent {
             collecting: 0,
             wakes: BTreeSet::new(),
             checkpoints: Checkpoints::default(),
+            weights: Weights::default(),
             untold: BTreeSet::new(),
             untold_since: None,
             session: None,
@@ -140,6 +144,8 @@ impl Agent {
         resend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut meter = tokio::time::interval_at(Instant::now() + METER_EVERY, METER_EVERY);
         meter.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut weigh = tokio::time::interval(WEIGH_EVERY);
+        weigh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut give_up_ms = i64::MAX;
         self.decide_all();
         loop {
@@ -161,6 +167,7 @@ impl Agent {
                     self.send_checkpoints();
                 }
                 _ = meter.tick() => self.meter(),
+                _ = weigh.tick(), if self.weights.is_due => self.weigh(),
                 () = shutdown.cancelled(), if !self.is_pausing => {
                     if !stops_units {
                         break;
@@ -232,6 +239,7 @@ impl Agent {
                 }
             }
             ShimEvent::Gone => {
+                self.weights.forget(shim);
                 let lost: Vec<_> = self.live_keys(shim).collect();
                 for key in lost {
                     self.judge(shim, &key);
@@ -314,6 +322,7 @@ impl Agent {
         };
         if is_news {
             unit.tasks.insert(task, seen);
+            self.weights.is_due = true;
             self.decide(&unit_id);
         }
     }

@@ -27,6 +27,9 @@ use crate::event::Event;
 /// Longest wait for the clean-up after a dead shim: it kills a cgroup and unmounts.
 const CLEANUP_WAIT: Duration = Duration::from_secs(30);
 
+/// Longest wait for a cgroup's weight to be set.
+const WEIGH_WAIT: Duration = Duration::from_secs(10);
+
 /// Longest wait for a program to say what it is run from.
 const LIBRARIES_WAIT: Duration = Duration::from_secs(30);
 /// Memory of a shim with one task, besides what its program takes.
@@ -109,6 +112,8 @@ struct Inner {
     events: mpsc::Sender<Event>,
     slots: Mutex<HashMap<ShimId, Slot>>,
     cleanups: Semaphore,
+    /// One at a time, so that the last that was asked for is the one that stays.
+    weighing: tokio::sync::Mutex<()>,
     libraries: OnceCell<Libraries>,
 }
 
@@ -125,6 +130,7 @@ impl Shims {
             events,
             slots: Mutex::default(),
             cleanups: Semaphore::new(CLEANUPS_MAX),
+            weighing: tokio::sync::Mutex::default(),
             libraries: OnceCell::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -356,21 +362,42 @@ impl Shims {
             return;
         }
         let _turn = self.inner.cleanups.acquire().await;
-        let Ok(program) = self.sealed_oci().await else { return };
-        let cleanup = tokio::process::Command::new(program)
-            .arg("cleanup")
-            .arg("--dir")
-            .arg(&dir)
+        let arguments = [OsStr::new("cleanup"), OsStr::new("--dir"), dir.as_os_str()];
+        if let Err(error) = self.run_oci(&arguments, CLEANUP_WAIT).await {
+            tracing::warn!(shim = ?shim, error = %error, "could not clean up after a dead shim");
+        }
+    }
+
+    /// Gives shims that have containers their weights, in thousandths of a core.
+    pub(crate) async fn weigh(&self, weights: Vec<(ShimId, u64)>) {
+        if !self.inner.programs.holds_workers {
+            return;
+        }
+        let _turn = self.inner.weighing.lock().await;
+        for (shim, cpu_milli) in weights {
+            let (dir, cpu_milli) = (self.inner.disk.shim(&shim), cpu_milli.to_string());
+            let arguments =
+                ["weigh".as_ref(), "--dir".as_ref(), dir.as_os_str(), cpu_milli.as_ref()];
+            if let Err(error) = self.run_oci(&arguments, WEIGH_WAIT).await {
+                tracing::warn!(shim = ?shim, error = %error, "could not set the weight of a shim's container");
+            }
+        }
+    }
+
+    /// Runs the container shim's program as a tool.
+    async fn run_oci(&self, arguments: &[&OsStr], time_max: Duration) -> io::Result<()> {
+        let tool = tokio::process::Command::new(self.sealed_oci().await?)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .status();
-        match tokio::time::timeout(CLEANUP_WAIT, cleanup).await {
-            Ok(Ok(status)) if status.success() => {}
-            outcome => tracing::warn!(
-                shim = ?shim, outcome = ?outcome, "could not clean up after a dead shim"
-            ),
+        match tokio::time::timeout(time_max, tool).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(io::Error::other(status.to_string())),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 

@@ -86,11 +86,12 @@ impl Seen {
         }
     }
 
-    /// What it is. Of several things it is a service before a command, and the older version before the newer, which
-    /// runs in more places.
+    /// What it is. Of several things it is a service before a command. Of two versions of a service the older one runs, which
+    /// runs in more places. Of a command the newer one: tool chains export the `main` of every program as a command of 0.2,
+    /// and in one that was written for 0.3 that is a stub which ends in a trap.
     pub(crate) fn kind(&self) -> WasmKind {
         use WasmKind::{CommandP1, CommandP2, CommandP3, HttpP2, HttpP3, Library};
-        let order = [HttpP2, HttpP3, CommandP1, CommandP2, CommandP3];
+        let order = [HttpP2, HttpP3, CommandP1, CommandP3, CommandP2];
         order.into_iter().find(|kind| self.runs.contains(kind)).unwrap_or(Library)
     }
 }

@@ -35,7 +35,7 @@ fn a_kind_is_told_by_what_is_exported() {
     for (exports, kind) in [
         (&["wasi:cli/run@0.2.3"][..], WasmKind::CommandP2),
         (&["wasi:cli/run@0.3.0"], WasmKind::CommandP3),
-        (&["wasi:cli/run@0.3.0", "wasi:cli/run@0.2.0"], WasmKind::CommandP2),
+        (&["wasi:cli/run@0.3.0", "wasi:cli/run@0.2.0"], WasmKind::CommandP3),
         (&["wasi:http/incoming-handler@0.2.0", "wasi:cli/run@0.2.0"], WasmKind::HttpP2),
         (&["wasi:http/handler@0.3.0"], WasmKind::HttpP3),
         (&["wasi:http/handler@0.3.0", "wasi:cli/run@0.2.0"], WasmKind::HttpP3),

@@ -8,7 +8,7 @@ use brig_api::usage::Usage;
 use brig_shim::message::{TaskKey, TaskUsage};
 use rustix::process::Pid;
 
-use crate::spec::CGROUP_PARENT;
+use crate::spec::{self, CGROUP_PARENT};
 use crate::{clock, sys};
 
 /// How long the processes of a killed container may take to be gone, in milliseconds.
@@ -120,6 +120,20 @@ impl Cgroups {
         TaskUsage { used, memory_bytes }
     }
 
+    /// Sets its share when others want the processor too, in thousandths of a core.
+    pub(crate) fn weigh(&self, cpu_milli: u64) -> io::Result<()> {
+        let shares = spec::shares(cpu_milli);
+        for directory in &self.directories {
+            for (name, value) in [("cpu.shares", shares), ("cpu.weight", weight(shares).into())] {
+                let file = directory.join(name);
+                if file.exists() {
+                    std::fs::write(file, value.to_string())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// How many of its processes the kernel killed for memory.
     pub(crate) fn memory_kills(&self) -> u64 {
         let older = self.read("memory.oom_control").and_then(|text| field(&text, "oom_kill"));
@@ -194,6 +208,16 @@ pub(crate) fn name(key: &TaskKey, shim_dir: &Path) -> String {
     format!("{}-{hash:016x}", key.0)
 }
 
+/// Shares, 2 to 262,144, as the weights of the unified hierarchy, 1 to 10,000, by the formula that libcontainer and runc have
+/// for those of containers (opencontainers/cgroups, change 20): both ends and the defaults, 1,024 and 100, meet.
+fn weight(shares: u64) -> u32 {
+    let log = f64::from(u32::try_from(shares).unwrap_or(u32::MAX)).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    let wanted = 10_f64.powf(exponent);
+    // The least whole number that is not below it.
+    (1..10_000).find(|weight| f64::from(*weight) >= wanted).unwrap_or(10_000)
+}
+
 fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
@@ -239,6 +263,22 @@ mod tests {
         let key = TaskKey("u1.main.0".into());
         let [a, b] = ["/a", "/b"].map(|dir| name(&key, Path::new(dir)));
         assert!(a != b && a.starts_with("u1.main.0-"), "{a} {b}");
+    }
+
+    #[test]
+    fn a_weight_is_set_in_either_kind_of_cgroup() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups { directories: vec![dir.path().into()] };
+        for file in ["cpu.shares", "cpu.weight"] {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
+        for (milli, expected) in
+            [(0, ["2", "1"]), (1_000, ["1024", "100"]), (u64::MAX, ["262144", "10000"])]
+        {
+            cgroups.weigh(milli).unwrap();
+            let written = ["cpu.shares", "cpu.weight"].map(|file| cgroups.read(file).unwrap());
+            assert_eq!(written, expected);
+        }
     }
 
     #[test]

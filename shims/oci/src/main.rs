@@ -44,6 +44,7 @@ const LOG_FILTER: &str = "warn,brig_shim_oci=info,libcgroups=error,libcontainer=
 const USAGE: &str = "usage: brig-shim-oci --dir DIR          serve one container; the listening socket is standard input
        brig-shim-oci --dir DIR worker   run a wasm shim in a container; the listening socket is standard input
        brig-shim-oci cleanup --dir DIR  remove what a killed shim left
+       brig-shim-oci weigh --dir DIR N  give the container of a shim the weight of N thousandths of a core
        brig-shim-oci check [--dir DIR]  say as JSON whether containers can run here
        brig-shim-oci --version
 ";
@@ -77,6 +78,14 @@ fn run(args: &[&str]) -> anyhow::Result<ExitCode> {
         ["cleanup", "--dir", dir] => {
             let context = || format!("cleaning up after the shim in {dir}");
             cleanup::clean_up(Path::new(dir)).with_context(context).map(|()| ExitCode::SUCCESS)
+        }
+        ["weigh", "--dir", dir, cpu_milli] => {
+            let cpu_milli =
+                cpu_milli.parse().with_context(|| format!("`{cpu_milli}` is no weight"))?;
+            let context = || format!("giving the container of the shim in {dir} its weight");
+            worker::weigh(Path::new(dir), cpu_milli)
+                .with_context(context)
+                .map(|()| ExitCode::SUCCESS)
         }
         ["check"] => print_check(&std::env::temp_dir()),
         ["check", "--dir", dir] => print_check(Path::new(dir)),

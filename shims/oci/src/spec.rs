@@ -331,7 +331,7 @@ fn no_device() -> Result<LinuxDeviceCgroup, OciSpecError> {
 }
 
 /// Cpu shares: 1024 for a whole core, within what the kernel takes.
-fn shares(cpu_request_milli: u64) -> u64 {
+pub(crate) fn shares(cpu_request_milli: u64) -> u64 {
     (cpu_request_milli.saturating_mul(1_024) / 1_000).clamp(2, 262_144)
 }
 

@@ -71,6 +71,12 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     shim::clean_up(&near, &record.cgroup, &near.join("scratch")).context("cleaning up")
 }
 
+/// Gives the worker of `dir` its weight among all that want the processor, in thousandths of a core. What has ended has none.
+pub(crate) fn weigh(dir: &Path, cpu_milli: u64) -> anyhow::Result<()> {
+    let Some(record) = Record::read(dir)? else { return Ok(()) };
+    Ok(Hierarchies::of_this_machine()?.of_container(&record.cgroup).weigh(cpu_milli)?)
+}
+
 /// Starts it; its first process, and the way by which that hands the making of sockets over.
 fn start(
     worker: &Worker,

@@ -164,7 +164,9 @@ fn wait(child: &mut Child, time_max: Duration) -> io::Result<()> {
 
 /// The process that compiles: from standard input to standard output, and what was wrong, or `null`, to standard error.
 pub(crate) fn transform(settings: Settings) -> anyhow::Result<()> {
-    let limit = |resource, most| {
+    // Whoever started this may have set lower ones.
+    let limit = |resource, most: u64| {
+        let most = rustix::process::getrlimit(resource).maximum.map_or(most, |set| set.min(most));
         rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
     };
     limit(Resource::As, COMPILE_ADDRESS_BYTES_MAX)?;

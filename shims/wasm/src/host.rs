@@ -26,9 +26,9 @@ use crate::sockets::{HasSockets, Sockets};
 
 /// Most random bytes that a guest gets in one call.
 const RANDOM_BYTES_MAX: u64 = 1 << 20;
-/// Most open handles of a component: files, streams, requests; natively a process has 1,024. What is behind them is
+/// Most open handles of a guest: files, streams, requests; natively a process has 1,024. What is behind them is
 /// in the shim's memory and not in the guest's, up to 128 KiB for one set of http fields.
-const HANDLES_MAX: usize = 2_000;
+pub(crate) const HANDLES_MAX: usize = 2_000;
 
 /// What a task was granted.
 pub(crate) struct Grants {
@@ -75,10 +75,9 @@ impl Grants {
 
     /// The host of a new core guest.
     pub(crate) fn core_host(&self, memory: &Arc<MemoryAccount>) -> Result<CoreHost, Refusal> {
-        Ok(CoreHost {
-            wasi: self.wasi()?.build_p1(),
-            limiter: MemoryLimiter::new(memory).map_err(no_memory)?,
-        })
+        let mut wasi = self.wasi()?.build_p1();
+        wasi.ctx().table.set_max_capacity(HANDLES_MAX);
+        Ok(CoreHost { wasi, limiter: MemoryLimiter::new(memory).map_err(no_memory)? })
     }
 
     /// The host of a new component guest.

@@ -4,16 +4,17 @@
 //! Both of the following hold for the whole process, because they are taken on before it has a second thread.
 //! * seccomp: system calls that are not on the lists fail with EPERM. No programs are started, no namespaces made, nothing
 //!   is mounted or traced, and there are no sockets but TCP and UDP.
-//! * Landlock, where the kernel has it: nothing is executed, no devices, pipes and sockets are made as files; signals and
-//!   abstract sockets reach nobody outside. The compiler opens no file at all. (A shim is handed the directories of its
-//!   guests later, so that rules about paths can't be made for it; its container shows it no others.)
+//! * Landlock, where the kernel has it: signals and abstract sockets reach nobody outside. The compiler opens no file at
+//!   all. (A shim is handed the directories of its guests later, so that rules about paths can't be made for it; its
+//!   container shows it no others. It denies no access to files at all: a process that is denied any can't move a file from
+//!   one directory to another, and guests may. The system calls that it would deny are on no list.)
 
 mod network;
 
 use anyhow::Context;
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, Ruleset,
-    RulesetAttr as _, RulesetStatus, Scope, make_bitflags,
+    RulesetAttr as _, RulesetStatus, Scope,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 use seccompiler::{BpfProgram, TargetArch, compile_from_json};
@@ -49,9 +50,7 @@ pub(crate) fn for_compiling() -> anyhow::Result<()> {
 pub(crate) fn for_serving() -> anyhow::Result<()> {
     // What is in its memory belongs into no file: secrets, for one.
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    let handled =
-        make_bitflags!(AccessFs::{Execute | MakeBlock | MakeChar | MakeFifo | MakeSock | IoctlDev});
-    landlock(handled, BitFlags::EMPTY)?;
+    landlock(BitFlags::EMPTY, BitFlags::EMPTY)?;
     rustix::thread::set_no_new_privs(true)?;
     network::hand_over()?;
     seccomp(true)
@@ -61,8 +60,10 @@ pub(crate) fn for_serving() -> anyhow::Result<()> {
 fn landlock(files: BitFlags<AccessFs>, network: BitFlags<AccessNet>) -> anyhow::Result<()> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(files)?
         .scope(Scope::from_all(LANDLOCK))?;
+    if !files.is_empty() {
+        rules = rules.handle_access(files)?;
+    }
     if !network.is_empty() {
         rules = rules.handle_access(network)?;
     }
@@ -159,6 +160,8 @@ mod tests {
         for refused in [
             "execve",
             "execveat",
+            "mknod",
+            "mknodat",
             "fork",
             "ptrace",
             "mount",

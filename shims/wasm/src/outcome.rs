@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 
 use brig_api::lifecycle::Reason;
 use brig_shim::exit::MESSAGE_BYTES_MAX;
+use wasmtime::component::ResourceTableError;
 use wasmtime::{FrameInfo, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
+use crate::host::HANDLES_MAX;
 use crate::memory::MemoryExceeded;
 
 /// The code of a task that could not be started, as shells use it for a file that can't be run.
@@ -108,6 +110,7 @@ pub(crate) fn trap_report(error: &wasmtime::Error) -> Option<String> {
 fn trap_message(error: &wasmtime::Error, frames_max: usize) -> String {
     let mut message = match error.downcast_ref::<Trap>() {
         Some(trap) => format!("trapped: {trap}"),
+        None if error.root_cause().is::<ResourceTableError>() => too_many_handles(),
         None => format!("ended by an error of the host: {}", error.root_cause()),
     };
     let backtrace = error.downcast_ref::<WasmBacktrace>();
@@ -133,6 +136,14 @@ fn trap_message(error: &wasmtime::Error, frames_max: usize) -> String {
         let _ = write!(message, "\n  … {} more, in the log", frames.len() - frames_max);
     }
     message
+}
+
+/// The table of handles is full; no other of its errors comes from what a guest does.
+fn too_many_handles() -> String {
+    let most = HANDLES_MAX / 1_000;
+    format!(
+        "ended, for it has {most},000 open files, streams and sockets: close those that are done with"
+    )
 }
 
 fn function_name(frame: &FrameInfo) -> String {

@@ -229,10 +229,11 @@ impl Side {
             ProxyPre::new(pre).map(|pre| Program::Http(Arc::new(HandlerPre::Proxy(pre))))
         } else if exports.has_async_http {
             ServicePre::new(pre).map(|pre| Program::Http(Arc::new(HandlerPre::Service(pre))))
-        } else if exports.has_command {
-            CommandPre::new(pre).map(Program::Command)
-        } else {
+        } else if exports.has_async_command {
+            // Before the one of 0.2, which is a stub where both are there.
             AsyncCommandPre::new(pre).map(Program::AsyncCommand)
+        } else {
+            CommandPre::new(pre).map(Program::Command)
         };
         let program = program.map_err(|error| unlinkable(&error))?;
         let memory_min = component.resources_required().as_ref().map_or(0, memory_min);

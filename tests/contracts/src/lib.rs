@@ -6,6 +6,7 @@ mod shim_client;
 mod shim_contract;
 mod store_contract;
 mod wasm_checkpoint;
+mod wasm_hostile;
 mod wasm_http;
 mod wasm_programs;
 mod wasm_shim;

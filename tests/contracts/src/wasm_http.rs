@@ -91,7 +91,7 @@ impl Service {
 }
 
 /// One request on its own connection: status and body.
-fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+pub(crate) fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(WAIT)).unwrap();
     let length = body.len();

@@ -150,12 +150,12 @@ fn a_component_that_returns_is_a_command() {
 }
 
 #[test]
-fn of_two_versions_of_wasi_the_older_one_runs() {
+fn of_two_versions_of_a_command_the_newer_one_runs() {
     let record = run_text(
         r#"(component
            (core module $m
-             (func (export "run") (result i32) i32.const 0)
-             (func (export "run-later") (result i32) unreachable))
+             (func (export "run") (result i32) unreachable)
+             (func (export "run-later") (result i32) i32.const 0))
            (core instance $i (instantiate $m))
            (func $run (result (result)) (canon lift (core func $i "run")))
            (func $later async (result (result)) (canon lift (core func $i "run-later")))

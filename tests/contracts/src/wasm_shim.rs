@@ -92,7 +92,7 @@ pub(crate) fn try_wasm(module: &Path, bytes: &[u8]) -> Result<StartWasm, Refusal
 }
 
 /// Imports and helpers that the guests share: `$say` writes bytes to a file descriptor.
-const PRELUDE: &str = r#"
+pub(crate) const PRELUDE: &str = r#"
   (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))

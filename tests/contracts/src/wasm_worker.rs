@@ -8,14 +8,15 @@ use brig_shim::message::StartProgram;
 use brig_shim::worker::{Libraries, Worker};
 
 use crate::shim_client::{ShimProcess, shim_binary, wait_until};
-use crate::shim_contract::{Does, Runtime, contract_of_shims};
+use crate::shim_contract::{Does, Fixture, Runtime, contract_of_shims};
 use crate::wasm_shim::{Wasm, cache};
 
-struct Contained;
+/// A shim in a container.
+pub(crate) struct Contained;
 
 impl Contained {
     /// The runtime; None, and a word why, where workers can't have containers.
-    fn available() -> Option<Self> {
+    pub(crate) fn available() -> Option<Self> {
         let check = Command::new(shim_binary("brig-shim-oci")).arg("check").output();
         let check = check.expect("the shim can be run").stdout;
         let report: serde_json::Value = serde_json::from_slice(&check).expect("JSON");
@@ -67,6 +68,30 @@ fn start(
     let log = std::fs::File::create(dir.join("shim.log")).expect("a log");
     command.stderr(log);
     ShimProcess::start(command, dir)
+}
+
+#[test]
+fn a_shim_has_the_weight_that_its_agent_says() {
+    let Some(contained) = Contained::available() else { return };
+    let fixture = Fixture::new(&contained);
+    let _client = fixture.shim.connect();
+    let dir = fixture.base.path().join("shim");
+    let record = std::fs::read(dir.join("container.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let name = record["cgroup"].as_str().expect("the name of a cgroup");
+    // Of the older hierarchies and of the unified one.
+    let files = [("cpu/brig", "cpu.shares"), ("brig", "cpu.weight")]
+        .map(|(parent, file)| Path::new("/sys/fs/cgroup").join(parent).join(name).join(file));
+    let file = files.iter().find(|file| file.exists()).expect("a cgroup with a weight");
+    let mut seen = Vec::new();
+    for cpu_milli in ["100", "2000", "0"] {
+        let mut command = Command::new(shim_binary("brig-shim-oci"));
+        let status = command.args(["weigh", "--dir"]).arg(&dir).arg(cpu_milli).status().unwrap();
+        assert!(status.success());
+        let weight = std::fs::read_to_string(file).unwrap();
+        seen.push(weight.trim().parse::<u64>().expect("a number"));
+    }
+    assert!(seen[2] < seen[0] && seen[0] * 5 < seen[1], "{seen:?}");
 }
 
 /// Runs a script in the place of a shim; what it says.
