@@ -1,7 +1,7 @@
 //! A latency-sensitive http unit beside 200 hostile ones of another namespace, on a real `brig dev`: two namespaces, so two
 //! shims, each in a container of its own where there can be one. Rounds without and with the hostile ones take turns.
 //!
-//! `cargo bench --package bench --bench hostile`; ROUNDS=N rounds of each kind, HOSTILE=N units, RATE=N requests a second.
+//! `cargo bench --workspace --bench hostile`; ROUNDS=N rounds of each kind, HOSTILE=N units, RATE=N requests a second.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::fmt::Write as _;

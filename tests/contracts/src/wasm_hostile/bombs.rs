@@ -1,10 +1,14 @@
 //! Modules that are made to take the compiler's time and memory, or the shim's when it says where they trapped. They are
 //! made of bytes: the text of some would be large.
 
+use std::process::Command;
+
 use brig_api::lifecycle::Reason;
+use brig_shim::code::{CompileAnswer, Refusal};
 
 use super::Rig;
-use crate::wasm_shim::try_wasm;
+use crate::shim_client::shim_binary;
+use crate::wasm_shim::{digest, try_wasm};
 
 /// Sections of a module, by their numbers in the format.
 const TYPES: u8 = 1;
@@ -17,7 +21,12 @@ const CUSTOM: u8 = 0;
 
 const I32: u8 = 0x7f;
 const BLOCK: [u8; 2] = [0x02, 0x40];
+const LOOP: [u8; 2] = [0x03, 0x40];
+const BR_IF_0: [u8; 2] = [0x0d, 0];
 const END: u8 = 0x0b;
+const LOCAL_GET: u8 = 0x20;
+const LOCAL_SET: u8 = 0x21;
+const I32_ADD: u8 = 0x6a;
 const UNREACHABLE: u8 = 0x00;
 
 /// A number as the format has it: LEB128.
@@ -110,6 +119,26 @@ fn declarations(types: usize, globals: usize, tables: usize) -> Vec<u8> {
     module(&sections)
 }
 
+/// Many loops over many locals, each of which may have another value in each of them: what the compiler has to keep in mind
+/// grows with the product of the two.
+fn loops(count: usize, locals: usize) -> Vec<u8> {
+    let local = |access: u8, index: usize| [vec![access], number(index % locals)].concat();
+    let code = (0..count).flat_map(|index| {
+        [
+            LOOP.to_vec(),
+            local(LOCAL_GET, index),
+            local(LOCAL_GET, index * 7),
+            vec![I32_ADD],
+            local(LOCAL_SET, index * 13),
+            local(LOCAL_GET, index),
+            BR_IF_0.to_vec(),
+            vec![END],
+        ]
+        .concat()
+    });
+    module(&one_function(&code.collect::<Vec<_>>(), locals))
+}
+
 /// Blocks in blocks.
 fn nested(depth: usize) -> Vec<u8> {
     let code = [BLOCK.repeat(depth), vec![END; depth]].concat();
@@ -152,6 +181,42 @@ fn modules_beyond_what_the_format_and_the_pool_allow_are_refused() {
         assert!(refusal.message.contains(says), "{what}: {refusal}");
         rig.neighbour_answers();
     }
+}
+
+/// Compiles within limits that whoever starts the compiler has set: KiB of address space, seconds of processor time.
+fn compile_within(rig: &Rig, bytes: &[u8], kib: u64, seconds: u64) -> Result<(), Refusal> {
+    let module = rig.fixture.base.path().join("program.wasm");
+    std::fs::write(&module, bytes).unwrap();
+    let script = format!("ulimit -v {kib} && ulimit -t {seconds} && exec \"$0\" \"$@\"");
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &script]).arg(shim_binary("brig-shim-wasm"));
+    command.args(["compile", "--digest", digest(bytes).as_str(), "--isolation", "namespace"]);
+    command.arg("--module").arg(&module).arg("--cache").arg(rig.fixture.base.path().join("cache"));
+    let output = command.output().unwrap();
+    let answer: CompileAnswer = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+        panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))
+    });
+    answer.map(|_| ())
+}
+
+#[test]
+fn a_compiler_that_takes_too_much_is_ended_and_nothing_else_is() {
+    let mut rig = Rig::new();
+    let bomb = loops(40_000, 20_000);
+    for (what, kib, seconds) in [("memory", 200_000, 600), ("time", 8_000_000, 1)] {
+        let refusal = compile_within(&rig, &bomb, kib, seconds).unwrap_err();
+        assert_eq!(refusal.reason, Reason::CreateFailed, "{what}: {refusal}");
+        let says = "could not be compiled: the compiler ended with";
+        assert!(refusal.message.contains(says), "{what}: {refusal}");
+        rig.neighbour_answers();
+    }
+    let left = std::fs::read_dir(rig.fixture.base.path().join("cache")).unwrap();
+    let files = left.flat_map(|entry| std::fs::read_dir(entry.unwrap().path()).unwrap());
+    assert_eq!(files.count(), 0, "half of a program's code was left");
+    // In the same place, what is well can be compiled.
+    compile_within(&rig, &exports(1_000), 2_000_000, 60).unwrap();
+    let task = rig.module(&exports(2));
+    assert_eq!(rig.run(&task).code, 0);
 }
 
 #[test]
