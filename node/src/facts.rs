@@ -122,8 +122,8 @@ impl Check {
     pub(crate) async fn of(config: &NodeConfig) -> Self {
         check(&config.shim_oci, &config.data).await.unwrap_or_else(|why| Self {
             is_usable: false,
-            problems: vec![why],
-            no_workers: Vec::new(),
+            problems: vec![why.clone()],
+            no_workers: vec![why],
         })
     }
 

@@ -10,11 +10,12 @@ use brig_shim::message::{BindMount, Limits, StartOci, StartTask};
 use brig_shim::worker::Worker;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
-    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxIdMappingBuilder, LinuxMemoryBuilder,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
-    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Capabilities, Capability, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder,
+    LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxIdMappingBuilder,
+    LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 
 use crate::capabilities;
@@ -44,6 +45,17 @@ const USERS_COUNT: u32 = 1 << 16;
 const USERS_RANGES: u32 = 1 << 14;
 /// /dev/shm, as container engines have it.
 const SHM_SIZE: &str = "size=67108864";
+
+/// Most threads of a wasm shim that serves a namespace: far more than it has on any machine.
+const WORKER_THREADS_MAX: i64 = 4_096;
+/// The namespaces that every container has of its own.
+const NAMESPACES: [LinuxNamespaceType; 5] = [
+    LinuxNamespaceType::Pid,
+    LinuxNamespaceType::Ipc,
+    LinuxNamespaceType::Uts,
+    LinuxNamespaceType::Mount,
+    LinuxNamespaceType::Cgroup,
+];
 
 /// Hidden, because they tell about or act on the host.
 const MASKED_PATHS: [&str; 13] = [
@@ -125,41 +137,17 @@ pub(crate) fn build_worker(
         mount("tmpfs", "/dev", &["nosuid", "noexec", "mode=755", "size=64k"])?,
     ];
     let granted: Capabilities = [Capability::DacOverride, Capability::Fowner].into();
-    let mut capability_sets = LinuxCapabilitiesBuilder::default()
-        .bounding(granted.clone())
-        .effective(granted.clone())
-        .permitted(granted)
-        .build()?;
-    capability_sets.set_inheritable(None);
-    capability_sets.set_ambient(None);
-    let rlimit =
-        |kind, limit: u64| PosixRlimitBuilder::default().typ(kind).hard(limit).soft(limit).build();
     let process = ProcessBuilder::default()
         .terminal(false)
         .user(UserBuilder::default().uid(0_u32).gid(0_u32).build()?)
         .args(worker.args.clone())
         .env(vec![format!("PATH={PATH_DEFAULT}"), "HOME=/".to_owned()])
         .cwd("/")
-        .capabilities(capability_sets)
-        .rlimits(vec![
-            rlimit(PosixRlimitType::RlimitNofile, OPEN_FILES_MAX.min(host.open_files_max))?,
-            rlimit(PosixRlimitType::RlimitCore, 0)?,
-        ])
+        .capabilities(capability_sets(granted.clone(), granted)?)
+        .rlimits(rlimits(host)?)
         .no_new_privileges(true)
         .build()?;
-    let namespaces = [
-        LinuxNamespaceType::User,
-        LinuxNamespaceType::Network,
-        LinuxNamespaceType::Pid,
-        LinuxNamespaceType::Ipc,
-        LinuxNamespaceType::Uts,
-        LinuxNamespaceType::Mount,
-        LinuxNamespaceType::Cgroup,
-    ];
-    let namespaces = namespaces
-        .into_iter()
-        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
-        .collect::<Result<Vec<_>, _>>()?;
+    let own = [LinuxNamespaceType::User, LinuxNamespaceType::Network];
     let ids = LinuxIdMappingBuilder::default()
         .container_id(0_u32)
         .host_id(users.first)
@@ -167,10 +155,13 @@ pub(crate) fn build_worker(
         .build()?;
     let resources = match &worker.limits {
         Some(limits) => resources(limits, host)?,
-        None => LinuxResourcesBuilder::default().devices(vec![no_device()?]).build()?,
+        None => LinuxResourcesBuilder::default()
+            .pids(LinuxPidsBuilder::default().limit(WORKER_THREADS_MAX).build()?)
+            .devices(vec![no_device()?])
+            .build()?,
     };
     let mut linux = LinuxBuilder::default()
-        .namespaces(namespaces)
+        .namespaces(namespaces(own.into_iter().chain(NAMESPACES))?)
         .uid_mappings(vec![ids])
         .gid_mappings(vec![ids])
         .resources(resources)
@@ -248,15 +239,6 @@ fn process(plan: Plan<'_>) -> Result<Process, OciSpecError> {
         .build()?;
     // Who is not root inside has none; what the bounding set leaves can't be had without new privileges.
     let granted = if identity.is_root() { capabilities::in_spec() } else { Capabilities::new() };
-    let mut capability_sets = LinuxCapabilitiesBuilder::default()
-        .bounding(capabilities::in_spec())
-        .effective(granted.clone())
-        .permitted(granted)
-        .build()?;
-    capability_sets.set_inheritable(None);
-    capability_sets.set_ambient(None);
-    let rlimit =
-        |kind, limit: u64| PosixRlimitBuilder::default().typ(kind).hard(limit).soft(limit).build();
     ProcessBuilder::default()
         .terminal(false)
         .user(user)
@@ -264,28 +246,43 @@ fn process(plan: Plan<'_>) -> Result<Process, OciSpecError> {
         // The library wants PATH, and without HOME it would load code from the image to find one.
         .env(vec![format!("PATH={PATH_DEFAULT}"), format!("HOME={}", identity.home)])
         .cwd(&plan.program.working_dir)
-        .capabilities(capability_sets)
-        .rlimits(vec![
-            rlimit(PosixRlimitType::RlimitNofile, OPEN_FILES_MAX.min(plan.host.open_files_max))?,
-            rlimit(PosixRlimitType::RlimitCore, 0)?,
-        ])
+        .capabilities(capability_sets(capabilities::in_spec(), granted)?)
+        .rlimits(rlimits(plan.host)?)
         .no_new_privileges(true)
         .build()
 }
 
+/// Nothing is inherited.
+fn capability_sets(
+    bounding: Capabilities,
+    granted: Capabilities,
+) -> Result<LinuxCapabilities, OciSpecError> {
+    let mut sets = LinuxCapabilitiesBuilder::default()
+        .bounding(bounding)
+        .effective(granted.clone())
+        .permitted(granted)
+        .build()?;
+    sets.set_inheritable(None);
+    sets.set_ambient(None);
+    Ok(sets)
+}
+
+fn rlimits(host: &Host) -> Result<Vec<PosixRlimit>, OciSpecError> {
+    let rlimit =
+        |kind, limit: u64| PosixRlimitBuilder::default().typ(kind).hard(limit).soft(limit).build();
+    Ok(vec![
+        rlimit(PosixRlimitType::RlimitNofile, OPEN_FILES_MAX.min(host.open_files_max))?,
+        rlimit(PosixRlimitType::RlimitCore, 0)?,
+    ])
+}
+
+fn namespaces(
+    kinds: impl IntoIterator<Item = LinuxNamespaceType>,
+) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    kinds.into_iter().map(|kind| LinuxNamespaceBuilder::default().typ(kind).build()).collect()
+}
+
 fn linux(plan: Plan<'_>) -> Result<Linux, OciSpecError> {
-    // No network namespace: the network is the host's.
-    let namespaces = [
-        LinuxNamespaceType::Pid,
-        LinuxNamespaceType::Ipc,
-        LinuxNamespaceType::Uts,
-        LinuxNamespaceType::Mount,
-        LinuxNamespaceType::Cgroup,
-    ];
-    let namespaces = namespaces
-        .into_iter()
-        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
-        .collect::<Result<Vec<_>, _>>()?;
     let mut read_only: Vec<String> = READ_ONLY_PATHS.map(str::to_owned).into();
     if !plan.host.cgroup_directories.is_empty() {
         // The library mounts these writable, and root inside could raise its own limits.
@@ -294,7 +291,8 @@ fn linux(plan: Plan<'_>) -> Result<Linux, OciSpecError> {
         read_only.extend(below.map(|name| format!("/sys/fs/cgroup/{name}")));
     }
     let mut linux = LinuxBuilder::default()
-        .namespaces(namespaces)
+        // No network namespace: the network is the host's.
+        .namespaces(namespaces(NAMESPACES)?)
         .resources(resources(&plan.start.limits, plan.host)?)
         .cgroups_path(format!("{CGROUP_PARENT}/{}", plan.cgroup))
         .masked_paths(MASKED_PATHS.map(str::to_owned))

@@ -46,6 +46,12 @@ pub fn count(request: &Request) -> usize {
 /// What can't be opened, with the way out.
 pub fn open(start: &StartTask, owners: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>, Refusal> {
     let StartProgram::Wasm(wasm) = &start.program else { return Ok(Vec::new()) };
+    if start.mounts.len() >= DESCRIPTORS_MAX {
+        let message = format!(
+            "it has {DESCRIPTORS_MAX} mounts or more: mount a directory above some of them"
+        );
+        return Err(Refusal { reason: Reason::MountRefused, message });
+    }
     let mut descriptors = Vec::new();
     for mount in &start.mounts {
         descriptors.push(open_mount(mount, owners)?);
@@ -56,10 +62,6 @@ pub fn open(start: &StartTask, owners: Option<BorrowedFd<'_>>) -> Result<Vec<Own
             message: format!("it can't listen on {address}: {error}"),
         })?;
         descriptors.push(bound);
-    }
-    if descriptors.len() > DESCRIPTORS_MAX {
-        let message = format!("it has more than {DESCRIPTORS_MAX} mounts");
-        return Err(Refusal { reason: Reason::MountRefused, message });
     }
     Ok(descriptors)
 }
